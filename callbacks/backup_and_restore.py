@@ -1,0 +1,108 @@
+"""`BackupAndRestore`: the callback that makes a run survive its process."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any, Literal
+
+import keras
+
+from distrib.errors import ConfigurationError, install_exit_codes
+from distrib.fit import adopt
+from distrib.resume import Resume, Schedule
+from distrib.store import local_path
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class BackupAndRestore(keras.callbacks.Callback):
+    """Save the whole training state as a run goes, and continue from it exactly.
+
+    When `fit` starts, the newest sound checkpoint in `directory` is restored and training goes on
+    from that step: weights, optimizer, metrics, random seeds, the position in the data, `History`
+    and the state of every other callback in the list, wherever they stand in it. The final result
+    is the same, bit for bit, as that of a run that nobody interrupted. Without a checkpoint the
+    run begins, and saves its first one before the first step.
+
+    SIGTERM and SIGINT (Ctrl-C) let the current step finish, save, and end the process with exit
+    code 75: run the same command again to go on.
+
+    Checkpoints are written in the background in Orbax format to `<directory>/checkpoints/<step>/`.
+    One counts only when its manifest, with the size and CRC32C of every file, is in place. A
+    damaged one is set aside with a warning, and the one before is used.
+
+    Training data from `cluster.dataset(...)` can be resumed at any step. Other data (arrays, a
+    plain `tf.data.Dataset`) can be resumed at the beginning of an epoch, and the order of its
+    samples is Keras's business.
+
+    Args:
+        directory: Where to keep the run's checkpoints. One run, one directory.
+        save_freq: `"epoch"`, a number of train steps, or a time such as `"30s"`, `"5m"` or `"1h"`.
+            A save that is due while another is still being written is made as soon as that is
+            done. The end of training is always saved.
+        keep_last: How many checkpoints to keep; an older one is removed only after a newer one
+            is committed. `None` keeps all.
+        delete_checkpoint: Remove the checkpoints when training has finished. By default they
+            stay, so that a script that is started once more finds its run finished, not absent.
+
+    Raises:
+        ConfigurationError: If an argument does not fit (here), or the directory cannot be written
+            or is in use by another process (when training starts).
+        CheckpointMismatchError: When training starts, if the checkpoint belongs to another model,
+            optimizer or dataset; nothing is overwritten.
+        NoLoadableCheckpointError: When training starts, if all checkpoints are damaged.
+        CheckpointError: In training, if a checkpoint cannot be written, as on a full disk. The
+            ones before are intact.
+        Preempted: In training, after a signal; a `SystemExit` with code 75.
+
+    Example:
+
+    ```python
+    model.fit(
+        cluster.dataset((x, y), batch_size=128, shuffle=True, seed=7),
+        epochs=10,
+        callbacks=[BackupAndRestore("runs/17", save_freq=500)],
+    )
+    ```
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        save_freq: Literal["epoch"] | int | str = "epoch",
+        keep_last: int | None = 3,
+        delete_checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        install_exit_codes()
+        if keep_last is not None and (not isinstance(keep_last, int) or keep_last < 1):
+            raise ConfigurationError(f"`keep_last={keep_last!r}` must be at least 1, or None.")
+        self.directory = local_path(directory, "directory")
+        self.save_freq = save_freq
+        self.keep_last = keep_last
+        self.delete_checkpoint = delete_checkpoint
+        self._schedule = _parse(save_freq)
+
+    def set_model(self, model: Any) -> None:
+        """Take part in the `fit` that is about to start."""
+        super().set_model(model)
+        adopt(
+            self,
+            Resume(self.directory, self._schedule, self.keep_last, self.delete_checkpoint),
+        )
+
+
+def _parse(save_freq: Any) -> Schedule:
+    if save_freq == "epoch":
+        return Schedule(epochs=True)
+    if isinstance(save_freq, int) and not isinstance(save_freq, bool) and save_freq > 0:
+        return Schedule(steps=save_freq)
+    if isinstance(save_freq, str):
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", save_freq)
+        if match and float(match[1]) > 0:
+            return Schedule(seconds=float(match[1]) * _UNITS[match[2]])
+    raise ConfigurationError(
+        f"`save_freq={save_freq!r}` must be 'epoch', a positive number of steps, or a time such as "
+        "'30s', '5m' or '1h'."
+    )

@@ -1,0 +1,122 @@
+"""`CSVLogger` whose file has every epoch once, whatever happened in between.
+
+The state holds the file's bytes: restoring it puts the file back to what it was when the state was
+taken. Keras opens the file, and wipes it unless told to append, when training begins; a resumed run
+does not know yet that it is one at that moment. So the file is opened when the first epoch begins.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+from distrib.cluster import current
+from distrib.store import local_path, replacing
+
+from .leftovers import remove_leftovers
+
+
+class CSVLogger(keras.callbacks.CSVLogger):
+    """Write each epoch's results to a CSV file, one row an epoch.
+
+    Keras's `CSVLogger`, written by the chief. After a restart the file goes on as if nothing had
+    happened: rows that a killed process wrote after its last checkpoint are taken out and written
+    again when the epoch is repeated.
+
+    Args:
+        filename: Local path of the file; its folder is made if need be.
+        separator: Separates the values of a row.
+        append: Whether to write below what the file holds at the start, instead of replacing it. A
+            resumed run continues the file in either case.
+
+    Raises:
+        ConfigurationError: If `filename` is not on the local disk.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    >>> model.compile("sgd", "mse")
+    >>> log = CSVLogger("/tmp/log.csv")
+    >>> history = model.fit(np.ones((8, 3)), np.ones(8), epochs=2, callbacks=[log], verbose=0)
+    >>> open("/tmp/log.csv").readline().strip()
+    'epoch,loss,val_loss'
+    """
+
+    def __init__(
+        self,
+        filename: str | os.PathLike[str],
+        separator: str = ",",
+        append: bool = False,
+    ) -> None:
+        self._path = local_path(filename, "filename")
+        super().__init__(str(self._path), separator, append)
+        self.keys: list[str] | None = None
+        self._is_open = False
+        self._is_resumed = False
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Close the file of an earlier `fit`; the new one is opened at the first epoch."""
+        self._close()
+        self._is_resumed = False
+        self.keys = None
+        self.append_header = True
+        if current().is_chief:
+            remove_leftovers(self._path)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Open the file if it is the first epoch."""
+        self._open()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Write the epoch's row."""
+        self._open()
+        if self._is_open:
+            super().on_epoch_end(epoch, logs)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Close the file."""
+        self._open()
+        self._close()
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the file's bytes, its columns, and whether their header is still to be written."""
+        return {
+            "content": self._content(),
+            "keys": None if self.keys is None else list(self.keys),
+            "append_header": self.append_header and self.writer is None,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Put the file back to what it was when `get_state` was called, and continue it."""
+        self._close()
+        self._is_resumed = True
+        self.keys = None if state["keys"] is None else list(state["keys"])
+        self.append_header = state["append_header"]
+        content = np.asarray(state["content"], np.uint8).tobytes()
+        if not current().is_chief or (self._path.exists() and self._path.read_bytes() == content):
+            return
+        with replacing(self._path) as temporary:
+            temporary.write_bytes(content)
+
+    def _content(self) -> npt.NDArray[np.uint8]:
+        # A file that is yet to be wiped counts as wiped.
+        continues = self._is_open or self._is_resumed or self.append
+        readable = continues and current().is_chief and self._path.exists()
+        return np.frombuffer(self._path.read_bytes() if readable else b"", np.uint8)
+
+    def _open(self) -> None:
+        if self._is_open or not current().is_chief:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if self._is_resumed:
+            self.csv_file = self._path.open("a")
+        else:
+            super().on_train_begin()
+        self._is_open = True
+
+    def _close(self) -> None:
+        super().on_train_end()
+        self._is_open = False

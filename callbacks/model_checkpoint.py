@@ -1,0 +1,104 @@
+"""`ModelCheckpoint` that never leaves half a file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import keras
+from keras.src.utils import io_utils
+
+from distrib.cluster import current
+from distrib.store import local_path, replacing
+
+from .base import ChiefSpeaks, Resumable
+from .leftovers import remove_leftovers
+
+
+class ModelCheckpoint(Resumable, ChiefSpeaks, keras.callbacks.ModelCheckpoint):
+    """Save the model or its weights after epochs or every so many batches.
+
+    Keras's `ModelCheckpoint`, which writes each file beside its target and then puts it in the
+    target's place in one step: whoever reads the target sees the old file or the new one, also when
+    the process is killed or the disk is full while writing. The chief writes. The best value and
+    the count of batches are kept over restarts.
+
+    Args:
+        filepath: Local path, with placeholders such as `{epoch:02d}` and `{val_loss:.2f}` if
+            wanted. Ends in `.keras` (or `.h5`), with `save_weights_only=True` in `.weights.h5`.
+        monitor: Name of the quantity in `logs` that tells which model is best.
+        verbose: 1 prints what is saved and why, 0 does not.
+        save_best_only: Whether to save only when the quantity improves.
+        save_weights_only: Whether to save the weights alone.
+        mode: `"min"`, `"max"`, or `"auto"`, which goes by the metric.
+        save_freq: `"epoch"`, or a number of batches.
+        initial_value_threshold: Value that the first save must beat.
+
+    Raises:
+        ConfigurationError: If `filepath` is not on the local disk.
+        ValueError: If `filepath`'s ending or `save_freq` does not fit.
+        OSError: While training, if `filepath` is a directory or cannot be written.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    >>> model.compile("sgd", "mse")
+    >>> best = ModelCheckpoint("/tmp/best.keras", monitor="loss", save_best_only=True)
+    >>> history = model.fit(np.ones((8, 3)), np.ones(8), epochs=2, callbacks=[best], verbose=0)
+    >>> same = keras.models.load_model("/tmp/best.keras")
+    """
+
+    state_attributes = ("best", "_batches_seen_since_last_saving", "_last_batch_seen")
+
+    def __init__(
+        self,
+        filepath: str | os.PathLike[str],
+        monitor: str = "val_loss",
+        verbose: int = 0,
+        save_best_only: bool = False,
+        save_weights_only: bool = False,
+        mode: str = "auto",
+        save_freq: int | str = "epoch",
+        initial_value_threshold: float | None = None,
+    ) -> None:
+        local_path(filepath, "filepath")
+        super().__init__(
+            filepath,
+            monitor,
+            verbose,
+            save_best_only,
+            save_weights_only,
+            mode,
+            save_freq,
+            initial_value_threshold,
+        )
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Remove what killed attempts left half written."""
+        if current().is_chief:
+            remove_leftovers(local_path(self.filepath, "filepath"))
+
+    def _save_model(self, epoch: int, batch: int | None, logs: dict[str, Any]) -> None:
+        # Keras (3.15.1) sets this up at the first epoch's end only, so that saving the best by
+        # batches fails in the first epoch, and would fail in ours after each restart.
+        if self.save_best_only and self.monitor_op is None:
+            self._set_monitor_op()
+        filepath = self._get_file_path(epoch, batch, logs)
+        if not self._should_save_model(epoch, batch, logs, filepath) or not current().is_chief:
+            return
+        target = local_path(filepath, "filepath")
+        if target.is_dir():
+            raise OSError(
+                "Please specify a non-directory filepath for ModelCheckpoint. "
+                f"Filepath used is an existing directory: {filepath}"
+            )
+        with replacing(target) as temporary:
+            self._write(temporary)
+        if self.verbose > 0:
+            io_utils.print_msg(f"\nEpoch {epoch + 1}: finished saving model to {filepath}")
+
+    def _write(self, path: Path) -> None:
+        if self.save_weights_only:
+            self.model.save_weights(str(path), overwrite=True)
+        else:
+            self.model.save(str(path), overwrite=True)

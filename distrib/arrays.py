@@ -1,0 +1,152 @@
+"""Nested arrays as users have them, made into what TensorFlow can hold.
+
+Tuples and dicts are structure, everything else is an array or becomes one, lists included: the
+convention of `tf.data`. Strings become object arrays of bytes, because NumPy's own string dtypes
+cut off trailing zero bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from distrib.errors import ConfigurationError
+
+Array = npt.NDArray[Any]
+
+
+def leaves(structure: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (path, leaf) for all leaves, in the order of `tf.nest`; a path is like `[0]['x']`."""
+    if isinstance(structure, Mapping):
+        for key in sorted(structure):
+            yield from leaves(structure[key], f"{path}[{key!r}]")
+    elif isinstance(structure, tuple):
+        for i, part in enumerate(structure):
+            yield from leaves(part, f"{path}[{i}]")
+    else:
+        yield path, structure
+
+
+def is_in_memory(leaf: Any) -> bool:
+    """Whether this is an array that has its data in memory: NumPy, TensorFlow, pandas, ..."""
+    if isinstance(leaf, np.memmap):
+        return False
+    return isinstance(leaf, np.ndarray | tf.Tensor | tf.Variable) or any(
+        hasattr(leaf, name) for name in ("__dlpack__", "to_numpy")
+    )
+
+
+def is_stored(leaf: Any) -> bool:
+    """Whether this is an array that stays on disk until a part of it is asked for."""
+    return not is_in_memory(leaf) and all(
+        hasattr(leaf, name) for name in ("shape", "dtype", "__len__", "__getitem__")
+    )
+
+
+def to_arrays(structure: Any) -> Any:
+    """Return the structure with NumPy arrays as leaves; arrays on disk are left alone.
+
+    Python's floats, also in lists, become float32, and its ints int64. What has a dtype keeps it.
+
+    Raises:
+        ConfigurationError: If a leaf cannot be made an array of a dtype that TensorFlow has.
+    """
+    return _map_leaves(
+        lambda path, leaf: leaf if _is_lazy(leaf) else _to_array(leaf, path), structure
+    )
+
+
+def common_length(arrays: Any) -> int:
+    """Return the size of the first dimension, which all arrays must share.
+
+    Raises:
+        ConfigurationError: If there is no array, an empty one, or one of another length.
+    """
+    shapes = {path: tuple(array.shape) for path, array in leaves(arrays)}
+    shown = ", ".join(f"{shape}{at(path)}" for path, shape in shapes.items()) or "nothing"
+    lengths = {shape[0] if shape else None for shape in shapes.values()}
+    if len(lengths) != 1 or None in lengths:
+        raise ConfigurationError(
+            f"`source` holds arrays of shape {shown}; all need the same first dimension, the number "
+            "of examples. (A list is one array: give several inputs as a tuple or a dict.)"
+        )
+    (length,) = lengths
+    if not length:
+        raise ConfigurationError(f"`source` has no examples: its arrays have shape {shown}.")
+    return int(length)
+
+
+def at(path: str) -> str:
+    """Return how a message says where in the structure something is."""
+    return f" at {path}" if path else ""
+
+
+class Rows:
+    """Nested arrays as a sequence of examples."""
+
+    def __init__(self, structure: Any) -> None:
+        # Lists stay lists, so that `map` gets a file name as the `str` that the user put there.
+        self._columns = _map_leaves(
+            lambda path, leaf: leaf if isinstance(leaf, list) else to_arrays(leaf), structure
+        )
+        self._length = common_length(_map_leaves(lambda path, leaf: to_arrays(leaf), self._columns))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Any:
+        return _map_leaves(lambda path, column: column[index], self._columns)
+
+
+def _is_lazy(leaf: Any) -> bool:
+    return is_stored(leaf) and not isinstance(leaf, np.memmap | np.generic)
+
+
+def _map_leaves(function: Callable[[str, Any], Any], structure: Any, path: str = "") -> Any:
+    if isinstance(structure, Mapping):
+        return {key: _map_leaves(function, structure[key], f"{path}[{key!r}]") for key in structure}
+    if isinstance(structure, tuple):
+        parts = [_map_leaves(function, part, f"{path}[{i}]") for i, part in enumerate(structure)]
+        return type(structure)(*parts) if hasattr(structure, "_fields") else tuple(parts)
+    return function(path, structure)
+
+
+def _to_array(value: Any, path: str) -> Array:
+    if isinstance(value, tf.RaggedTensor | tf.SparseTensor):
+        raise ConfigurationError(
+            f"A {type(value).__name__}{at(path)} cannot be split into examples of one shape; use "
+            "`.to_tensor()` or `tf.sparse.to_dense`."
+        )
+    try:
+        array = value.to_numpy() if hasattr(value, "to_numpy") else np.asarray(value)
+        if array.dtype.kind in "SUO":
+            return _to_bytes(np.array(value, object) if _is_python(value) else array)
+        if array.dtype == np.float64 and _is_python(value):
+            return array.astype(np.float32)
+        tf.as_dtype(array.dtype)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"A {type(value).__name__}{at(path)} cannot become a tensor: {error}"
+        ) from error
+    return array
+
+
+def _is_python(value: Any) -> bool:
+    return isinstance(value, float | str | bytes | list) and not isinstance(value, np.generic)
+
+
+def _to_bytes(array: Array) -> Array:
+    def encode(text: Any) -> bytes:
+        if isinstance(text, bytes):
+            return text
+        if isinstance(text, str):
+            return text.encode()
+        raise TypeError(f"it holds a {type(text).__name__}, not numbers or strings")
+
+    flat = np.empty(array.size, object)
+    flat[:] = [encode(text) for text in array.astype(object).ravel()]
+    return flat.reshape(array.shape)

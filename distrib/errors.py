@@ -1,0 +1,78 @@
+"""What can go wrong, and the exit code that tells the launcher what to do about it.
+
+A launcher sees one number. 75 and 76 mean "run me again", everything else means "a person must
+look". So each exception that users meet carries its code, and `install_exit_codes` makes the
+interpreter end with it when nobody catches the exception; the traceback is printed as usual.
+The numbers follow BSD's sysexits where one fits. Never 137 or 143 on purpose: those are a kill.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+EXIT_FINISHED = 0
+EXIT_USAGE = 64
+EXIT_NO_LOADABLE_CHECKPOINT = 65
+EXIT_NO_PROGRESS = 70
+EXIT_PREEMPTED = 75
+EXIT_LOST_PEER = 76
+EXIT_CONFIGURATION = 78
+
+
+class DistribError(Exception):
+    """Base of every error that distrib raises on purpose.
+
+    Attributes:
+        exit_code: What the process ends with when nobody catches the error.
+    """
+
+    exit_code = 1
+
+
+class ConfigurationError(DistribError, ValueError):
+    """An argument or the environment is wrong; found before training starts."""
+
+    exit_code = EXIT_CONFIGURATION
+
+
+class CheckpointError(DistribError, OSError):
+    """A checkpoint could not be written. Those committed before are intact."""
+
+
+class CheckpointMismatchError(ConfigurationError):
+    """The checkpoint belongs to another model, optimizer or dataset. Nothing was overwritten."""
+
+
+class NoLoadableCheckpointError(DistribError):
+    """Checkpoints are there, but every one of them is damaged."""
+
+    exit_code = EXIT_NO_LOADABLE_CHECKPOINT
+
+
+class Preempted(SystemExit):  # noqa: N818 - a request that was met, not an error
+    """The process was asked to stop; the state is saved and the same command goes on from it.
+
+    A `SystemExit`, so an unchanged script ends with exit code 75 and no traceback.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(EXIT_PREEMPTED)
+
+
+def install_exit_codes() -> None:
+    """Make an uncaught `DistribError` end the process with its own exit code."""
+    if getattr(sys.excepthook, "_distrib", False):
+        return
+    previous = sys.excepthook
+
+    def hook(
+        kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+    ) -> None:
+        previous(kind, error, traceback)
+        if isinstance(error, DistribError):
+            # The interpreter honours a SystemExit raised here as it would anywhere else.
+            raise SystemExit(error.exit_code)
+
+    hook._distrib = True  # type: ignore[attr-defined]
+    sys.excepthook = hook

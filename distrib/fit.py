@@ -1,0 +1,221 @@
+"""What must happen around Keras's own loop so that plain `model.fit` resumes exactly.
+
+Keras calls callbacks through one `CallbackList`. `ResumableFit` takes its place, so the order of
+the user's list does not matter: state is restored after every callback's `on_train_begin`, and
+saved after every callback has handled a step or an epoch. It also bends the loop where a run goes
+on in the middle of an epoch:
+
+- Batch numbers continue from the resumed step.
+- The resumed epoch has fewer batches than Keras expects. Its iterator must not run out inside the
+  train function (the failing step would still advance the dropout seeds), so the epoch is ended
+  after its last batch by `stop_training`, which is put back before anything can see it.
+- When all batches were done and only the validation is missing, one call of the train function is
+  replaced by one that does nothing, because Keras's loop cannot be entered without a batch.
+
+What Keras does not tell its callbacks (which data, how many epochs, who else is in the list) is
+read from the local variables of the `fit` that is running; Keras 3.12 to 3.15 name them alike.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import CodeType, FrameType
+from typing import TYPE_CHECKING, Any
+
+import keras
+
+from distrib.data import Dataset
+from distrib.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from distrib.resume import Resume
+
+
+@dataclass(frozen=True)
+class FitCall:
+    """The arguments of the `fit` in progress, as far as resuming needs them.
+
+    Attributes:
+        data: The training data, as given.
+        validation_data: Its `x`, as given; `None` without validation.
+        initial_epoch: As given.
+        epochs: As given.
+        steps_per_epoch: As given.
+        code: Of the running `fit`.
+    """
+
+    data: Any
+    validation_data: Any
+    initial_epoch: int
+    epochs: int
+    steps_per_epoch: int | None
+    code: CodeType
+
+    @property
+    def dataset(self) -> Dataset | None:
+        """The training data if it can be resumed in the middle of an epoch."""
+        return self.data if isinstance(self.data, Dataset) else None
+
+    @property
+    def batches(self) -> int | None:
+        """Batches in an epoch of this fit; `None` if the data do not tell."""
+        if self.dataset is None:
+            return self.steps_per_epoch
+        return self.steps_per_epoch or self.dataset.num_batches
+
+
+def adopt(callback: keras.callbacks.Callback, resume: Resume) -> None:
+    """Turn the `CallbackList` that is calling `callback.set_model` into a `ResumableFit`."""
+    callbacks = _calling_list(callback)
+    if isinstance(callbacks, ResumableFit):
+        raise ConfigurationError(
+            "The callback list holds two BackupAndRestore; one saves the state of all the others."
+        )
+    base = type(callbacks)
+    callbacks.__class__ = (
+        ResumableFit
+        if base is keras.callbacks.CallbackList
+        else type(f"Resumable{base.__name__}", (ResumableFit, base), {})
+    )
+    callbacks._resume = resume
+    callbacks._reset()
+
+
+class ResumableFit(keras.callbacks.CallbackList):
+    """A `CallbackList` that saves and restores at the right moments of a `fit`."""
+
+    _resume: Resume
+
+    def _reset(self) -> None:
+        # Batches of the epoch in progress that an earlier process did.
+        self._offset = 0
+        self._skip_training = False
+        self._forced_stop = False
+        self._stop_of_others = False
+        self._train_function: Any = None
+        # Keras may run batch hooks in threads; a snapshot needs them done.
+        self._async_train = False
+        self._async_test = False
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Find and check the checkpoint, begin, then restore it or save the first one."""
+        call = _fit_in_progress()
+        if call is None:
+            super().on_train_begin(logs)
+            return
+        self._resume.prepare(self.model, call)
+        super().on_train_begin(logs)
+        self._resume.begin(self.callbacks)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """End the callbacks, then the saving."""
+        if not self._resume.active:
+            super().on_train_end(logs)
+            return
+        super().on_train_end(logs or self._resume.epoch_logs)
+        self._resume.end()
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Set the data's position, begin the epoch, and restore what that has changed."""
+        if self._resume.active:
+            self._offset = self._resume.batch
+            self._skip_training = self._resume.train_done
+            self._resume.before_epoch(epoch)
+        super().on_epoch_begin(epoch, logs)
+        if self._resume.active:
+            self._resume.epoch_began()
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Number the batch from the epoch's real beginning."""
+        if self._skip_training:
+            self._train_function = self.model.train_function
+            self.model.train_function = lambda iterator: self._resume.batch_logs
+            return
+        super().on_train_batch_begin(batch + self._offset, logs)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """End the batch, save if it is time, and end a resumed epoch at its last batch."""
+        if self._skip_training:
+            self._skip_training = False
+            self.model.train_function = self._train_function
+            self._force_stop(self._resume.stop_requested)
+            return
+        batch += self._offset
+        super().on_train_batch_end(batch, logs)
+        if self._resume.active:
+            self._resume.after_batch(batch, logs)
+            if self._offset and self._resume.train_done:
+                self._force_stop(self.model.stop_training)
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        """Remember what validation changes before it does."""
+        self._release_stop()
+        if self._resume.active:
+            self._resume.before_validation()
+        super().on_test_begin(logs)
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Leave the validation early if the process was asked to stop."""
+        super().on_test_batch_end(batch, logs)
+        if self._resume.active and self._resume.stop.requested:
+            self.model.stop_evaluating = True
+
+    def on_test_end(self, logs: Any = None) -> None:
+        """End the validation, and the process if it was asked to stop."""
+        super().on_test_end(logs)
+        if self._resume.active:
+            self._resume.after_validation()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """End the epoch, then save if it is time."""
+        self._release_stop()
+        logs = dict(logs or {})
+        super().on_epoch_end(epoch, logs)
+        self._offset = 0
+        if self._resume.active:
+            self._resume.after_epoch(epoch, logs)
+
+    def _force_stop(self, stop_of_others: bool) -> None:
+        self._stop_of_others = stop_of_others
+        self._forced_stop = True
+        self.model.stop_training = True
+
+    def _release_stop(self) -> None:
+        if self._forced_stop:
+            self._forced_stop = False
+            self.model.stop_training = self._stop_of_others
+
+
+def _frames() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _calling_list(callback: keras.callbacks.Callback) -> Any:
+    for frame in _frames():
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, keras.callbacks.CallbackList) and callback in caller.callbacks:
+            return caller
+    raise ConfigurationError(
+        "BackupAndRestore works in the `callbacks` list of `model.fit`; `set_model` was called "
+        "by something else."
+    )
+
+
+def _fit_in_progress() -> FitCall | None:
+    for frame in _frames():
+        names = frame.f_locals
+        if frame.f_code.co_name == "fit" and "epoch_iterator" in names:
+            return FitCall(
+                data=names["x"],
+                validation_data=names.get("val_x"),
+                initial_epoch=names["initial_epoch"],
+                epochs=names["epochs"],
+                steps_per_epoch=names["epoch_iterator"].steps_per_epoch,
+                code=frame.f_code,
+            )
+    return None

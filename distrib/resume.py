@@ -1,0 +1,437 @@
+"""What is saved and when, and where a run continues.
+
+`Resume` follows one `fit`: it knows the position (epoch, batch, step), decides when a checkpoint is
+due, and puts a restored one back. `fit.py` calls it at the right moments of Keras's loop.
+
+A run saves a first checkpoint before its first step. From then on every effect that a killed
+process had on files (a CSV row, a plot) is undone by the state that the next one restores, and a
+directory that cannot be written is found before any work is done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import keras
+import numpy.typing as npt
+import tensorflow as tf
+from keras.src.utils.python_utils import pythonify_logs
+
+from distrib import tree
+from distrib.build import build, build_without_data
+from distrib.checkpoint import arrays as array_files
+from distrib.checkpoint.directory import CheckpointDirectory
+from distrib.checkpoint.saver import Content, Saver
+from distrib.data import Dataset
+from distrib.errors import CheckpointMismatchError, ConfigurationError, Preempted
+from distrib.fit import FitCall
+from distrib.preemption import StopRequest
+from distrib.report import say
+from distrib.state import (
+    METRICS,
+    OTHER,
+    HostBuffers,
+    StatefulCallback,
+    TrainingState,
+    random_state,
+    set_random_state,
+)
+
+_CALLBACKS = "callbacks"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When a checkpoint is due, besides the first one and the last.
+
+    Attributes:
+        epochs: At the end of every epoch.
+        steps: Every so many train steps; `None` for never.
+        seconds: When so much time has passed since the last one; `None` for never.
+    """
+
+    epochs: bool = False
+    steps: int | None = None
+    seconds: float | None = None
+
+
+@dataclass
+class Position:
+    """Where a run stands, between two steps.
+
+    Attributes:
+        step: Batches trained since the run began.
+        epoch: Epoch in progress, or to begin.
+        batch: Batches of it that are done.
+        train_done: Whether it needs no more batches, only validation and its end.
+        stop: Whether a callback has asked to stop training.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    train_done: bool = False
+    stop: bool = False
+
+
+class Resume:
+    """Saving and restoring of one `fit`.
+
+    Args:
+        directory: Where the run's checkpoints are.
+        schedule: When to save.
+        keep_last: How many checkpoints to keep; `None` keeps all.
+        delete_checkpoint: Whether to remove them when training has finished.
+    """
+
+    def __init__(
+        self, directory: Path, schedule: Schedule, keep_last: int | None, delete_checkpoint: bool
+    ) -> None:
+        self._directory = CheckpointDirectory(directory)
+        self._schedule = schedule
+        self._keep_last = keep_last
+        self._delete_checkpoint = delete_checkpoint
+        self._position = Position()
+        self.stop = StopRequest()
+        self.active = False
+        self.batch_logs: Mapping[str, Any] = {}
+        self.epoch_logs: dict[str, Any] | None = None
+
+    @property
+    def batch(self) -> int:
+        """Batches of the current epoch that are done."""
+        return self._position.batch
+
+    @property
+    def train_done(self) -> bool:
+        """Whether the current epoch needs no more batches."""
+        return self._position.train_done
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether a callback had asked to stop training when the checkpoint was saved."""
+        return self._position.stop
+
+    # Before training
+
+    def prepare(self, model: Any, call: FitCall) -> None:
+        """Build the model, and find, verify and check the checkpoint; nothing is changed yet."""
+        self._model = model
+        self._call = call
+        self._check_call()
+        if call.dataset is not None:
+            build(model, call.dataset.element_spec)
+        else:
+            build_without_data(model)
+        self._state = TrainingState(model)
+        self._directory.lock()
+        self._saver = Saver(self._directory, self._keep_last)
+        self._directory.collect_leftovers()
+        self._checkpoint = self._directory.load_newest(_Checkpoint.load)
+        if self._checkpoint is not None:
+            self._state.check(self._checkpoint.training["state"])
+            _check_data(self._checkpoint.training["data"], self._describe_data())
+
+    def begin(self, callbacks: Sequence[Any]) -> None:
+        """Restore the checkpoint that `prepare` found, or save the first one."""
+        self._callbacks = callbacks
+        self._position = Position(epoch=self._call.initial_epoch)
+        self._buffers = HostBuffers()
+        self._last_save_time = time.monotonic()
+        self._last_saved_step = -1
+        self._epoch_save_due = False
+        self._checked_complete = False
+        self._model._initial_epoch = None
+        self.batch_logs, self.epoch_logs = {}, None
+        if self._checkpoint is None:
+            self._save(wait=True)
+        else:
+            self._resume(self._checkpoint)
+        self.active = True
+        self.stop.listen(within=self._call.code)
+
+    def _resume(self, checkpoint: _Checkpoint) -> None:
+        self._position = position = Position(**checkpoint.training["position"])
+        self._last_saved_step = position.step
+        self.batch_logs = checkpoint.training["batch_logs"]
+        self.epoch_logs = checkpoint.training["epoch_logs"]
+        self._restore(checkpoint)
+        epochs = self._call.epochs
+        ended = position.stop and not position.train_done
+        # Keras's own BackupAndRestore tells `fit` by this attribute where to begin.
+        self._model._initial_epoch = max(position.epoch, epochs) if ended else position.epoch
+        if ended:
+            self._model.stop_training = True
+            say(
+                f"training was stopped by a callback after epoch {position.epoch}; nothing is left "
+                f"to do. To train again remove {self._directory.path}."
+            )
+        elif position.epoch >= epochs:
+            say(f"training has finished ({position.epoch} epochs, step {position.step}).")
+        else:
+            say(
+                f"resuming from {checkpoint.path}: epoch {position.epoch + 1}/{epochs}, "
+                f"batch {position.batch}/{self._call.batches or '?'}."
+            )
+
+    def _restore(self, checkpoint: _Checkpoint) -> None:
+        training, arrays = checkpoint.training, checkpoint.arrays
+        kept = arrays.get(_CALLBACKS, {})
+        self._state.restore(training["state"], arrays)
+        self._set_callback_states(training["callbacks"], kept)
+        history = tree.join(training["history"], kept)
+        self._model.history.history = history["history"]
+        self._model.history.epoch = history["epoch"]
+        set_random_state(tree.join(training["random"], kept))
+
+    def _set_callback_states(
+        self, states: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]
+    ) -> None:
+        for name, callback in self._stateful_callbacks():
+            if name in states:
+                callback.set_state(tree.join(states[name], arrays))
+
+    # During training
+
+    def before_epoch(self, epoch: int) -> None:
+        """Set the training data to where the epoch begins or continues."""
+        self._position.epoch = epoch
+        dataset = self._call.dataset
+        if dataset is None or self._position.train_done:
+            return
+        if dataset.endless:
+            done = epoch * (self._call.batches or 0) + self._position.batch
+            dataset.seek(*divmod(done, dataset.num_batches))
+        else:
+            dataset.seek(epoch, self._position.batch)
+
+    def epoch_began(self) -> None:
+        """Undo what the callbacks' second `on_epoch_begin` of a resumed epoch has done."""
+        checkpoint, self._checkpoint = self._checkpoint, None
+        if checkpoint is not None and (self._position.batch or self._position.train_done):
+            self._restore(checkpoint)
+
+    def after_batch(self, batch: int, logs: Mapping[str, Any] | None) -> None:
+        """Count the batches up to number `batch`, and save or leave if it is time."""
+        position, batches = self._position, self._call.batches
+        done = batch + 1 if batches is None else min(batch + 1, batches)
+        position.step += done - position.batch
+        position.batch = done
+        position.stop = bool(self._model.stop_training)
+        position.train_done = position.stop or done == batches
+        self.batch_logs = logs or {}
+        if not self._checked_complete:
+            self._state.check_complete()
+            self._checked_complete = True
+        if self.stop.requested:
+            self._leave()
+        # A save that is due at the last batch waits for the end of the epoch.
+        if self._saver.idle and self._can_save_here and not position.train_done and self._due():
+            self._save()
+
+    def before_validation(self) -> None:
+        """Keep a copy of what validation will change, in case it is left early."""
+        if isinstance(self._call.validation_data, Dataset):
+            self._call.validation_data.seek(self._position.epoch, 0)
+        self._position.train_done = True
+        self._before_validation = _BeforeValidation(
+            self._state.snapshot(HostBuffers(), (METRICS, OTHER)),
+            {
+                name: callback.get_state()
+                for name, callback in self._stateful_callbacks()
+                if _acts_in_validation(callback)
+            },
+        )
+
+    def after_validation(self) -> None:
+        """Leave if the process was asked to stop; the validation will be done again."""
+        if self.stop.requested:
+            self._leave(self._before_validation)
+
+    def after_epoch(self, epoch: int, logs: Mapping[str, Any]) -> None:
+        """Step to the next epoch, and save or leave if it is time."""
+        stop = bool(self._model.stop_training)
+        self._position = Position(step=self._position.step, epoch=epoch + 1, stop=stop)
+        self.epoch_logs = pythonify_logs(logs)
+        self._epoch_save_due = self._schedule.epochs
+        if stop or epoch + 1 >= self._call.epochs:
+            self._save(wait=True)
+        elif self.stop.requested:
+            self._leave()
+        elif self._due() and (self._saver.idle or not self._can_save_in_epoch):
+            self._save()
+
+    def end(self) -> None:
+        """Finish saving after the last `on_train_end`."""
+        self.active = False
+        self._saver.close()
+        self.stop.ignore()
+        self._model._initial_epoch = None
+        if self._delete_checkpoint:
+            self._directory.delete()
+        else:
+            self._directory.unlock()
+
+    # Saving
+
+    @property
+    def _can_save_in_epoch(self) -> bool:
+        return self._call.dataset is not None
+
+    @property
+    def _can_save_here(self) -> bool:
+        return self._can_save_in_epoch or self._position.batch == 0
+
+    def _due(self) -> bool:
+        every = self._schedule.steps
+        if every and self._position.step // every > self._last_saved_step // every:
+            return True
+        seconds = self._schedule.seconds
+        if seconds is not None and time.monotonic() - self._last_save_time >= seconds:
+            return True
+        return self._epoch_save_due
+
+    def _leave(self, before_validation: _BeforeValidation | None = None) -> NoReturn:
+        if self._can_save_here:
+            self._save(wait=True, before_validation=before_validation)
+            saved = f"checkpoint {self._directory.step_path(self._last_saved_step)} is saved"
+        else:
+            self._saver.wait()
+            saved = "the data cannot be resumed within an epoch, so this one will be repeated"
+        self._saver.close()
+        self.stop.leave()
+        say(f"asked to stop: {saved}. Run the same command again to go on.")
+        raise Preempted
+
+    def _save(
+        self, wait: bool = False, before_validation: _BeforeValidation | None = None
+    ) -> None:
+        """Save the present state unless this step is saved already.
+
+        Args:
+            wait: Return only when the checkpoint is committed.
+            before_validation: What has to replace the present state of metrics and callbacks.
+        """
+        if self._position.step != self._last_saved_step:
+            self._saver.wait()  # It may still be reading the buffers.
+            self._saver.save(self._content(before_validation))
+            self._last_saved_step = self._position.step
+            self._last_save_time = time.monotonic()
+        self._epoch_save_due = False
+        if wait:
+            self._saver.wait()
+
+    def _content(self, before_validation: _BeforeValidation | None) -> Content:
+        position = self._position
+        arrays = self._state.snapshot(self._buffers)
+        states = {} if before_validation is None else before_validation.callbacks
+        if before_validation is not None:
+            arrays.update(before_validation.arrays)
+        callbacks, kept = {}, {}
+        for name, callback in self._stateful_callbacks():
+            state = states[name] if name in states else callback.get_state()
+            callbacks[name], found = tree.split(state, name)
+            kept.update(found)
+        history, found = tree.split(
+            {"history": self._model.history.history, "epoch": self._model.history.epoch}, "history"
+        )
+        kept.update(found)
+        randomness, found = tree.split(random_state(), "random")
+        kept.update(found)
+        training = {
+            "position": asdict(position),
+            "state": self._state.describe(),
+            "data": self._describe_data(),
+            "callbacks": callbacks,
+            "history": history,
+            "random": randomness,
+            "batch_logs": pythonify_logs(self.batch_logs),
+            "epoch_logs": self.epoch_logs,
+            "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
+        }
+        return Content(
+            position.step, position.epoch, position.batch, {**arrays, _CALLBACKS: kept}, training
+        )
+
+    def _describe_data(self) -> dict[str, Any] | None:
+        if self._call.dataset is None:
+            return None
+        return {**self._call.dataset.fingerprint(), "batches_per_epoch": self._call.batches}
+
+    def _stateful_callbacks(self) -> Iterator[tuple[str, StatefulCallback]]:
+        """All callbacks that have state, each with a name that the same list always gives it."""
+        count: dict[str, int] = {}
+        for callback in self._callbacks:
+            if isinstance(callback, StatefulCallback):
+                kind = type(callback).__name__
+                count[kind] = count.get(kind, 0) + 1
+                yield (kind if count[kind] == 1 else f"{kind}-{count[kind]}"), callback
+
+    def _check_call(self) -> None:
+        dataset, steps = self._call.dataset, self._call.steps_per_epoch
+        if dataset is None and (self._schedule.steps or self._schedule.seconds):
+            raise ConfigurationError(
+                "`save_freq` in steps or time needs data that can be resumed in the middle of an "
+                f"epoch, but `fit` was given {type(self._call.data).__name__}. Pass "
+                "`cluster.dataset(...)`, or use save_freq='epoch'."
+            )
+        if dataset is not None and dataset.endless and steps is None:
+            raise ConfigurationError("A repeated dataset has no end: pass `steps_per_epoch`.")
+        if dataset is None or dataset.endless or steps in (None, dataset.num_batches):
+            return
+        raise ConfigurationError(
+            f"`steps_per_epoch={steps}` differs from the dataset's {dataset.num_batches} batches. "
+            "Pass `dataset.repeat()`, which goes on through the data from epoch to epoch, or leave "
+            "`steps_per_epoch` out."
+        )
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """A verified checkpoint in memory."""
+
+    path: Path
+    training: Mapping[str, Any]
+    arrays: array_files.ArrayGroups
+
+    @classmethod
+    def load(cls, path: Path) -> _Checkpoint:
+        return cls(path, array_files.read_training(path), array_files.read_arrays(path))
+
+
+@dataclass(frozen=True)
+class _BeforeValidation:
+    """What validation changes, as it was before."""
+
+    arrays: dict[str, dict[str, npt.NDArray[Any]]]
+    callbacks: dict[str, dict[str, Any]]
+
+
+def _acts_in_validation(callback: Any) -> bool:
+    return any(
+        getattr(type(callback), hook, None) is not getattr(keras.callbacks.Callback, hook)
+        for hook in ("on_test_begin", "on_test_batch_begin", "on_test_batch_end", "on_test_end")
+    )
+
+
+def _check_data(saved: Mapping[str, Any] | None, here: Mapping[str, Any] | None) -> None:
+    """Refuse data other than those the checkpoint's position counts in."""
+    if saved == here:
+        return
+    if saved is None or here is None:
+        kind = {True: "data that is not a cluster.dataset", False: "a cluster.dataset"}
+        changed = f"  checkpoint has {kind[saved is None]}, this run has {kind[here is None]}"
+    else:
+        changed = "\n".join(
+            f"  {key}: checkpoint has {saved.get(key)}, this run has {here.get(key)}"
+            for key in sorted({*saved, *here})
+            if saved.get(key) != here.get(key)
+        )
+    raise CheckpointMismatchError(
+        f"The checkpoint was written by a run on other training data:\n{changed}\n"
+        "Nothing was changed. Pass the same data, or give this run its own `directory`."
+    )

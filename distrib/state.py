@@ -1,0 +1,295 @@
+"""`TrainingState`: the one place that lists everything a run needs to continue.
+
+In the model: its variables (weights, batch-norm statistics, seed counters), the optimizer's, the
+metrics', and any other `tf.Variable`, `tf.random.Generator` or optimizer that the model holds, as
+custom train steps do. In the process: the random generators of Keras, NumPy and Python. What the
+callbacks keep is theirs to give (`StatefulCallback`).
+
+A variable that may differ between replicas is kept once a replica. Weights and optimizer slots
+cannot differ, so they are kept once. Restored on another number of replicas, statistics are
+averaged, metric sums are added up in one replica, and counters are taken from the first.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any, Protocol, runtime_checkable
+
+import keras
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+from keras.src.backend.common import global_state
+from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_generator
+
+from distrib.checkpoint.arrays import ArrayGroups
+from distrib.errors import CheckpointMismatchError, ConfigurationError
+
+MODEL, OPTIMIZER, METRICS, OTHER = "model", "optimizer", "metrics", "other"
+_GLOBAL_SEED = "keras_global_seed"
+_SHOWN_DIFFERENCES = 5
+
+
+@runtime_checkable
+class StatefulCallback(Protocol):
+    """A callback, distrib's or anybody's, whose state is saved with the checkpoint.
+
+    Values may be None, bool, int, float, str, numpy arrays of numbers, and lists, tuples and
+    str-keyed dicts of these. `set_state` is called after every callback's `on_train_begin`, and
+    once more after `on_epoch_begin` when the run goes on in the middle of an epoch.
+    """
+
+    def get_state(self) -> dict[str, Any]:
+        """Return a copy of all that the callback needs to continue."""
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continue from what `get_state` returned, perhaps in another process."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One variable of the run.
+
+    Attributes:
+        group: `"model"`, `"optimizer"`, `"metrics"` or `"other"`.
+        path: Its name, unique within the group.
+        components: The `tf.Variable` of each replica, or only the first one's.
+    """
+
+    group: str
+    path: str
+    components: tuple[Any, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """Name of each component's array in the checkpoint."""
+        if len(self.components) == 1:
+            return [self.path]
+        return [f"{self.path}@{replica}" for replica in range(len(self.components))]
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the checkpoint says of the variable, JSON-able."""
+        first = self.components[0]
+        return {
+            "group": self.group,
+            "path": self.path,
+            "shape": [int(size) for size in first.shape],
+            "dtype": first.dtype.name,
+            "names": self.names,
+        }
+
+
+class HostBuffers:
+    """Host memory that every snapshot reuses, so that only the first one pays for its pages."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[str, str], npt.NDArray[Any]] = {}
+
+    def copy(self, group: str, name: str, value: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Copy `value` into the buffer of that name and return the buffer."""
+        buffer = self._buffers.get((group, name))
+        if buffer is None or buffer.shape != value.shape or buffer.dtype != value.dtype:
+            self._buffers[group, name] = buffer = np.array(value, copy=True)
+        else:
+            np.copyto(buffer, value)
+        return buffer
+
+
+class TrainingState:
+    """All variables of a built model and what trains it.
+
+    Args:
+        model: A compiled `keras.Model` whose variables exist (see `distrib.build`).
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._slots = _collect(model)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a checkpoint must match, JSON-able."""
+        return {
+            "optimizer": _optimizer_name(self._model.optimizer),
+            "variables": [slot.describe() for slot in self._slots],
+        }
+
+    def check(self, saved: Mapping[str, Any]) -> None:
+        """Compare a checkpoint's description with the model at hand.
+
+        Raises:
+            CheckpointMismatchError: Names the first differences.
+        """
+        differences = list(_differences(saved, self.describe()))
+        if differences:
+            shown = "\n".join(f"  {line}" for line in differences[:_SHOWN_DIFFERENCES])
+            rest = len(differences) - _SHOWN_DIFFERENCES
+            more = f"\n  and {rest} more" if rest > 0 else ""
+            raise CheckpointMismatchError(
+                "The checkpoint was written by another model or optimizer:\n"
+                f"{shown}{more}\n"
+                "Nothing was changed. Build the same model, or give this run its own `directory`."
+            )
+
+    def check_complete(self) -> None:
+        """Check, after a step, that no variable appeared that the build did not create.
+
+        Raises:
+            ConfigurationError: Names the first such variable.
+        """
+        known = {id(component) for slot in self._slots for component in slot.components}
+        for slot in _collect(self._model):
+            if id(slot.components[0]) not in known:
+                raise ConfigurationError(
+                    f"The variable {slot.path!r} ({slot.group}) was created by the first train "
+                    "step, so a checkpoint could not be restored into it. Create it before `fit`: "
+                    "build every layer and optimizer that the model's `train_step` uses."
+                )
+
+    def snapshot(
+        self, buffers: HostBuffers, groups: Sequence[str] = (MODEL, OPTIMIZER, METRICS, OTHER)
+    ) -> dict[str, dict[str, npt.NDArray[Any]]]:
+        """Copy variables to host memory.
+
+        Args:
+            buffers: Receives the copies; what an earlier snapshot put there is overwritten.
+            groups: Which to copy.
+
+        Returns:
+            The copies by group and name.
+        """
+        copies: dict[str, dict[str, npt.NDArray[Any]]] = {group: {} for group in groups}
+        for slot in self._slots:
+            if slot.group in copies:
+                for name, component in zip(slot.names, slot.components, strict=True):
+                    copies[slot.group][name] = buffers.copy(
+                        slot.group, name, component.numpy()
+                    )
+        return copies
+
+    def restore(self, saved: Mapping[str, Any], arrays: ArrayGroups) -> None:
+        """Assign a checkpoint's arrays to the variables; `check` it first.
+
+        Args:
+            saved: The checkpoint's description.
+            arrays: The checkpoint's arrays.
+        """
+        for slot, entry in zip(self._slots, saved["variables"], strict=True):
+            group = arrays.get(entry["group"], {})
+            values = [group[name] for name in entry["names"]]
+            values = _redistribute(slot.group, values, len(slot.components))
+            for component, value in zip(slot.components, values, strict=True):
+                component.assign(value)
+
+
+def random_state() -> dict[str, Any]:
+    """Return the state of the process's random generators: Keras's, NumPy's and Python's."""
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+    }
+    generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+    if generator is not None:
+        state[_GLOBAL_SEED] = _components(generator.state, every_replica=False)[0].numpy()
+    return state
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Continue the random generators from what `random_state` returned."""
+    if _GLOBAL_SEED in state:
+        for component in _components(global_seed_generator().state, every_replica=True):
+            component.assign(state[_GLOBAL_SEED])
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+
+
+def _collect(model: Any) -> list[Slot]:
+    """List every variable once, in an order that the same program always repeats."""
+    seen: set[int] = set()
+    slots: list[Slot] = []
+    names: dict[tuple[str, str], int] = {}
+
+    def add(group: str, variable: Any, every_replica: bool) -> None:
+        components = _components(variable, every_replica)
+        if id(components[0]) in seen or components[0].dtype == tf.string:
+            return
+        seen.update(id(component) for component in components)
+        path = variable.path if isinstance(variable, keras.Variable) else components[0].name
+        path = path.removesuffix(":0")
+        count = names[group, path] = names.get((group, path), 0) + 1
+        slots.append(Slot(group, path if count == 1 else f"{path}~{count}", components))
+
+    trainable = {id(variable) for variable in model.trainable_variables}
+    for variable in model.variables:
+        add(MODEL, variable, every_replica=id(variable) not in trainable)
+    for variable in model.optimizer.variables if model.optimizer is not None else ():
+        add(OPTIMIZER, variable, every_replica=False)
+    for variable in model.metrics_variables:
+        add(METRICS, variable, every_replica=True)
+    for variable in _held(model):
+        add(OTHER, variable, every_replica=True)
+    return slots
+
+
+def _held(model: Any) -> Iterator[Any]:
+    """All variables in the model's attributes, as `tf.train.Checkpoint` would find them."""
+    for held in tf.train.TrackableView(model).descendants():
+        if isinstance(held, keras.optimizers.Optimizer):
+            yield from held.variables
+        elif isinstance(held, keras.Variable | tf.Variable):
+            yield held
+
+
+def _components(variable: Any, every_replica: bool) -> tuple[Any, ...]:
+    """The plain `tf.Variable`s behind a Keras or distributed variable."""
+    value = variable.value if isinstance(variable, keras.Variable) else variable
+    components = tuple(getattr(value, "values", (value,)))
+    return components if every_replica else components[:1]
+
+
+def _redistribute(
+    group: str, values: list[npt.NDArray[Any]], count: int
+) -> list[npt.NDArray[Any]]:
+    """Turn one value a replica into values for another number of replicas."""
+    if len(values) == count:
+        return values
+    if group == METRICS:
+        total = np.sum(values, axis=0, dtype=values[0].dtype)
+        return [total] + [np.zeros_like(total)] * (count - 1)
+    if np.issubdtype(values[0].dtype, np.integer) or values[0].dtype == bool:
+        return [values[0]] * count
+    mean = np.mean([value.astype(np.float64) for value in values], axis=0)
+    return [mean.astype(values[0].dtype)] * count
+
+
+def _differences(saved: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
+    if saved["optimizer"] != here["optimizer"]:
+        yield f"optimizer: checkpoint has {saved['optimizer']}, this run has {here['optimizer']}"
+    for old, new in zip_longest(saved["variables"], here["variables"]):
+        if old is None:
+            yield f"{new['group']}: only this run has {_show(new)}"
+        elif new is None:
+            yield f"{old['group']}: only the checkpoint has {_show(old)}"
+        elif _identity(old) != _identity(new):
+            yield f"{old['group']}: checkpoint has {_show(old)}, this run has {_show(new)}"
+
+
+def _show(entry: Mapping[str, Any]) -> str:
+    return f"{entry['path']} {tuple(entry['shape'])} {entry['dtype']}"
+
+
+def _identity(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What must agree. Keras numbers names by order of creation in the process: not that."""
+    path = re.sub(r"_\d+(?=[_/~]|$)", "", entry["path"])
+    return entry["group"], path, tuple(entry["shape"]), entry["dtype"]
+
+
+def _optimizer_name(optimizer: Any) -> str | None:
+    if optimizer is None:
+        return None
+    inner = getattr(optimizer, "inner_optimizer", None)
+    name = type(optimizer).__name__
+    return f"{name}({_optimizer_name(inner)})" if inner is not None else name

@@ -1,0 +1,213 @@
+"""The training job that the integration tests kill: real data flow, real callbacks, real SIGKILL.
+
+    python job.py --run DIR [--backend mirrored] [--model NAME] [--kill POINT:NUMBER ...]
+
+`--kill` makes the process kill itself with SIGKILL at a named point, where a test from outside could
+only hope to hit. What counts in the end is written to `DIR/result.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import models
+import numpy as np
+
+import distrib
+from distrib import resume
+from distrib.callbacks import (
+    BackupAndRestore,
+    CSVLogger,
+    EarlyStopping,
+    LearningRateScheduler,
+    LossHistory,
+    ModelCheckpoint,
+    ReduceLROnPlateau,
+)
+from distrib.checkpoint import arrays, directory, manifest, saver
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+
+
+class Killer(keras.callbacks.Callback):
+    """Kills the process when the run reaches a step or an epoch."""
+
+    def __init__(self, point: str, number: int) -> None:
+        super().__init__()
+        self.point, self.number = point, number
+        self.epoch = 0
+
+    def at(self, point: str, number: int) -> None:
+        if (point, number) == (self.point, self.number):
+            die()
+
+    def _step(self) -> int:
+        return int(self.model.optimizer.iterations)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.epoch = epoch
+        self.at("epoch_begin", epoch)
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self.at("before_step", self._step())
+        if self.point == "in_step" and self._step() == self.number:
+            threading.Timer(random.uniform(0.0, 0.002), die).start()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.at("after_step", self._step())
+        if self.point == "signal" and self._step() == self.number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if self.point == "interrupt" and self._step() == self.number:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def on_test_batch_begin(self, batch: int, logs: Any = None) -> None:
+        if batch == 1:
+            self.at("validation", self.epoch)
+            if self.point == "signal_in_validation" and self.epoch == self.number:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.at("epoch_end", epoch)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self.at("train_end", 0)
+
+
+def after(call: Callable[..., Any], number: int) -> Callable[..., Any]:
+    """Kill right after the call of that number."""
+    count = 0
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        result = call(*args, **kwargs)
+        count += 1
+        if count == number:
+            die()
+        return result
+
+    return wrapped
+
+
+def during(call: Callable[..., Any], number: int) -> Callable[..., Any]:
+    """Kill a moment after the call of that number has begun."""
+    count = 0
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == number:
+            threading.Timer(random.uniform(0.0, 0.03), die).start()
+        return call(*args, **kwargs)
+
+    return wrapped
+
+
+def arm(point: str, number: int) -> None:
+    """Kill points inside distrib: the steps of a save and of a restore."""
+    state = resume.TrainingState
+    if point == "save_arrays":  # somewhere while Orbax writes
+        arrays.write = during(arrays.write, number)
+    elif point == "save_uncommitted":  # all data there, no manifest
+        arrays.write = after(arrays.write, number)
+    elif point == "save_manifest":  # manifest written, not in place
+        manifest.fsync = after(manifest.fsync, 5 * number)
+    elif point == "save_committed":  # before the old ones are removed
+        manifest.commit = after(manifest.commit, number)
+    elif point == "save_prune":  # an old one removed, or half of it
+        saver.remove_folder = directory.remove_folder = during(directory.remove_folder, number)
+    elif point == "restore_read":
+        arrays.read_arrays = during(arrays.read_arrays, number)
+    elif point == "restore_weights":  # variables restored, callbacks not
+        state.restore = after(state.restore, number)  # type: ignore[method-assign]
+    elif point == "restore_callbacks":
+        resume.Resume._restore = after(resume.Resume._restore, number)  # type: ignore[method-assign]
+
+
+def digest(variables: Any) -> str:
+    sha = hashlib.sha256()
+    for variable in variables:
+        for value in getattr(variable.value, "values", (variable.value,)):
+            sha.update(np.ascontiguousarray(value.numpy()).tobytes())
+    return sha.hexdigest()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--backend", default="local")
+    parser.add_argument("--devices", type=int, default=2)
+    parser.add_argument("--model", default="small")
+    parser.add_argument("--kill", action="append", default=[])
+    parser.add_argument("--save-freq", default="3")
+    parser.add_argument("--order", type=int, default=0, help="seed of the callbacks' order")
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--samples", type=int, default=173)
+    parser.add_argument("--batch-size", type=int, default=16)
+    args = parser.parse_args()
+
+    cluster = distrib.init(
+        args.backend, devices=args.devices if args.backend == "mirrored" else None
+    )
+    keras.utils.set_random_seed(5)
+    recipe = models.RECIPES[args.model]
+    with cluster.scope():
+        model = recipe.build()
+    x, y = recipe.data(args.samples)
+    val_x, val_y = recipe.data(50)
+    save_freq = int(args.save_freq) if args.save_freq.isdigit() else args.save_freq
+    callbacks = [
+        BackupAndRestore(args.run, save_freq=save_freq, keep_last=2),
+        LearningRateScheduler(lambda epoch, rate: rate * 0.9) if recipe.schedule else None,
+        EarlyStopping(monitor="val_loss", patience=2, restore_best_weights=True),
+        ReduceLROnPlateau(monitor="loss", patience=1, factor=0.5) if recipe.schedule else None,
+        ModelCheckpoint(args.run / "best.weights.h5", save_best_only=True, save_weights_only=True),
+        CSVLogger(args.run / "log.csv", append=True),
+        LossHistory(args.run / "plots"),
+        *recipe.callbacks(),
+    ]
+    callbacks = [callback for callback in callbacks if callback is not None]
+    random.Random(args.order).shuffle(callbacks)
+    for place, kill in enumerate(args.kill):
+        point, number = kill.split(":")
+        arm(point, int(number))
+        # Once before all others and once after, so that files are hit in both states.
+        callbacks.insert(place * len(callbacks), Killer(point, int(number)))
+
+    history = model.fit(
+        cluster.dataset((x, y), args.batch_size, shuffle=True, seed=3),
+        validation_data=cluster.dataset((val_x, val_y), 8),
+        epochs=args.epochs,
+        callbacks=callbacks,
+        verbose=0,
+    )
+    (loss_history,) = (c for c in callbacks if isinstance(c, LossHistory))
+    result = {
+        "model": digest(model.variables),
+        "optimizer": digest(model.optimizer.variables),
+        "history": history.history,
+        "epochs": history.epoch,
+        "losses": [float(loss) for loss in loss_history.losses],
+        "csv": (args.run / "log.csv").read_text(),
+        "loss_csv": (args.run / "plots" / "loss.csv").read_text(),
+        "plots": sorted(path.name for path in (args.run / "plots").iterdir()),
+    }
+    (args.run / "result.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

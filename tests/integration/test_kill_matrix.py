@@ -1,0 +1,71 @@
+"""SIGKILL at every kind of moment: the run must end as if nothing had happened, bit for bit.
+
+Each cell kills one run several times in a row, at moments of one kind, and compares its final
+weights, optimizer state, `History`, batch losses and CSV with an undisturbed run's. An epoch has 11
+steps (the last batch is smaller, and odd, so two replicas share it unevenly); a checkpoint is due
+every 3 steps.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import both, finish, kill_and_finish
+
+MOMENTS = {
+    "between steps": ["before_step:2", "after_step:7", "after_step:12", "before_step:33"],
+    "in a step": ["in_step:1", "in_step:10", "in_step:21", "in_step:35"],
+    "while saving": [
+        "save_arrays:2",
+        "save_uncommitted:3",
+        "save_manifest:2",
+        "save_committed:3",
+        "save_prune:1",
+        "save_uncommitted:1",
+    ],
+    "in validation": ["validation:0", "validation:1", "validation:1", "validation:3"],
+    "at the end of an epoch": [
+        "epoch_end:0+epoch_end:0",
+        "epoch_begin:1",
+        "epoch_end:2",
+        "epoch_end:3",
+        "train_end:0",
+    ],
+    "while restoring": [
+        "after_step:8",
+        "restore_read:1",
+        "restore_weights:1",
+        "restore_callbacks:1",
+        "after_step:25",
+        "restore_callbacks:2",
+    ],
+}
+
+
+@pytest.fixture(scope="module", params=["local", "mirrored"])
+def arguments(request: pytest.FixtureRequest) -> list[str]:
+    return ["--backend", request.param]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return finish(tmp_path_factory.mktemp("undisturbed"), *arguments)
+
+
+@pytest.mark.slow
+def test_every_moment(
+    arguments: list[str], undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    def cell(number: int, kind: str) -> dict[str, Any]:
+        return kill_and_finish(tmp_path / str(number), MOMENTS[kind], *arguments)
+
+    results = both(*(partial(cell, number, kind) for number, kind in enumerate(MOMENTS)))
+    for kind, result in zip(MOMENTS, results, strict=True):
+        assert result == undisturbed, kind
+
+
+def test_kills_enough() -> None:
+    assert 2 * sum(len(moments) for moments in MOMENTS.values()) >= 40
