@@ -83,10 +83,15 @@ class CSVLogger(keras.callbacks.CSVLogger):
 
     def get_state(self) -> dict[str, Any]:
         """Return the file's bytes, its columns, and whether their header is still to be written."""
+        content = self._content()
+        if self._is_open or self._is_resumed:
+            append_header = self.append_header and self.writer is None
+        else:
+            append_header = content.size == 0
         return {
-            "content": self._content(),
+            "content": content,
             "keys": None if self.keys is None else list(self.keys),
-            "append_header": self.append_header and self.writer is None,
+            "append_header": append_header,
         }
 
     def set_state(self, state: dict[str, Any]) -> None:

@@ -183,7 +183,7 @@ class LossHistory(keras.callbacks.Callback):
             np.array(epoch_steps),
             {
                 label: end_losses[name]
-                for name, label in (("loss", "Training loss"), ("val_loss", "Validation loss"))
+                for name, label in (("loss", "Training loss of the epoch"), ("val_loss", "Validation loss"))
                 if not np.isnan(end_losses[name]).all()
             },
         )

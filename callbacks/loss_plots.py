@@ -17,6 +17,7 @@ from distrib.store import replacing
 Array = npt.NDArray[Any]
 
 MOST_POINTS = 4000
+LIGHT, DARK, ORANGE = "#9bbcdc", "#1f5a94", "#d1601c"
 
 
 def save_epoch_plot(path: Path, epoch: int, batches: Array, losses: Array) -> None:
@@ -29,7 +30,7 @@ def save_epoch_plot(path: Path, epoch: int, batches: Array, losses: Array) -> No
         losses: The batches' losses, shape (n,).
     """
     figure, axes = _figure()
-    _curve(axes, batches, losses, label="Training loss for each batch", linewidth=1.2)
+    _curve(axes, batches, losses, label="Training loss for each batch", color=DARK)
     axes.set_xlabel(f"Batch (epoch {epoch})")
     _finish(figure, axes, path)
 
@@ -47,11 +48,9 @@ def save_run_plot(
         epoch_losses: Label to values at the epochs' ends, shape (e,); NaN where there is none.
     """
     figure, axes = _figure()
-    _curve(
-        axes, steps, losses, label="Training loss for each batch", linewidth=0.8, color="#9bbcdc"
-    )
+    _curve(axes, steps, losses, label="Training loss for each batch", color=LIGHT, linewidth=0.8)
     few = len(epoch_steps) <= 60
-    for (label, values), color in zip(epoch_losses.items(), ("#1f5a94", "#d1601c"), strict=False):
+    for (label, values), color in zip(epoch_losses.items(), (DARK, ORANGE), strict=False):
         axes.plot(
             epoch_steps,
             values,
@@ -99,9 +98,10 @@ def _curve(axes: Any, x: Array, y: Array, **style: Any) -> None:
 
 
 def _finish(figure: Any, axes: Any, path: Path) -> None:
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.set_ylabel("Loss")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

@@ -143,7 +143,6 @@ class TensorBoard(Resumable, keras.callbacks.TensorBoard):
         self._close_writers()
         self._writers = {}
         self._is_writing = False
-        self._remove_later_events({})
         super().set_state(state)
         self._remove_later_events(state["files"])
         if was_writing:

@@ -42,37 +42,45 @@ def is_in_memory(leaf: Any) -> bool:
 
 def is_stored(leaf: Any) -> bool:
     """Whether this is an array that stays on disk until a part of it is asked for."""
-    return not is_in_memory(leaf) and all(
-        hasattr(leaf, name) for name in ("shape", "dtype", "__len__", "__getitem__")
-    )
+    if is_in_memory(leaf) or isinstance(leaf, np.generic):
+        return False
+    return all(hasattr(leaf, name) for name in ("shape", "dtype", "__len__", "__getitem__"))
 
 
-def to_arrays(structure: Any) -> Any:
-    """Return the structure with NumPy arrays as leaves; arrays on disk are left alone.
+def to_arrays(structure: Any, keep_stored: bool = False) -> Any:
+    """Return the structure with NumPy arrays as leaves.
 
     Python's floats, also in lists, become float32, and its ints int64. What has a dtype keeps it.
+
+    Args:
+        structure: Arrays, or what can be made arrays, alone or nested in tuples and dicts.
+        keep_stored: Whether to leave arrays on disk alone, instead of loading them.
 
     Raises:
         ConfigurationError: If a leaf cannot be made an array of a dtype that TensorFlow has.
     """
     return _map_leaves(
-        lambda path, leaf: leaf if _is_lazy(leaf) else _to_array(leaf, path), structure
+        lambda path, leaf: leaf if keep_stored and is_stored(leaf) else _to_array(leaf, path),
+        structure,
     )
 
 
 def common_length(arrays: Any) -> int:
-    """Return the size of the first dimension, which all arrays must share.
+    """Return the size of the first dimension, which all arrays (or lists) must share.
 
     Raises:
         ConfigurationError: If there is no array, an empty one, or one of another length.
     """
-    shapes = {path: tuple(array.shape) for path, array in leaves(arrays)}
+    shapes = {
+        path: (len(array),) if isinstance(array, list) else tuple(array.shape)
+        for path, array in leaves(arrays)
+    }
     shown = ", ".join(f"{shape}{at(path)}" for path, shape in shapes.items()) or "nothing"
     lengths = {shape[0] if shape else None for shape in shapes.values()}
     if len(lengths) != 1 or None in lengths:
         raise ConfigurationError(
-            f"`source` holds arrays of shape {shown}; all need the same first dimension, the number "
-            "of examples. (A list is one array: give several inputs as a tuple or a dict.)"
+            f"`source` holds arrays of shape {shown}; all need the same first dimension, the "
+            "number of examples. (A list is one array: give several inputs as a tuple or a dict.)"
         )
     (length,) = lengths
     if not length:
@@ -91,19 +99,15 @@ class Rows:
     def __init__(self, structure: Any) -> None:
         # Lists stay lists, so that `map` gets a file name as the `str` that the user put there.
         self._columns = _map_leaves(
-            lambda path, leaf: leaf if isinstance(leaf, list) else to_arrays(leaf), structure
+            lambda path, leaf: leaf if isinstance(leaf, list) else to_arrays(leaf, True), structure
         )
-        self._length = common_length(_map_leaves(lambda path, leaf: to_arrays(leaf), self._columns))
+        self._length = common_length(self._columns)
 
     def __len__(self) -> int:
         return self._length
 
     def __getitem__(self, index: int) -> Any:
         return _map_leaves(lambda path, column: column[index], self._columns)
-
-
-def _is_lazy(leaf: Any) -> bool:
-    return is_stored(leaf) and not isinstance(leaf, np.memmap | np.generic)
 
 
 def _map_leaves(function: Callable[[str, Any], Any], structure: Any, path: str = "") -> Any:

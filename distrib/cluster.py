@@ -6,6 +6,7 @@ out by `current()` whether they are the chief. Without `init()` a process is a j
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -190,10 +191,22 @@ def _detect(devices: int | None) -> Literal["local", "mirrored"]:
 
 def _refuse_launchers() -> None:
     """Refuse to run as one of many: each would train alone and overwrite the others' files."""
-    for variable in ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE"):
-        size = os.environ.get(variable, "")
-        if size.isdigit() and int(size) > 1:
+    sizes = {name: os.environ.get(name, "") for name in ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE")}
+    sizes["TF_CONFIG"] = str(_workers(os.environ.get("TF_CONFIG", "")))
+    for variable, size in sizes.items():
+        if size.isdecimal() and int(size) > 1:
             raise ConfigurationError(
-                f"{variable}={size}: this process is one of {size}, but this version of distrib "
-                "trains in one process; start the script without the launcher."
+                f"{variable}={os.environ[variable]}: this process is one of {size}, but this "
+                "version of distrib trains in one process; start the script without the launcher."
             )
+
+
+def _workers(tf_config: str) -> int:
+    """Number of training processes that TF_CONFIG names."""
+    if not tf_config:
+        return 0
+    try:
+        tasks = json.loads(tf_config).get("cluster", {})
+    except ValueError as error:
+        raise ConfigurationError(f"TF_CONFIG is not JSON ({error}): {tf_config!r}") from error
+    return sum(len(tasks.get(role, ())) for role in ("chief", "worker"))

@@ -159,7 +159,7 @@ class Dataset(tf.data.Dataset):
 
     @property
     def element_spec(self) -> Any:
-        """Structure of `tf.TensorSpec`s; the first dimension is None unless all batches are full."""
+        """Structure of `tf.TensorSpec`s; the batch dimension is None unless `drop_remainder`."""
         return self._inner.element_spec
 
     @property
@@ -241,7 +241,7 @@ class Dataset(tf.data.Dataset):
             "source": self._source.kind,
             "num_examples": self._source.num_examples,
             "structure": [
-                {"path": path, "shape": spec.shape.as_list(), "dtype": spec.dtype.name}
+                {"path": path, "shape": _shape(spec), "dtype": spec.dtype.name}
                 for path, spec in leaves(self._source.element_spec)
             ],
             "batch_size": self._order.batch_size,
@@ -250,6 +250,10 @@ class Dataset(tf.data.Dataset):
             "drop_remainder": self._order.drop_remainder,
             "shuffle_buffer": getattr(self._source, "shuffle_buffer", None),
         }
+
+
+def _shape(spec: Any) -> list[int | None] | None:
+    return None if spec.shape.rank is None else spec.shape.as_list()
 
 
 class _Position:

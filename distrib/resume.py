@@ -127,14 +127,14 @@ class Resume:
             build(model, call.dataset.element_spec)
         else:
             build_without_data(model)
-        self._state = TrainingState(model)
+        self._state = TrainingState(model, metrics=call.dataset is not None)
         self._directory.lock()
         self._saver = Saver(self._directory, self._keep_last)
         self._directory.collect_leftovers()
         self._checkpoint = self._directory.load_newest(_Checkpoint.load)
         if self._checkpoint is not None:
-            self._state.check(self._checkpoint.training["state"])
             _check_data(self._checkpoint.training["data"], self._describe_data())
+            self._state.check(self._checkpoint.training["state"])
 
     def begin(self, callbacks: Sequence[Any]) -> None:
         """Restore the checkpoint that `prepare` found, or save the first one."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -129,7 +130,7 @@ class StoredArraySource(_ReadSource):
 
     def __init__(self, arrays: Any, num_parallel_reads: int | None) -> None:
         super().__init__(num_parallel_reads)
-        arrays = to_arrays(arrays)
+        arrays = to_arrays(arrays, keep_stored=True)
         self.num_examples = common_length(arrays)
         self._arrays = tf.nest.flatten(arrays)
         # One row is read, since what an array on disk says of itself is not what NumPy makes of it.
@@ -141,7 +142,7 @@ class StoredArraySource(_ReadSource):
         rows = []
         for array in self._arrays:
             if isinstance(array, np.ndarray):
-                rows.append(np.asarray(array[index]))
+                rows.append(to_arrays(array[index]))
             else:
                 # HDF5 takes indices in rising order only, each one once.
                 unique, inverse = np.unique(index, return_inverse=True)
@@ -221,7 +222,7 @@ class ExampleSource(_ReadSource):
             raise RuntimeError(
                 f"Example {index} could not be read: {type(error).__name__}: {error}\n"
                 f"{traceback.format_exc()}"
-            ) from error
+            ) from None
         found = list(leaves(example))
         if [path for path, _ in found] != self._paths:
             raise RuntimeError(
@@ -252,8 +253,9 @@ class StreamSource:
         if self.num_examples < 0:
             what = "without end" if self.num_examples == -1 else "of unknown length"
             raise ConfigurationError(
-                f"`source` is a tf.data.Dataset {what}, but an epoch must have a length; use "
-                "`.take(n)`, or `.apply(tf.data.experimental.assert_cardinality(n))` if you know it."
+                f"`source` is a tf.data.Dataset {what}, but an epoch has a length; use "
+                "`.take(n)`, or `.apply(tf.data.experimental.assert_cardinality(n))` where n is "
+                "known."
             )
         if self.num_examples == 0:
             raise ConfigurationError("`source` is a tf.data.Dataset without examples.")
@@ -261,8 +263,8 @@ class StreamSource:
         for spec in tf.nest.flatten(self.element_spec):
             if not isinstance(spec, tf.TensorSpec):
                 raise ConfigurationError(
-                    f"`source` has examples with a {type(spec).__name__}; only dense tensors can be "
-                    "batched: use `.map` on it with `tf.sparse.to_dense` or `.to_tensor()`."
+                    f"`source` has examples with a {type(spec).__name__}; only dense tensors can "
+                    "be batched: use `.map` on it with `tf.sparse.to_dense` or `.to_tensor()`."
                 )
         self.shuffle_buffer = shuffle_buffer or min(self.num_examples, 10_000)
         self._dataset = dataset
@@ -280,7 +282,7 @@ class StreamSource:
                 )
             dataset = dataset.batch(order.batch_size, drop_remainder=order.drop_remainder)
             if order.padded_tail != order.tail and not order.drop_remainder:
-                dataset = dataset.map(top_up, deterministic=True)
+                dataset = dataset.map(top_up)
             return dataset.skip(first_step)
 
         def top_up(*batch: Any) -> Any:
@@ -301,8 +303,10 @@ def _row_spec(array: Any) -> Any:
 def _fold(seed: int, epoch: Any) -> Any:
     """Return a seed for `tf.data` made of ours and the epoch's number, in graph."""
     # `tf.random.set_seed` would take part in the shuffle as well, and a resumed run would have
-    # another order than the first one if it were called with another value, or not at all.
-    tf.compat.v1.set_random_seed(0)
+    # another order than the first one if it were called with another value, or not at all. This
+    # sets the seed of the graph being built only. (Not to 0, which TensorFlow would then compare
+    # with our tensor.)
+    tf.compat.v1.set_random_seed(1)
     return tf.random.stateless_uniform(
         [], tf.stack([tf.constant(seed, tf.int64), epoch]), 0, tf.int64.max, tf.int64
     )
@@ -350,7 +354,8 @@ def make_source(
     if isinstance(source, list) and map is None:
         _refuse("num_parallel_reads", num_parallel_reads, "arrays in memory are not read")
         return ArraySource(source)
-    if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
+    indexable = hasattr(source, "__len__") and hasattr(source, "__getitem__")
+    if indexable and not isinstance(source, str | bytes):
         return ExampleSource(source, map, num_parallel_reads)
     raise ConfigurationError(
         f"`source` is a {type(source).__name__}; give arrays (also nested in tuples and dicts), an "
@@ -365,8 +370,6 @@ def _refuse(argument: str, value: Any, why: str) -> None:
 
 
 def _refuse_batches(source: Any) -> None:
-    import keras
-
     if isinstance(source, keras.utils.PyDataset):
         raise ConfigurationError(
             f"`source` is a PyDataset ({type(source).__name__}), whose items are batches; give an "

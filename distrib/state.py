@@ -104,11 +104,14 @@ class TrainingState:
 
     Args:
         model: A compiled `keras.Model` whose variables exist (see `distrib.build`).
+        metrics: Whether the metrics' variables are part of it. A run that is saved only between
+            epochs, where Keras resets them, does not need them, and may not have built them yet.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, metrics: bool = True) -> None:
         self._model = model
-        self._slots = _collect(model)
+        self._metrics = metrics
+        self._slots = _collect(model, metrics)
 
     def describe(self) -> dict[str, Any]:
         """Return what a checkpoint must match, JSON-able."""
@@ -141,7 +144,7 @@ class TrainingState:
             ConfigurationError: Names the first such variable.
         """
         known = {id(component) for slot in self._slots for component in slot.components}
-        for slot in _collect(self._model):
+        for slot in _collect(self._model, self._metrics):
             if id(slot.components[0]) not in known:
                 raise ConfigurationError(
                     f"The variable {slot.path!r} ({slot.group}) was created by the first train "
@@ -206,7 +209,7 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     np.random.set_state(state["numpy"])
 
 
-def _collect(model: Any) -> list[Slot]:
+def _collect(model: Any, metrics: bool) -> list[Slot]:
     """List every variable once, in an order that the same program always repeats."""
     seen: set[int] = set()
     slots: list[Slot] = []
@@ -231,7 +234,7 @@ def _collect(model: Any) -> list[Slot]:
         add(METRICS, variable, every_replica=True)
     for variable in _held(model):
         add(OTHER, variable, every_replica=True)
-    return slots
+    return slots if metrics else [slot for slot in slots if slot.group != METRICS]
 
 
 def _held(model: Any) -> Iterator[Any]:

@@ -63,9 +63,11 @@ def read_training(path: Path) -> dict[str, Any]:
 def read_arrays(path: Path) -> dict[str, dict[str, npt.NDArray[Any]]]:
     """Read the arrays of the checkpoint at `path` into host memory, as they were given."""
     ocp = _orbax()
+    from etils import epath
+
     handler = ocp.PyTreeCheckpointHandler()
     with ocp.Checkpointer(handler) as checkpointer:
-        names = checkpointer.metadata(path / ARRAYS).item_metadata.tree
+        names = handler.metadata(epath.Path(path / ARRAYS)).tree
         wanted = {
             group: {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in members}
             for group, members in names.items()

@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from distrib.errors import EXIT_PREEMPTED
+
 JOB = Path(__file__).with_name("job.py")
 KILLED = -signal.SIGKILL
 
@@ -42,7 +44,8 @@ def kill_and_finish(run: Path, kills: list[str], *arguments: str) -> dict[str, A
     """Start the job once for each kill, each of which must strike, and once more to the end."""
     for kill in kills:
         done = start(run, *arguments, *(f"--kill={part}" for part in kill.split("+")))
-        assert done.returncode == KILLED, f"{kill} did not strike:\n{done.stderr[-4000:]}"
+        expected = EXIT_PREEMPTED if kill.startswith(("signal", "interrupt")) else KILLED
+        assert done.returncode == expected, f"{kill} did not strike:\n{done.stderr[-4000:]}"
         assert not (run / "result.json").exists()
     return finish(run, *arguments)
 

@@ -55,23 +55,22 @@ class Killer(keras.callbacks.Callback):
         if (point, number) == (self.point, self.number):
             die()
 
-    def _step(self) -> int:
-        return int(self.model.optimizer.iterations)
-
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.epoch = epoch
         self.at("epoch_begin", epoch)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        self.at("before_step", self._step())
-        if self.point == "in_step" and self._step() == self.number:
+        step = self.epoch * self.params["steps"] + batch
+        self.at("before_step", step)
+        if self.point == "in_step" and step == self.number:
             threading.Timer(random.uniform(0.0, 0.002), die).start()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self.at("after_step", self._step())
-        if self.point == "signal" and self._step() == self.number:
+        step = self.epoch * self.params["steps"] + batch + 1
+        self.at("after_step", step)
+        if self.point == "signal" and step == self.number:
             os.kill(os.getpid(), signal.SIGTERM)
-        if self.point == "interrupt" and self._step() == self.number:
+        if self.point == "interrupt" and step == self.number:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -86,6 +85,13 @@ class Killer(keras.callbacks.Callback):
 
     def on_train_end(self, logs: Any = None) -> None:
         self.at("train_end", 0)
+
+
+class Pace(keras.callbacks.Callback):
+    """Makes steps long enough for a save to be done before the next one is due."""
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        time.sleep(0.03)
 
 
 def after(call: Callable[..., Any], number: int) -> Callable[..., Any]:
@@ -179,6 +185,7 @@ def main() -> None:
         CSVLogger(args.run / "log.csv", append=True),
         LossHistory(args.run / "plots"),
         *recipe.callbacks(),
+        Pace(),
     ]
     callbacks = [callback for callback in callbacks if callback is not None]
     random.Random(args.order).shuffle(callbacks)

@@ -1,0 +1,36 @@
+"""Every kind of Keras model resumes exactly: killed in the middle of an epoch, and at its end."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import both, finish, kill_and_finish
+from models import RECIPES
+
+# Orders of the callbacks, so that each model also tries another one.
+CASES = [(name, "local", order) for order, name in enumerate(RECIPES)] + [
+    ("two_ways", "mirrored", 100),
+    ("ema", "mirrored", 101),
+    ("mixed_precision", "mirrored", 102),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "backend", "order"), CASES)
+def test_resumes_exactly(model: str, backend: str, order: int, tmp_path: Path) -> None:
+    arguments = ["--model", model, "--backend", backend, "--order", str(order)]
+    calm, killed = both(
+        partial(finish, tmp_path / "calm", *arguments),
+        partial(kill_and_finish, tmp_path / "killed", ["after_step:16", "validation:2"], *arguments),
+    )
+    assert killed == calm
+    _assert_trained(calm)
+
+
+def _assert_trained(result: dict[str, Any]) -> None:
+    """A comparison of two runs that did nothing would prove nothing."""
+    assert len(result["epochs"]) >= 3
+    assert len(set(result["history"]["loss"])) == len(result["epochs"])

@@ -1,0 +1,407 @@
+"""The arguments, and what can be seen of it within one process; the rest is in `integration`."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from distrib.callbacks import BackupAndRestore, EarlyStopping
+
+from distrib.checkpoint.directory import CheckpointDirectory
+from distrib.data import make_dataset
+from distrib.errors import CheckpointMismatchError, ConfigurationError, Preempted
+from distrib.resume import Schedule
+
+X = np.random.default_rng(0).normal(size=(20, 3)).astype("float32")
+Y = X.sum(axis=1, keepdims=True)
+
+
+def data(batch_size: int = 4, **kwargs: Any) -> Any:
+    return make_dataset((X, Y), batch_size, shuffle=True, seed=1, **kwargs)
+
+
+def make(seed: int = 1) -> keras.Model:
+    keras.utils.set_random_seed(seed)
+    model = keras.Sequential(
+        [keras.Input((3,)), keras.layers.Dense(4), keras.layers.Dropout(0.2), keras.layers.Dense(1)]
+    )
+    model.compile("adam", "mse", metrics=["mae"])
+    return model
+
+
+def steps(directory: Path) -> list[int]:
+    return CheckpointDirectory(directory).steps()
+
+
+class Recorder(keras.callbacks.Callback):
+    """Notes which hooks it saw; counts across restarts as a third party's callback would."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+        self.count = 0
+
+    def get_state(self) -> dict[str, Any]:
+        return {"count": self.count}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.count = state["count"]
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.seen.append(("epoch", epoch))
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self.seen.append(("begin", batch))
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.seen.append(("end", batch))
+        self.count += 1
+
+
+class StopAt(keras.callbacks.Callback):
+    """Sends this process a signal, or stops training, after a step of the run."""
+
+    def __init__(self, step: int, how: Any = signal.SIGTERM) -> None:
+        super().__init__()
+        self.step, self.how = step, how
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if int(self.model.optimizer.iterations) == self.step:
+            if self.how is None:
+                self.model.stop_training = True
+            else:
+                os.kill(os.getpid(), self.how)
+
+
+@pytest.mark.parametrize(
+    ("save_freq", "expected"),
+    [
+        ("epoch", Schedule(epochs=True)),
+        (500, Schedule(steps=500)),
+        ("30s", Schedule(seconds=30)),
+        ("5m", Schedule(seconds=300)),
+        ("1.5h", Schedule(seconds=5400)),
+    ],
+)
+def test_save_freq(save_freq: Any, expected: Schedule, tmp_path: Path) -> None:
+    assert BackupAndRestore(tmp_path, save_freq=save_freq)._schedule == expected
+
+
+@pytest.mark.parametrize("save_freq", [0, -1, True, "5", "5 m", "m", "0s", "epochs", 2.5, None])
+def test_nonsense_save_freq(save_freq: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="`save_freq="):
+        BackupAndRestore(tmp_path, save_freq=save_freq)
+
+
+@pytest.mark.parametrize("keep_last", [0, -1, "3", 1.5])
+def test_nonsense_keep_last(keep_last: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="`keep_last="):
+        BackupAndRestore(tmp_path, keep_last=keep_last)
+
+
+def test_other_storage_is_refused_before_training() -> None:
+    with pytest.raises(ConfigurationError, match="`directory='s3://"):
+        BackupAndRestore("s3://bucket/run")
+
+
+def test_first_and_last_state_are_always_saved(tmp_path: Path) -> None:
+    make().fit(data(), epochs=3, verbose=0, callbacks=[BackupAndRestore(tmp_path, save_freq=1000)])
+    assert steps(tmp_path) == [0, 15]
+
+
+def test_keep_last(tmp_path: Path) -> None:
+    class Slow(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            backup.model  # noqa: B018
+            wait_for(lambda: steps(tmp_path)[-1] >= 5 * epoch)
+
+    backup = BackupAndRestore(tmp_path, keep_last=2)
+    make().fit(data(), epochs=4, verbose=0, callbacks=[Slow(), backup])
+    assert steps(tmp_path) == [15, 20]
+
+
+def wait_for(condition: Any) -> None:
+    import time
+
+    for _ in range(1000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("never happened")
+
+
+def test_delete_checkpoint(tmp_path: Path) -> None:
+    backup = BackupAndRestore(tmp_path, delete_checkpoint=True)
+    make().fit(data(), epochs=1, verbose=0, callbacks=[backup])
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_the_step_and_leaves_with_75(
+    number: signal.Signals, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(Preempted) as left:
+        make().fit(
+            data(), epochs=3, verbose=0, callbacks=[StopAt(7, number), BackupAndRestore(tmp_path)]
+        )
+    assert left.value.code == 75
+    assert steps(tmp_path)[-1] == 7
+    assert "asked to stop: checkpoint" in capsys.readouterr().err
+    signal.signal(number, before)
+
+
+def interrupted_then_finished(tmp_path: Path, step: int, *, how: Any = signal.SIGTERM) -> Recorder:
+    with pytest.raises(Preempted):
+        make().fit(
+            data(),
+            epochs=3,
+            verbose=0,
+            callbacks=[Recorder(), StopAt(step, how), BackupAndRestore(tmp_path)],
+        )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
+    recorder = Recorder()
+    make(seed=99).fit(data(), epochs=3, verbose=0, callbacks=[recorder, BackupAndRestore(tmp_path)])
+    return recorder
+
+
+def test_batch_numbers_continue_and_third_party_state_is_kept(tmp_path: Path) -> None:
+    recorder = interrupted_then_finished(tmp_path, step=7)
+    assert recorder.seen[0] == ("epoch", 1)
+    assert [number for kind, number in recorder.seen if kind == "begin"] == [2, 3, 4, 0, 1, 2, 3, 4]
+    assert [number for kind, number in recorder.seen if kind == "end"] == [2, 3, 4, 0, 1, 2, 3, 4]
+    assert recorder.count == 15
+
+
+def test_a_run_that_has_finished_is_not_run_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = make()
+    history = first.fit(data(), epochs=2, verbose=0, callbacks=[BackupAndRestore(tmp_path)])
+    recorder = Recorder()
+    second = make(seed=99)
+    again = second.fit(
+        data(), epochs=2, verbose=0, callbacks=[recorder, BackupAndRestore(tmp_path)]
+    )
+    assert recorder.seen == []
+    assert again.history == history.history
+    assert again.epoch == [0, 1]
+    for mine, theirs in zip(second.get_weights(), first.get_weights(), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert "training has finished" in capsys.readouterr().err
+
+
+def test_a_finished_run_can_be_prolonged(tmp_path: Path) -> None:
+    make().fit(data(), epochs=1, verbose=0, callbacks=[BackupAndRestore(tmp_path)])
+    history = make().fit(data(), epochs=3, verbose=0, callbacks=[BackupAndRestore(tmp_path)])
+    straight = make().fit(
+        data(), epochs=3, verbose=0, callbacks=[BackupAndRestore(tmp_path / "straight")]
+    )
+    assert history.history == straight.history
+
+
+def test_a_run_that_was_stopped_early_stays_stopped(tmp_path: Path) -> None:
+    def callbacks() -> list[Any]:
+        return [EarlyStopping("loss", min_delta=1e9, patience=1), BackupAndRestore(tmp_path)]
+
+    history = make().fit(data(), epochs=9, verbose=0, callbacks=callbacks())
+    assert history.epoch == [0, 1]
+    again = make().fit(data(), epochs=9, verbose=0, callbacks=callbacks())
+    assert again.epoch == [0, 1]
+    assert again.history == history.history
+
+
+def test_a_stop_asked_for_in_the_step_of_the_signal_survives(tmp_path: Path) -> None:
+    stop_and_signal = [StopAt(7, None), StopAt(7)]
+    with pytest.raises(Preempted):
+        make().fit(
+            data(), epochs=3, verbose=0, callbacks=[*stop_and_signal, BackupAndRestore(tmp_path)]
+        )
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    recorder = Recorder()
+    model = make()
+    history = model.fit(
+        data(), epochs=3, verbose=0, callbacks=[recorder, BackupAndRestore(tmp_path)]
+    )
+    assert recorder.seen == [("epoch", 1)]
+    assert history.epoch == [0, 1]
+    straight = make().fit(
+        data(),
+        epochs=3,
+        verbose=0,
+        callbacks=[StopAt(7, None), BackupAndRestore(tmp_path / "straight")],
+    )
+    assert history.history == straight.history
+
+
+def test_two_fits_in_one_process_do_not_mix(tmp_path: Path) -> None:
+    backup = BackupAndRestore(tmp_path)
+    make().fit(data(), epochs=2, verbose=0, callbacks=[backup])
+    model = make()
+    history = model.fit(data(), epochs=1, verbose=0)
+    assert history.epoch == [0]
+    other = BackupAndRestore(tmp_path / "other")
+    history = make().fit(data(), epochs=1, verbose=0, callbacks=[other])
+    assert history.epoch == [0]
+
+
+def test_a_fit_that_raised_can_be_repeated(tmp_path: Path) -> None:
+    class Bug(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if int(self.model.optimizer.iterations) == 7:
+                raise RuntimeError("bug")
+
+    with pytest.raises(RuntimeError, match="bug"):
+        make().fit(data(), epochs=2, verbose=0, callbacks=[BackupAndRestore(tmp_path), Bug()])
+    history = make().fit(data(), epochs=2, verbose=0, callbacks=[BackupAndRestore(tmp_path)])
+    assert history.epoch == [0, 1]
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def test_changed_data_is_refused_by_name(tmp_path: Path) -> None:
+    make().fit(data(), epochs=1, verbose=0, callbacks=[BackupAndRestore(tmp_path)])
+    with pytest.raises(
+        CheckpointMismatchError, match="batch_size: checkpoint has 4, this run has 5"
+    ):
+        make().fit(data(5), epochs=2, verbose=0, callbacks=[BackupAndRestore(tmp_path)])
+    with pytest.raises(CheckpointMismatchError, match=r"not a cluster\.dataset"):
+        make().fit(X, Y, epochs=2, verbose=0, callbacks=[BackupAndRestore(tmp_path)])
+
+
+def test_another_model_is_refused_and_nothing_changes(tmp_path: Path) -> None:
+    make().fit(data(), epochs=1, verbose=0, callbacks=[BackupAndRestore(tmp_path)])
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile("adam", "mse", metrics=["mae"])
+    before = model.get_weights()
+    with pytest.raises(CheckpointMismatchError, match="another model"):
+        model.fit(data(), epochs=2, verbose=0, callbacks=[BackupAndRestore(tmp_path)])
+    for mine, theirs in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert steps(tmp_path) == [0, 5]
+
+
+def test_plain_arrays_resume_at_epochs(tmp_path: Path) -> None:
+    with pytest.raises(Preempted):
+        make().fit(
+            X, Y, batch_size=4, epochs=3, verbose=0,
+            callbacks=[StopAt(12), BackupAndRestore(tmp_path)],
+        )  # fmt: skip
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    assert steps(tmp_path)[-1] == 10
+    recorder = Recorder()
+    history = make().fit(
+        X, Y, batch_size=4, epochs=3, verbose=0, callbacks=[recorder, BackupAndRestore(tmp_path)]
+    )
+    assert recorder.seen[0] == ("epoch", 2)
+    assert history.epoch == [0, 1, 2]
+
+
+def test_plain_arrays_cannot_be_saved_within_an_epoch(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"`save_freq` in steps .*was given ndarray"):
+        make().fit(X, Y, verbose=0, callbacks=[BackupAndRestore(tmp_path, save_freq=5)])
+
+
+def test_steps_per_epoch_needs_a_repeated_dataset(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"`steps_per_epoch=3` differs.*repeat\(\)"):
+        make().fit(data(), steps_per_epoch=3, verbose=0, callbacks=[BackupAndRestore(tmp_path)])
+    with pytest.raises(ConfigurationError, match="pass `steps_per_epoch`"):
+        make().fit(data().repeat(), verbose=0, callbacks=[BackupAndRestore(tmp_path)])
+
+
+@pytest.mark.parametrize("step", [2, 3, 7, 11])
+def test_steps_per_epoch_resumes_exactly(step: int, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"epochs": 5, "steps_per_epoch": 3, "verbose": 0}
+    straight = make().fit(
+        data().repeat(), callbacks=[BackupAndRestore(tmp_path / "straight")], **options
+    )
+    with pytest.raises(Preempted):
+        make().fit(data().repeat(), callbacks=[StopAt(step), BackupAndRestore(tmp_path)], **options)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    resumed = make().fit(data().repeat(), callbacks=[BackupAndRestore(tmp_path)], **options)
+    assert resumed.history == straight.history
+
+
+def test_class_weight_and_mapped_batches_resume_exactly(tmp_path: Path) -> None:
+    def labels() -> Any:
+        dataset = make_dataset((X, (Y[:, 0] > 0).astype("int64")), 4, shuffle=True, seed=1)
+        return dataset.map(lambda x, y: (x * 2, y)).prefetch(2)
+
+    options: dict[str, Any] = {"epochs": 3, "class_weight": {0: 1.0, 1: 3.0}, "verbose": 0}
+    straight = make().fit(labels(), callbacks=[BackupAndRestore(tmp_path / "s")], **options)
+    with pytest.raises(Preempted):
+        make().fit(labels(), callbacks=[StopAt(7), BackupAndRestore(tmp_path)], **options)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    resumed = make().fit(labels(), callbacks=[BackupAndRestore(tmp_path)], **options)
+    assert resumed.history == straight.history
+    assert len(resumed.history["loss"]) == 3
+
+
+def test_two_of_them_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="two BackupAndRestore"):
+        make().fit(
+            data(),
+            verbose=0,
+            callbacks=[BackupAndRestore(tmp_path / "a"), BackupAndRestore(tmp_path / "b")],
+        )
+
+
+def test_harmless_in_evaluate_and_predict(tmp_path: Path) -> None:
+    model = make()
+    backup = BackupAndRestore(tmp_path)
+    model.evaluate(data(), verbose=0, callbacks=[backup])
+    model.predict(X, verbose=0, callbacks=[backup])
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_callback_list_of_the_users_own(tmp_path: Path) -> None:
+    class Mine(keras.callbacks.CallbackList):
+        pass
+
+    model = make()
+    mine = Mine(
+        [BackupAndRestore(tmp_path)], add_history=True, model=model, epochs=2, steps=5, verbose=0
+    )
+    model.fit(data(), epochs=2, verbose=0, callbacks=mine)
+    assert isinstance(mine, Mine)
+    assert steps(tmp_path)[-1] == 10
+
+
+def test_what_the_checkpoint_says_is_json_and_orbax(tmp_path: Path) -> None:
+    make().fit(data(), epochs=1, verbose=0, callbacks=[BackupAndRestore(tmp_path)])
+    import orbax.checkpoint as ocp
+
+    tree = ocp.PyTreeCheckpointer().restore(tmp_path / "checkpoints" / "5" / "arrays")
+    assert {"model", "optimizer", "metrics", "callbacks"} <= set(tree)
+    training = json.loads((tmp_path / "checkpoints" / "5" / "training" / "metadata").read_text())
+    assert training["position"] == {
+        "step": 5, "epoch": 1, "batch": 0, "train_done": False, "stop": False,
+    }  # fmt: skip
+
+
+def test_progress_bar_continues(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Preempted):
+        make().fit(data(), epochs=1, verbose=1, callbacks=[StopAt(3), BackupAndRestore(tmp_path)])
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    capsys.readouterr()
+    make().fit(data(), epochs=1, verbose=1, callbacks=[BackupAndRestore(tmp_path)])
+    out = capsys.readouterr().out
+    assert "4/5" in out
+    assert "1/5" not in out
+
+
+def test_an_unfinished_tf_dataset_pass_is_not_needed(tmp_path: Path) -> None:
+    """A plain tf.data.Dataset is resumed at the beginning of an epoch."""
+    plain = tf.data.Dataset.from_tensor_slices((X, Y)).batch(4)
+    make().fit(plain, epochs=2, verbose=0, callbacks=[BackupAndRestore(tmp_path)])
+    assert steps(tmp_path) == [0, 5, 10]

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from distrib.callbacks import CSVLogger
+from driving import POSITIONS, Position, drive, drive_through_kills, later_than
+
+from distrib.errors import ConfigurationError
+
+
+def keras_file(path: Path, **arguments: Any) -> bytes:
+    drive([keras.callbacks.CSVLogger(str(path), **arguments)])
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("snapshot_at", POSITIONS)
+@pytest.mark.parametrize("append", [False, True])
+def test_rows_are_complete_and_single_after_a_kill_anywhere(
+    tmp_path: Path, snapshot_at: Position, append: bool
+) -> None:
+    for kill_at in later_than(snapshot_at):
+        path = tmp_path / f"{kill_at}.csv"
+        reference = tmp_path / f"{kill_at}-keras.csv"
+        for each in (path, reference):
+            each.write_bytes(b"epoch,loss\r\n7,0.5\r\n")
+        wanted = keras_file(reference, append=append)
+        drive_through_kills(lambda p=path: CSVLogger(p, append=append), snapshot_at, kill_at)
+        assert path.read_bytes() == wanted
+        assert (b"7,0.5" in wanted) == append
+
+
+def test_many_kills_in_a_row(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    snapshot = None
+    for at, killed in pairwise(POSITIONS):
+        snapshot = drive([CSVLogger(path)], resume=snapshot, snapshot_at=at, kill_at=killed) or (
+            snapshot
+        )
+    drive([CSVLogger(path)], resume=snapshot)
+    assert path.read_bytes() == keras_file(tmp_path / "keras.csv")
+
+
+def test_lost_rows_come_back(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    snapshot = drive([CSVLogger(path)], snapshot_at=(2, 0), kill_at=(2, 0))
+    path.unlink()
+    drive([CSVLogger(path)], resume=snapshot)
+    assert path.read_bytes() == keras_file(tmp_path / "keras.csv")
+
+
+def test_row_is_on_disk_when_the_epoch_ends(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    logger = CSVLogger(path)
+    logger.on_train_begin()
+    logger.on_epoch_begin(0)
+    logger.on_epoch_end(0, {"loss": 1.5})
+    assert path.read_text().splitlines() == ["epoch,loss,val_loss", "0,1.5,NA"]
+
+
+def test_second_fit_starts_anew(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    logger = CSVLogger(path)
+    snapshot = drive([logger], snapshot_at=(2, 0))
+    drive([logger], resume=snapshot)
+    drive([logger])
+    assert path.read_bytes() == keras_file(tmp_path / "keras.csv")
+
+
+def test_values_and_separator_are_written_as_by_keras(tmp_path: Path) -> None:
+    logs = {"loss": np.float32(0.1), "b": np.array([1, 2]), "c": np.array(3.0), "d": "text;"}
+    files = []
+    for kind in (keras.callbacks.CSVLogger, CSVLogger):
+        path = tmp_path / f"{kind.__module__}.csv"
+        logger = kind(str(path), separator=";")
+        logger.on_train_begin()
+        logger.on_epoch_begin(0)
+        logger.on_epoch_end(0, logs)
+        logger.on_epoch_end(1, {"loss": 1.0})
+        logger.on_train_end()
+        files.append(path.read_bytes())
+    assert files[0] == files[1]
+
+
+def test_folder_is_made(tmp_path: Path) -> None:
+    drive([CSVLogger(tmp_path / "new" / "log.csv")])
+    assert (tmp_path / "new" / "log.csv").exists()
+
+
+def test_remote_path_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"`filename='s3://b/log.csv'`"):
+        CSVLogger("s3://b/log.csv")
+
+
+@pytest.mark.usefixtures("not_chief")
+def test_only_the_chief_touches_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("old")
+    drive_through_kills(lambda: CSVLogger(path), (1, 1), (2, 0))
+    assert path.read_text() == "old"

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from distrib.callbacks import ModelCheckpoint
+from driving import (
+    POSITIONS,
+    STEPS,
+    Position,
+    drive,
+    drive_through_kills,
+    later_than,
+    make_data,
+    make_model,
+)
+
+from distrib.errors import ConfigurationError
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("save_freq", ["epoch", 3])
+@pytest.mark.parametrize("snapshot_at", POSITIONS)
+def test_same_files_after_a_kill_anywhere(
+    tmp_path: Path, snapshot_at: Position, save_freq: Any
+) -> None:
+    def make(folder: str, kind: Any = ModelCheckpoint) -> Any:
+        name = "{epoch}.weights.h5" if save_freq == "epoch" else "{epoch}-{batch}.weights.h5"
+        return kind(str(tmp_path / folder / name), save_weights_only=True, save_freq=save_freq)
+
+    whole = make("whole", keras.callbacks.ModelCheckpoint)
+    drive([whole])
+    kill_at = later_than(snapshot_at)[-1]
+    ours = drive_through_kills(lambda: make("ours"), snapshot_at, kill_at)
+    assert names(tmp_path / "ours") == names(tmp_path / "whole") != []
+    for name in ("best", "_batches_seen_since_last_saving", "_last_batch_seen"):
+        assert getattr(ours, name) == getattr(whole, name)
+
+
+@pytest.mark.parametrize("name", ["m.keras", "m.h5", "m.weights.h5"])
+def test_file_is_that_of_keras(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = []
+    for kind in (keras.callbacks.ModelCheckpoint, ModelCheckpoint):
+        path = tmp_path / name
+        path.unlink(missing_ok=True)
+        model = make_model()
+        saver = kind(
+            str(path),
+            save_weights_only="weights" in name,
+            save_best_only=True,
+            monitor="loss",
+            verbose=1,
+        )
+        model.fit(*make_data(), epochs=2, callbacks=[saver], verbose=0)
+        again = make_model()
+        again.set_weights([np.zeros_like(w) for w in again.get_weights()])
+        if "weights" in name:
+            again.load_weights(path)
+        else:
+            again = keras.models.load_model(path, compile=False)
+        for loaded, weight in zip(again.get_weights(), model.get_weights(), strict=True):
+            np.testing.assert_array_equal(loaded, weight)
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    assert "finished saving model to" in printed[0]
+
+
+def test_failure_while_writing_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.keras"
+    saver, model = ModelCheckpoint(path), make_model()
+    model.fit(*make_data(), callbacks=[saver], verbose=0)
+    before = path.read_bytes()
+
+    def save(target: str, **_: Any) -> None:
+        Path(target).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(model, "save", save)
+    with pytest.raises(OSError, match="No space left"):
+        model.fit(*make_data(), callbacks=[saver], verbose=0)
+    assert path.read_bytes() == before
+    assert names(tmp_path) == ["m.keras"]
+
+
+def test_what_killed_attempts_left_is_removed(tmp_path: Path) -> None:
+    left = tmp_path / f".tmp-{os.getpid()}-0123abcd-m.keras"
+    left.touch()
+    ModelCheckpoint(tmp_path / "m.keras").on_train_begin()
+    assert not left.exists()
+
+
+def test_best_by_batches_in_the_first_epoch(tmp_path: Path) -> None:
+    saver = ModelCheckpoint(tmp_path / "m.keras", monitor="loss", save_best_only=True, save_freq=1)
+    drive([saver])
+    assert saver.best == pytest.approx(1 / 6)
+
+
+def test_keras_fails_at_best_by_batches_in_the_first_epoch(tmp_path: Path) -> None:
+    """When Keras mends it, `ModelCheckpoint._save_model` needs no `_set_monitor_op` any more."""
+    saver = keras.callbacks.ModelCheckpoint(
+        str(tmp_path / "m.keras"), monitor="loss", save_best_only=True, save_freq=1
+    )
+    assert STEPS > 1
+    with pytest.raises(TypeError, match="'NoneType' object is not callable"):
+        drive([saver])
+
+
+def test_directory_is_refused_as_by_keras(tmp_path: Path) -> None:
+    path = tmp_path / "m.keras"
+    path.mkdir()
+    messages = []
+    for kind in (keras.callbacks.ModelCheckpoint, ModelCheckpoint):
+        with pytest.raises(IOError, match="existing directory") as caught:
+            drive([kind(str(path))])
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+
+
+def test_missing_placeholder_is_named_as_by_keras(tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match="Failed to format this callback filepath"):
+        drive([ModelCheckpoint(tmp_path / "{accuracy}.keras")])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"filepath": "m.txt"}, "must end in `.keras`"),
+        ({"filepath": "m.h5", "save_weights_only": True}, "must end in `.weights.h5`"),
+        ({"filepath": "m.keras", "save_freq": "step"}, "Unrecognized save_freq"),
+    ],
+)
+def test_bad_arguments_are_refused_as_by_keras(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ModelCheckpoint(**arguments)
+
+
+def test_remote_path_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="filepath"):
+        ModelCheckpoint("s3://bucket/m.keras")
+
+
+@pytest.mark.usefixtures("not_chief")
+def test_all_decide_and_the_chief_writes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saver = ModelCheckpoint(tmp_path / "m.keras", monitor="loss", save_best_only=True, verbose=1)
+    drive([saver])
+    assert saver.best == pytest.approx(1 / 6)
+    assert names(tmp_path) == []
+    assert capsys.readouterr().out == ""
