@@ -39,9 +39,9 @@ class CSVLogger(keras.callbacks.CSVLogger):
     Example:
     >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     >>> model.compile("sgd", "mse")
-    >>> log = CSVLogger("/tmp/log.csv")
+    >>> log = CSVLogger("log.csv")
     >>> history = model.fit(np.ones((8, 3)), np.ones(8), epochs=2, callbacks=[log], verbose=0)
-    >>> open("/tmp/log.csv").readline().strip()
+    >>> open("log.csv").readline().strip()
     'epoch,loss,val_loss'
     """
 

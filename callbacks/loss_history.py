@@ -51,7 +51,7 @@ class LossHistory(keras.callbacks.Callback):
     Example:
     >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     >>> model.compile("sgd", "mse")
-    >>> losses = LossHistory("/tmp/plots")
+    >>> losses = LossHistory("plots")
     >>> x, y = np.ones((8, 3)), np.ones(8)
     >>> history = model.fit(x, y, batch_size=2, epochs=3, callbacks=[losses], verbose=0)
     >>> len(losses.losses), len(losses.per_batch_losses)
@@ -183,7 +183,10 @@ class LossHistory(keras.callbacks.Callback):
             np.array(epoch_steps),
             {
                 label: end_losses[name]
-                for name, label in (("loss", "Training loss of the epoch"), ("val_loss", "Validation loss"))
+                for name, label in (
+                    ("loss", "Training loss of the epoch"),
+                    ("val_loss", "Validation loss"),
+                )
                 if not np.isnan(end_losses[name]).all()
             },
         )

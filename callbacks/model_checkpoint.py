@@ -43,9 +43,9 @@ class ModelCheckpoint(Resumable, ChiefSpeaks, keras.callbacks.ModelCheckpoint):
     Example:
     >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     >>> model.compile("sgd", "mse")
-    >>> best = ModelCheckpoint("/tmp/best.keras", monitor="loss", save_best_only=True)
+    >>> best = ModelCheckpoint("best.keras", monitor="loss", save_best_only=True)
     >>> history = model.fit(np.ones((8, 3)), np.ones(8), epochs=2, callbacks=[best], verbose=0)
-    >>> same = keras.models.load_model("/tmp/best.keras")
+    >>> same = keras.models.load_model("best.keras")
     """
 
     state_attributes = ("best", "_batches_seen_since_last_saving", "_last_batch_seen")

@@ -50,7 +50,7 @@ class TensorBoard(Resumable, keras.callbacks.TensorBoard):
     Example:
     >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     >>> model.compile("sgd", "mse")
-    >>> board = TensorBoard("/tmp/logs", update_freq="batch")
+    >>> board = TensorBoard("logs", update_freq="batch")
     >>> history = model.fit(np.ones((8, 3)), np.ones(8), epochs=2, callbacks=[board], verbose=0)
     """
 

@@ -50,7 +50,7 @@ class NoLoadableCheckpointError(DistribError):
     exit_code = EXIT_NO_LOADABLE_CHECKPOINT
 
 
-class Preempted(SystemExit):  # noqa: N818 - a request that was met, not an error
+class Preempted(SystemExit):
     """The process was asked to stop; the state is saved and the same command goes on from it.
 
     A `SystemExit`, so an unchanged script ends with exit code 75 and no traceback.

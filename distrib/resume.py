@@ -307,9 +307,7 @@ class Resume:
         say(f"asked to stop: {saved}. Run the same command again to go on.")
         raise Preempted
 
-    def _save(
-        self, wait: bool = False, before_validation: _BeforeValidation | None = None
-    ) -> None:
+    def _save(self, wait: bool = False, before_validation: _BeforeValidation | None = None) -> None:
         """Save the present state unless this step is saved already.
 
         Args:

@@ -275,10 +275,13 @@ class StreamSource:
         def one_pass(epoch: Any, first_step: Any) -> Any:
             dataset = self._dataset
             if order.shuffle:
+                # The seed of `tf.random.set_seed` takes part as well, and a resumed run would have
+                # another order if that had another value. It is set here for the graph that is
+                # being built, and not to 0, which TensorFlow would compare with our tensor.
+                tf.compat.v1.set_random_seed(1)
+                (seed,) = tf.unstack(order.key(epoch, 1))
                 dataset = dataset.shuffle(
-                    self.shuffle_buffer,
-                    seed=_fold(order.seed, epoch),
-                    reshuffle_each_iteration=False,
+                    self.shuffle_buffer, seed=seed, reshuffle_each_iteration=False
                 )
             dataset = dataset.batch(order.batch_size, drop_remainder=order.drop_remainder)
             if order.padded_tail != order.tail and not order.drop_remainder:
@@ -298,18 +301,6 @@ class StreamSource:
 
 def _row_spec(array: Any) -> Any:
     return tf.TensorSpec(array.shape[1:], array.dtype)
-
-
-def _fold(seed: int, epoch: Any) -> Any:
-    """Return a seed for `tf.data` made of ours and the epoch's number, in graph."""
-    # `tf.random.set_seed` would take part in the shuffle as well, and a resumed run would have
-    # another order than the first one if it were called with another value, or not at all. This
-    # sets the seed of the graph being built only. (Not to 0, which TensorFlow would then compare
-    # with our tensor.)
-    tf.compat.v1.set_random_seed(1)
-    return tf.random.stateless_uniform(
-        [], tf.stack([tf.constant(seed, tf.int64), epoch]), 0, tf.int64.max, tf.int64
-    )
 
 
 def _steps(passes: Any, order: Order) -> Any:

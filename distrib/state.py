@@ -168,9 +168,7 @@ class TrainingState:
         for slot in self._slots:
             if slot.group in copies:
                 for name, component in zip(slot.names, slot.components, strict=True):
-                    copies[slot.group][name] = buffers.copy(
-                        slot.group, name, component.numpy()
-                    )
+                    copies[slot.group][name] = buffers.copy(slot.group, name, component.numpy())
         return copies
 
     def restore(self, saved: Mapping[str, Any], arrays: ArrayGroups) -> None:
@@ -253,9 +251,7 @@ def _components(variable: Any, every_replica: bool) -> tuple[Any, ...]:
     return components if every_replica else components[:1]
 
 
-def _redistribute(
-    group: str, values: list[npt.NDArray[Any]], count: int
-) -> list[npt.NDArray[Any]]:
+def _redistribute(group: str, values: list[npt.NDArray[Any]], count: int) -> list[npt.NDArray[Any]]:
     """Turn one value a replica into values for another number of replicas."""
     if len(values) == count:
         return values

@@ -85,7 +85,7 @@ def main() -> None:
     chance = random.Random(args.seed)
     killed = Run(args.out / "killed")
     for _ in range(args.kills):
-        delay = chance.uniform(0.2, 4.0)
+        delay = chance.uniform(2.0, 9.0)
         print(f"    kill -9 after {delay:.1f} s of training", flush=True)
         if attempt(killed, delay):
             break
@@ -103,7 +103,9 @@ def main() -> None:
     equal = calm.weights == killed.weights and logs_equal
     print(f"\nweights equal bit for bit: {'yes' if calm.weights == killed.weights else 'NO'}")
     print(f"log.csv equal byte for byte: {'yes' if logs_equal else 'NO'}")
-    steps = sorted(int(p.name) for p in (killed.folder / "checkpoints").iterdir() if p.name.isdigit())
+    steps = sorted(
+        int(p.name) for p in (killed.folder / "checkpoints").iterdir() if p.name.isdigit()
+    )
     print(f"\nplot:       {killed.folder / 'plots' / 'loss.png'}")
     print(f"CSV:        {killed.folder / 'log.csv'}")
     print(f"checkpoint: {killed.folder / 'checkpoints' / str(steps[-1])}")

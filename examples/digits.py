@@ -76,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, default=Path("runs/digits"), help="output folder")
     parser.add_argument("--data", type=Path, help="MNIST-format .npz")
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--batch-size", type=int, default=64, help="global batch size")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--backend", choices=("auto", "local", "mirrored"), default="auto")
@@ -102,7 +102,7 @@ def main() -> None:
         epochs=args.epochs,
         callbacks=[
             BackupAndRestore(args.run, save_freq=10),
-            EarlyStopping(monitor="val_accuracy", patience=12, restore_best_weights=True),
+            EarlyStopping(monitor="val_accuracy", patience=10, restore_best_weights=True),
             ReduceLROnPlateau(monitor="val_loss", factor=0.5, patience=4),
             ModelCheckpoint(args.run / "best.keras", monitor="val_loss", save_best_only=True),
             CSVLogger(args.run / "log.csv", append=True),

@@ -42,9 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"distrib {distrib.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    checkpoints.add_commands(
-        commands.add_parser("checkpoints", help="look at a run's checkpoints")
-    )
+    checkpoints.add_commands(commands.add_parser("checkpoints", help="look at a run's checkpoints"))
     return parser
 
 

@@ -16,7 +16,6 @@ from distrib.checkpoint import arrays, manifest
 from distrib.checkpoint.directory import CheckpointDirectory, remove_folder
 from distrib.errors import CheckpointError
 
-
 _open: dict[Path, Saver] = {}
 
 

@@ -56,9 +56,7 @@ def undisturbed(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.mark.slow
-def test_every_moment(
-    arguments: list[str], undisturbed: dict[str, Any], tmp_path: Path
-) -> None:
+def test_every_moment(arguments: list[str], undisturbed: dict[str, Any], tmp_path: Path) -> None:
     def cell(number: int, kind: str) -> dict[str, Any]:
         return kill_and_finish(tmp_path / str(number), MOMENTS[kind], *arguments)
 

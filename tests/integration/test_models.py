@@ -24,7 +24,9 @@ def test_resumes_exactly(model: str, backend: str, order: int, tmp_path: Path) -
     arguments = ["--model", model, "--backend", backend, "--order", str(order)]
     calm, killed = both(
         partial(finish, tmp_path / "calm", *arguments),
-        partial(kill_and_finish, tmp_path / "killed", ["after_step:16", "validation:2"], *arguments),
+        partial(
+            kill_and_finish, tmp_path / "killed", ["after_step:16", "validation:2"], *arguments
+        ),
     )
     assert killed == calm
     _assert_trained(calm)

@@ -49,9 +49,7 @@ def test_devices_do_not_fit_local() -> None:
 
 
 @pytest.mark.parametrize("variable", ["HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE"])
-def test_one_of_many_processes_is_refused(
-    variable: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_of_many_processes_is_refused(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, "4")
     with pytest.raises(ConfigurationError, match=f"{variable}=4"):
         distrib.init()

@@ -46,6 +46,6 @@ def test_configuration_errors_are_value_errors() -> None:
 
 
 def test_importing_distrib_is_cheap() -> None:
-    heavy = "tensorflow keras jax orbax s3fs gcsfs matplotlib".split()
+    heavy = ["tensorflow", "keras", "jax", "orbax", "s3fs", "gcsfs", "matplotlib"]
     done = run(f"import sys, distrib; print([m for m in {heavy} if m in sys.modules])")
     assert done.stdout.strip() == "[]", done.stderr

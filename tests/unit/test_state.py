@@ -171,7 +171,10 @@ def test_custom_state_is_restored() -> None:
     state.check(description)
     state.restore(description, arrays)
     assert float(other.raw) == float(model.raw)
-    assert other.generator.normal((3,)).numpy().tolist() == model.generator.normal((3,)).numpy().tolist()
+    assert (
+        other.generator.normal((3,)).numpy().tolist()
+        == model.generator.normal((3,)).numpy().tolist()
+    )
 
 
 def test_variables_of_the_first_step_are_reported() -> None:

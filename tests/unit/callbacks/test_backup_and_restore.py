@@ -10,8 +10,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from distrib.callbacks import BackupAndRestore, EarlyStopping
 
+from distrib.callbacks import BackupAndRestore, EarlyStopping
 from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.data import make_dataset
 from distrib.errors import CheckpointMismatchError, ConfigurationError, Preempted

@@ -7,9 +7,9 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from distrib.callbacks import CSVLogger
 from driving import POSITIONS, Position, drive, drive_through_kills, later_than
 
+from distrib.callbacks import CSVLogger
 from distrib.errors import ConfigurationError
 
 

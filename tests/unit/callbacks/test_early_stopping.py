@@ -5,8 +5,9 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from distrib.callbacks import EarlyStopping
 from driving import make_model
+
+from distrib.callbacks import EarlyStopping
 
 LOSSES = [1.0, 0.5, 0.7, 0.6, 0.8, 0.9]
 

@@ -3,8 +3,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from distrib.callbacks import LambdaCallback
 from driving import EPOCHS, drive
+
+from distrib.callbacks import LambdaCallback
 
 
 def make(seen: list[int]) -> LambdaCallback:

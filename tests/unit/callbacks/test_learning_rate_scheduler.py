@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import pytest
-from distrib.callbacks import LearningRateScheduler
 from driving import EPOCHS, POSITIONS, Position, drive, later_than, make_model
+
+from distrib.callbacks import LearningRateScheduler
 
 
 @pytest.mark.parametrize("snapshot_at", POSITIONS)

@@ -5,14 +5,14 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from distrib.callbacks import LearningRateWarmup
 from driving import EPOCHS, POSITIONS, STEPS, Position, drive, later_than, make_data, make_model
 
+from distrib.callbacks import LearningRateWarmup
 from distrib.errors import ConfigurationError
 
 
 class Rates(keras.callbacks.Callback):
-    """Notes the rate that each batch is trained with."""
+    """Notes the rate that each batch is trained with; stands before what changes it again."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,10 +26,6 @@ class Rates(keras.callbacks.Callback):
 
     def set_state(self, state: dict[str, Any]) -> None:
         self.rates = list(state["rates"])
-
-
-class BeforeWarmup(Rates):
-    """Stands first in the list, so that it sees the rate before the warm-up changes it again."""
 
 
 def model_at(rate: float) -> keras.Model:

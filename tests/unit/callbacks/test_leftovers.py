@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 from distrib.callbacks.leftovers import remove_leftovers
-
 from distrib.store import replacing
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from distrib.callbacks import ModelCheckpoint
 from driving import (
     POSITIONS,
     STEPS,
@@ -20,6 +19,7 @@ from driving import (
     make_model,
 )
 
+from distrib.callbacks import ModelCheckpoint
 from distrib.errors import ConfigurationError
 
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import keras
 import pytest
-from distrib.callbacks import ProgbarLogger
 from driving import make_data, make_model
+
+from distrib.callbacks import ProgbarLogger
 
 
 class Clock:

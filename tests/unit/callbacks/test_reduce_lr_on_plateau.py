@@ -4,8 +4,9 @@ from typing import Any
 
 import keras
 import pytest
-from distrib.callbacks import ReduceLROnPlateau
 from driving import make_model
+
+from distrib.callbacks import ReduceLROnPlateau
 
 LOSSES = [1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.5]
 
@@ -23,7 +24,7 @@ def run(callback: Any, model: Any, losses: list[float], first: int = 0) -> list[
 def test_rates_are_those_of_an_uninterrupted_run(
     interrupted_after: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = {"patience": 2, "factor": 0.5, "cooldown": 1, "verbose": 1}
+    arguments = {"patience": 1, "factor": 0.5, "cooldown": 3, "verbose": 1}
     whole, model = keras.callbacks.ReduceLROnPlateau(**arguments), make_model()
     whole.set_model(model)
     whole.on_train_begin()

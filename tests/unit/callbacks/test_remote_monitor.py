@@ -5,8 +5,8 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from distrib.callbacks import RemoteMonitor
 
+from distrib.callbacks import RemoteMonitor
 from distrib.errors import ConfigurationError
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from distrib.callbacks import ModelCheckpoint, SwapEMAWeights
 from driving import make_data, make_model
+
+from distrib.callbacks import ModelCheckpoint, SwapEMAWeights
 
 
 def ema_model(kind: str = "plain") -> keras.Model:

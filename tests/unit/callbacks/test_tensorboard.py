@@ -8,7 +8,6 @@ from typing import Any
 import keras
 import pytest
 import tensorflow as tf
-from distrib.callbacks import TensorBoard
 from driving import (
     EPOCHS,
     POSITIONS,
@@ -22,14 +21,16 @@ from driving import (
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from distrib.callbacks import TensorBoard
 from distrib.errors import ConfigurationError
 
 Points = dict[str, list[tuple[int, float]]]
 
 
 def points(folder: Path) -> Points:
-    """All scalars as TensorBoard reads them: by `folder/tag`, step and value, sorted: attempts within the
-    same second have no order.
+    """All scalars as TensorBoard reads them: by `folder/tag`, step and value.
+
+    Sorted, because the files of attempts within the same second have no order.
 
     Of the model's summary, in which Keras numbers its objects, only the presence.
     """

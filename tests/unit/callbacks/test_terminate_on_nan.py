@@ -3,8 +3,9 @@ from __future__ import annotations
 import math
 
 import pytest
-from distrib.callbacks import TerminateOnNaN
 from driving import make_model
+
+from distrib.callbacks import TerminateOnNaN
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
