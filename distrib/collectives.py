@@ -1,7 +1,7 @@
-"""How processes agree: the collectives that every backend offers, and the ones of a single process.
+"""How processes agree: the collectives that every backend offers, and those of a single process.
 
-Values are numpy arrays or small picklable objects, never device tensors: these calls carry decisions
-and bookkeeping, not gradients. Every process of a job must make the same calls in the same order.
+Values are numpy arrays or small picklable objects, never device tensors: these calls carry
+decisions and bookkeeping, not gradients. Every process of a job must make the same calls in the same order.
 """
 
 from __future__ import annotations

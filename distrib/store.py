@@ -58,7 +58,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     The replacement is atomic and durable: whoever reads `path`, also after a crash at any moment,
     sees all of the old content or all of the new. When the block raises, `path` is untouched and
-    the temporary file is removed. The temporary name keeps `path`'s suffixes, which libraries go by.
+    the temporary file is removed. Its name keeps `path`'s suffixes, which libraries go by.
 
     Example:
     >>> with replacing(Path("best.keras")) as temporary:

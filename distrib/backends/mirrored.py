@@ -72,8 +72,8 @@ def _device_names(devices: int | None) -> Sequence[str]:
         count = len(gpus) if devices is None else devices
         if count > len(gpus):
             raise ConfigurationError(
-                f"`devices={devices}` asks for more GPUs than the {len(gpus)} that TensorFlow sees; "
-                "check CUDA_VISIBLE_DEVICES."
+                f"`devices={devices}` asks for more GPUs than the {len(gpus)} that TensorFlow "
+                "sees; check CUDA_VISIBLE_DEVICES."
             )
         return [f"GPU:{i}" for i in range(count)]
     count = devices or 1
@@ -93,8 +93,8 @@ def _divide_cpu(count: int) -> None:
         )
     except RuntimeError as error:
         raise ConfigurationError(
-            f"`devices={count}`: the CPU cannot be divided any more because TensorFlow has started; "
-            "call distrib.init() before anything else uses TensorFlow."
+            f"`devices={count}`: the CPU cannot be divided any more because TensorFlow has "
+            "started; call distrib.init() before anything else uses TensorFlow."
         ) from error
 
 

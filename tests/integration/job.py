@@ -2,8 +2,8 @@
 
     python job.py --run DIR [--backend mirrored] [--model NAME] [--kill POINT:NUMBER ...]
 
-`--kill` makes the process kill itself with SIGKILL at a named point, where a test from outside could
-only hope to hit. What counts in the end is written to `DIR/result.json`.
+`--kill` makes the process kill itself with SIGKILL at a named point, where a test from outside
+could only hope to hit. What counts in the end is written to `DIR/result.json`.
 """
 
 from __future__ import annotations

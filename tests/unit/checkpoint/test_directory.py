@@ -150,5 +150,5 @@ def test_unwritable_directory_for_a_user(tmp_path: Path) -> None:
 
 def test_a_file_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
-    with pytest.raises(ConfigurationError, match="cannot write to .*Not a directory"):
+    with pytest.raises(ConfigurationError, match=r"cannot write to .*Not a directory"):
         CheckpointDirectory(tmp_path / "run").lock()

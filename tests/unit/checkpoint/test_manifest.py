@@ -43,13 +43,11 @@ def test_every_flipped_byte_of_the_manifest_is_found(folder: Path) -> None:
         damaged = bytearray(sound)
         damaged[place] ^= 0x04
         path.write_bytes(damaged)
-        try:
-            found = manifest.read(folder)
-        except DamagedCheckpointError as error:
-            assert str(path) in str(error)
-        else:  # White space between the values may change: it means the same.
-            assert json.loads(damaged) == json.loads(sound)
-            assert found.step == 12
+        if json_or_none(damaged) == json.loads(sound):  # White space between values has changed.
+            assert manifest.read(folder).step == 12
+        else:
+            with pytest.raises(DamagedCheckpointError, match=str(path)):
+                manifest.read(folder)
 
 
 @pytest.mark.parametrize("name", ["arrays/d/data", "training"])
@@ -83,6 +81,13 @@ def test_a_newer_format_is_not_taken_for_damage(
     with pytest.raises(Exception, match="newer distrib") as raised:
         manifest.read(folder)
     assert not isinstance(raised.value, DamagedCheckpointError)
+
+
+def json_or_none(text: bytes | bytearray) -> object:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
 def _crc32c(data: bytes) -> int:

@@ -1,4 +1,5 @@
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,12 @@ from distrib.errors import CheckpointError
 
 def content(step: int) -> Content:
     return Content(step, 0, step, {"model": {"w": np.full(3, step, np.float32)}}, {"step": step})
+
+
+def wait_until_idle(saver: Saver) -> None:
+    """As the step loop does, which asks once a step."""
+    while not saver.idle:
+        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -69,9 +76,8 @@ def test_an_error_reaches_the_step_loop_and_costs_no_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(arrays, "write", fail)
         saver.save(content(2))
-        with pytest.raises(CheckpointError, match="step 2 .*No space left.*step 1 is intact"):
-            while saver.idle is False:
-                pass
+        with pytest.raises(CheckpointError, match=r"step 2 .*No space left.*step 1 is intact"):
+            wait_until_idle(saver)
     assert [path.name for path in directory.path.iterdir() if path.name[0] != "."] == ["1"]
     saver.save(content(2))
     saver.close()
