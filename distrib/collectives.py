@@ -1,7 +1,8 @@
 """How processes agree: the collectives that every backend offers, and those of a single process.
 
 Values are numpy arrays or small picklable objects, never device tensors: these calls carry
-decisions and bookkeeping, not gradients. Every process of a job must make the same calls in the same order.
+decisions and bookkeeping, not gradients. Every process of a job must make the same calls in the
+same order.
 """
 
 from __future__ import annotations

@@ -331,18 +331,17 @@ def make_source(
             )
         _refuse("num_parallel_reads", num_parallel_reads, "a tf.data.Dataset reads by itself")
         return StreamSource(source, shuffle_buffer)
-    _refuse("shuffle_buffer", shuffle_buffer, "only a tf.data.Dataset needs one; this source is "
-            "shuffled as a whole")  # fmt: skip
+    why = "only a tf.data.Dataset needs one, this source is shuffled as a whole"
+    _refuse("shuffle_buffer", shuffle_buffer, why)
     _refuse_batches(source)
-    is_structure = isinstance(source, tuple | Mapping)
-    if is_structure or is_in_memory(source) or is_stored(source):
+    nested = isinstance(source, tuple | Mapping)
+    if nested or is_in_memory(source) or is_stored(source):
         if map is not None:
             return ExampleSource(Rows(source), map, num_parallel_reads)
         if any(is_stored(leaf) for _, leaf in leaves(source)):
             return StoredArraySource(source, num_parallel_reads)
-        _refuse("num_parallel_reads", num_parallel_reads, "arrays in memory are not read")
-        return ArraySource(source)
-    if isinstance(source, list) and map is None:
+    # A list is an array, unless `map` is there to make examples of its items.
+    if nested or is_in_memory(source) or (isinstance(source, list) and map is None):
         _refuse("num_parallel_reads", num_parallel_reads, "arrays in memory are not read")
         return ArraySource(source)
     indexable = hasattr(source, "__len__") and hasattr(source, "__getitem__")

@@ -57,29 +57,31 @@ class Slot:
     Attributes:
         group: `"model"`, `"optimizer"`, `"metrics"` or `"other"`.
         path: Its name, unique within the group.
-        components: The `tf.Variable` of each replica, or only the first one's.
+        replicas: The `tf.Variable` of each replica.
+        same: Whether all replicas hold the same value, of which one copy is kept.
     """
 
     group: str
     path: str
-    components: tuple[Any, ...]
+    replicas: tuple[Any, ...]
+    same: bool
 
     @property
-    def names(self) -> list[str]:
-        """Name of each component's array in the checkpoint."""
-        if len(self.components) == 1:
-            return [self.path]
-        return [f"{self.path}@{replica}" for replica in range(len(self.components))]
+    def kept(self) -> dict[str, Any]:
+        """The `tf.Variable`s whose values are kept, by the names of their arrays."""
+        if self.same or len(self.replicas) == 1:
+            return {self.path: self.replicas[0]}
+        return {f"{self.path}@{number}": replica for number, replica in enumerate(self.replicas)}
 
     def describe(self) -> dict[str, Any]:
         """Return what the checkpoint says of the variable, JSON-able."""
-        first = self.components[0]
+        first = self.replicas[0]
         return {
             "group": self.group,
             "path": self.path,
             "shape": [int(size) for size in first.shape],
             "dtype": first.dtype.name,
-            "names": self.names,
+            "names": list(self.kept),
         }
 
 
@@ -143,9 +145,9 @@ class TrainingState:
         Raises:
             ConfigurationError: Names the first such variable.
         """
-        known = {id(component) for slot in self._slots for component in slot.components}
+        known = {id(slot.replicas[0]) for slot in self._slots}
         for slot in _collect(self._model, self._metrics):
-            if id(slot.components[0]) not in known:
+            if id(slot.replicas[0]) not in known:
                 raise ConfigurationError(
                     f"The variable {slot.path!r} ({slot.group}) was created by the first train "
                     "step, so a checkpoint could not be restored into it. Create it before `fit`: "
@@ -167,8 +169,8 @@ class TrainingState:
         copies: dict[str, dict[str, npt.NDArray[Any]]] = {group: {} for group in groups}
         for slot in self._slots:
             if slot.group in copies:
-                for name, component in zip(slot.names, slot.components, strict=True):
-                    copies[slot.group][name] = buffers.copy(slot.group, name, component.numpy())
+                for name, variable in slot.kept.items():
+                    copies[slot.group][name] = buffers.copy(slot.group, name, variable.numpy())
         return copies
 
     def restore(self, saved: Mapping[str, Any], arrays: ArrayGroups) -> None:
@@ -181,9 +183,9 @@ class TrainingState:
         for slot, entry in zip(self._slots, saved["variables"], strict=True):
             group = arrays.get(entry["group"], {})
             values = [group[name] for name in entry["names"]]
-            values = _redistribute(slot.group, values, len(slot.components))
-            for component, value in zip(slot.components, values, strict=True):
-                component.assign(value)
+            values = _redistribute(slot.group, values, len(slot.replicas))
+            for replica, value in zip(slot.replicas, values, strict=True):
+                replica.assign(value)
 
 
 def random_state() -> dict[str, Any]:
@@ -194,15 +196,15 @@ def random_state() -> dict[str, Any]:
     }
     generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
     if generator is not None:
-        state[_GLOBAL_SEED] = _components(generator.state, every_replica=False)[0].numpy()
+        state[_GLOBAL_SEED] = _replicas(generator.state)[0].numpy()
     return state
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
     """Continue the random generators from what `random_state` returned."""
     if _GLOBAL_SEED in state:
-        for component in _components(global_seed_generator().state, every_replica=True):
-            component.assign(state[_GLOBAL_SEED])
+        for replica in _replicas(global_seed_generator().state):
+            replica.assign(state[_GLOBAL_SEED])
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
 
@@ -213,25 +215,25 @@ def _collect(model: Any, metrics: bool) -> list[Slot]:
     slots: list[Slot] = []
     names: dict[tuple[str, str], int] = {}
 
-    def add(group: str, variable: Any, every_replica: bool) -> None:
-        components = _components(variable, every_replica)
-        if id(components[0]) in seen or components[0].dtype == tf.string:
+    def add(group: str, variable: Any, same: bool = False) -> None:
+        replicas = _replicas(variable)
+        if id(replicas[0]) in seen or replicas[0].dtype == tf.string:
             return
-        seen.update(id(component) for component in components)
-        path = variable.path if isinstance(variable, keras.Variable) else components[0].name
+        seen.update(id(replica) for replica in replicas)
+        path = variable.path if isinstance(variable, keras.Variable) else replicas[0].name
         path = path.removesuffix(":0")
         count = names[group, path] = names.get((group, path), 0) + 1
-        slots.append(Slot(group, path if count == 1 else f"{path}~{count}", components))
+        slots.append(Slot(group, path if count == 1 else f"{path}~{count}", replicas, same))
 
     trainable = {id(variable) for variable in model.trainable_variables}
     for variable in model.variables:
-        add(MODEL, variable, every_replica=id(variable) not in trainable)
+        add(MODEL, variable, same=id(variable) in trainable)
     for variable in model.optimizer.variables if model.optimizer is not None else ():
-        add(OPTIMIZER, variable, every_replica=False)
+        add(OPTIMIZER, variable, same=True)
     for variable in model.metrics_variables:
-        add(METRICS, variable, every_replica=True)
+        add(METRICS, variable)
     for variable in _held(model):
-        add(OTHER, variable, every_replica=True)
+        add(OTHER, variable)
     return slots if metrics else [slot for slot in slots if slot.group != METRICS]
 
 
@@ -244,11 +246,10 @@ def _held(model: Any) -> Iterator[Any]:
             yield held
 
 
-def _components(variable: Any, every_replica: bool) -> tuple[Any, ...]:
+def _replicas(variable: Any) -> tuple[Any, ...]:
     """The plain `tf.Variable`s behind a Keras or distributed variable."""
     value = variable.value if isinstance(variable, keras.Variable) else variable
-    components = tuple(getattr(value, "values", (value,)))
-    return components if every_replica else components[:1]
+    return tuple(getattr(value, "values", (value,)))
 
 
 def _redistribute(group: str, values: list[npt.NDArray[Any]], count: int) -> list[npt.NDArray[Any]]:
@@ -258,7 +259,7 @@ def _redistribute(group: str, values: list[npt.NDArray[Any]], count: int) -> lis
     if group == METRICS:
         total = np.sum(values, axis=0, dtype=values[0].dtype)
         return [total] + [np.zeros_like(total)] * (count - 1)
-    if np.issubdtype(values[0].dtype, np.integer) or values[0].dtype == bool:
+    if len(values) == 1 or values[0].dtype.kind in "iub":
         return [values[0]] * count
     mean = np.mean([value.astype(np.float64) for value in values], axis=0)
     return [mean.astype(values[0].dtype)] * count

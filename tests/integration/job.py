@@ -67,7 +67,8 @@ class Killer(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         step = self.epoch * self.params["steps"] + batch + 1
-        self.at("after_step", step)
+        if self.point == "after_step" and step >= self.number:
+            die()
         if self.point == "signal" and step == self.number:
             os.kill(os.getpid(), signal.SIGTERM)
         if self.point == "interrupt" and step == self.number:

@@ -101,12 +101,12 @@ class TwoOptimizers(keras.Model):
         return self.compute_metrics(x, y, prediction)
 
 
-class F1(keras.metrics.Metric):
+class Hits(keras.metrics.Metric):
     """A custom metric with state of its own."""
 
     def __init__(self) -> None:
         super().__init__(name="hits")
-        self.hits = self.add_weight(shape=(3,), name="hits")
+        self.hits = self.add_weight(shape=(3,), initializer="zeros", name="hits")
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         hit = tf.one_hot(tf.argmax(y_pred, -1), 3) * tf.one_hot(tf.cast(y_true, tf.int32), 3)
@@ -127,7 +127,7 @@ def two_ways() -> keras.Model:
     model.compile(
         optimizer=keras.optimizers.RMSprop(1e-2),
         loss={"kind": "sparse_categorical_crossentropy", "size": "mse"},
-        metrics={"kind": ["accuracy", F1()], "size": ["mae"]},
+        metrics={"kind": ["accuracy", Hits()], "size": ["mae"]},
     )
     return model
 
