@@ -53,6 +53,11 @@ class Order:
         return full + (1 if tail and not self.drop_remainder else 0)
 
     @property
+    def full_batches(self) -> int:
+        """Batches of an epoch that hold exactly `batch_size` examples."""
+        return self.num_examples // self.batch_size
+
+    @property
     def static_batch_size(self) -> int | None:
         """The batch dimension where all batches have the same, else `None`."""
         return self.batch_size if self.drop_remainder else None
@@ -98,9 +103,26 @@ class Order:
             # Again from the first example of the batch, when its own are used up.
             period = tf.where(last, tf.constant(self.tail, tf.int64), self.batch_size)
             index = start + tf.range(size, dtype=tf.int64) % period
+        return self._permute(epoch, index)
+
+    def block(self, epoch: Any, first: Any, stop: Any) -> Any:
+        """Return the examples of several full batches at once, which costs hardly more than one.
+
+        Args:
+            epoch: Scalar int64 tensor.
+            first: Scalar int64 tensor, the first step.
+            stop: Scalar int64 tensor, the step after the last; at most `full_batches`.
+
+        Returns:
+            int64 tensor of shape `[stop - first, batch_size]`.
+        """
+        index = tf.range(first * self.batch_size, stop * self.batch_size, dtype=tf.int64)
+        return tf.reshape(self._permute(epoch, index), [-1, self.batch_size])
+
+    def _permute(self, epoch: Any, index: Any) -> Any:
         if not self.shuffle:
             return index
-        # A block cipher on the range of the indices, so that only those of this batch are computed.
+        # A block cipher on the range of the indices, so that only those given are computed.
         # `tf.random.experimental.index_shuffle` is the same with 4 rounds and the seed as its key.
         # In TensorFlow 2.21 that uses 8 bits of each number of the seed below 65,537 examples, so
         # that epoch 256 has the order of epoch 0 and seed 256 that of seed 0, and leaves batches of

@@ -34,6 +34,11 @@ if TYPE_CHECKING:
     from distrib.data import Order
 
 
+# Bounds of what is gathered at once; the second one also bounds the memory that is held.
+_BLOCK_BATCHES = 64
+_BLOCK_BYTES = 1 << 20
+
+
 class Source(Protocol):
     """Examples, as many as `num_examples`, of which each has the structure `element_spec`."""
 
@@ -66,15 +71,36 @@ class ArraySource:
         self.element_spec = tf.nest.map_structure(_row_spec, self._tensors)
 
     def batches(self, passes: Any, order: Order) -> Any:
-        """Return the batches; see `Source`."""
+        """Return the batches; see `Source`.
 
-        def batch(epoch: Any, step: Any) -> Any:
-            index = order.indices(epoch, step)
+        A small batch is gathered faster than TensorFlow calls a function for it, so full batches
+        are gathered by the block and handed out one by one.
+        """
+        steps = self._batches_of_a_block(order)
+
+        def gather(index: Any) -> Any:
             return tf.nest.map_structure(lambda tensor: tf.gather(tensor, index), self._tensors)
 
-        return _steps(passes, order).map(
-            batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
-        )
+        def one_pass(epoch: Any, first: Any) -> Any:
+            def block(step: Any) -> Any:
+                index = order.block(epoch, step, tf.minimum(step + steps, order.full_batches))
+                # All batches have the same shape to TensorFlow, whether there is a tail or not.
+                shape = [None, order.static_batch_size]
+                return gather(tf.compat.v1.placeholder_with_default(index, shape))
+
+            blocks = tf.data.Dataset.range(first, order.full_batches, steps)
+            full = blocks.map(block, tf.data.AUTOTUNE, deterministic=True).unbatch()
+            last = tf.data.Dataset.range(
+                tf.maximum(first, order.full_batches), order.num_batches
+            ).map(lambda step: gather(order.indices(epoch, step)))
+            return full if order.drop_remainder else full.concatenate(last)
+
+        return passes.flat_map(one_pass)
+
+    def _batches_of_a_block(self, order: Order) -> int:
+        specs = tf.nest.flatten(self.element_spec)
+        example = sum(max(spec.shape.num_elements(), 1) * spec.dtype.size for spec in specs)
+        return max(1, min(_BLOCK_BATCHES, _BLOCK_BYTES // (example * order.batch_size)))
 
 
 class _ReadSource:

@@ -1,4 +1,4 @@
-"""Every kind of Keras model resumes exactly: killed in the middle of an epoch, and at its end."""
+"""Every kind of Keras model resumes exactly in the middle of an epoch."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ def test_resumes_exactly(model: str, backend: str, order: int, tmp_path: Path) -
     arguments = ["--model", model, "--backend", backend, "--order", str(order)]
     calm, killed = both(
         partial(finish, tmp_path / "calm", *arguments),
-        partial(
-            kill_and_finish, tmp_path / "killed", ["after_step:16", "validation:2"], *arguments
-        ),
+        partial(kill_and_finish, tmp_path / "killed", ["after_step:27"], *arguments),
     )
     assert killed == calm
     _assert_trained(calm)
