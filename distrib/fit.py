@@ -43,6 +43,7 @@ class FitCall:
         initial_epoch: As given.
         epochs: As given.
         steps_per_epoch: As given.
+        iterator: Keras's `EpochIterator` over the training data.
         code: Of the running `fit`.
     """
 
@@ -51,6 +52,7 @@ class FitCall:
     initial_epoch: int
     epochs: int
     steps_per_epoch: int | None
+    iterator: Any
     code: CodeType
 
     @property
@@ -64,6 +66,15 @@ class FitCall:
         if self.dataset is None:
             return self.steps_per_epoch
         return self.steps_per_epoch or self.dataset.num_batches
+
+    def drop_iterator(self) -> None:
+        """Make the next epoch begin a new pass over the data.
+
+        With `steps_per_epoch` Keras goes on with the iterator of the epoch before, which has run
+        out if that epoch was resumed, unless the data are endless.
+        """
+        if self.dataset is not None and not self.dataset.endless:
+            self.iterator._current_iterator = None
 
 
 def adopt(callback: keras.callbacks.Callback, resume: Resume) -> None:
@@ -216,6 +227,7 @@ def _fit_in_progress() -> FitCall | None:
                 initial_epoch=names["initial_epoch"],
                 epochs=names["epochs"],
                 steps_per_epoch=names["epoch_iterator"].steps_per_epoch,
+                iterator=names["epoch_iterator"],
                 code=frame.f_code,
             )
     return None

@@ -11,6 +11,7 @@ directory that cannot be written is found before any work is done.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,6 +43,15 @@ from distrib.state import (
 )
 
 _CALLBACKS = "callbacks"
+_FORGETFUL = {
+    "CSVLogger",
+    "EarlyStopping",
+    "LearningRateScheduler",
+    "ModelCheckpoint",
+    "ReduceLROnPlateau",
+    "SwapEMAWeights",
+    "TensorBoard",
+}
 
 
 @dataclass(frozen=True)
@@ -139,6 +149,7 @@ class Resume:
     def begin(self, callbacks: Sequence[Any]) -> None:
         """Restore the checkpoint that `prepare` found, or save the first one."""
         self._callbacks = callbacks
+        _warn_of_forgetful(callbacks)
         self._position = Position(epoch=self._call.initial_epoch)
         self._buffers = HostBuffers()
         self._last_save_time = time.monotonic()
@@ -157,8 +168,8 @@ class Resume:
     def _resume(self, checkpoint: _Checkpoint) -> None:
         self._position = position = Position(**checkpoint.training["position"])
         self._last_saved_step = position.step
-        self.batch_logs = checkpoint.training["batch_logs"]
-        self.epoch_logs = checkpoint.training["epoch_logs"]
+        logs = tree.join(checkpoint.training["logs"], checkpoint.arrays.get(_CALLBACKS, {}))
+        self.batch_logs, self.epoch_logs = logs["batch"], logs["epoch"]
         self._restore(checkpoint)
         epochs = self._call.epochs
         ended = position.stop and not position.train_done
@@ -211,6 +222,7 @@ class Resume:
 
     def epoch_began(self) -> None:
         """Undo what the callbacks' second `on_epoch_begin` of a resumed epoch has done."""
+        self._call.drop_iterator()
         checkpoint, self._checkpoint = self._checkpoint, None
         if checkpoint is not None and (self._position.batch or self._position.train_done):
             self._restore(checkpoint)
@@ -340,6 +352,10 @@ class Resume:
         kept.update(found)
         randomness, found = tree.split(random_state(), "random")
         kept.update(found)
+        logs, found = tree.split(
+            {"batch": pythonify_logs(self.batch_logs), "epoch": self.epoch_logs}, "logs"
+        )
+        kept.update(found)
         training = {
             "position": asdict(position),
             "state": self._state.describe(),
@@ -347,8 +363,7 @@ class Resume:
             "callbacks": callbacks,
             "history": history,
             "random": randomness,
-            "batch_logs": pythonify_logs(self.batch_logs),
-            "epoch_logs": self.epoch_logs,
+            "logs": logs,
             "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
         }
         return Content(
@@ -407,6 +422,18 @@ class _BeforeValidation:
 
     arrays: dict[str, dict[str, npt.NDArray[Any]]]
     callbacks: dict[str, dict[str, Any]]
+
+
+def _warn_of_forgetful(callbacks: Sequence[Any]) -> None:
+    """Name Keras's own callbacks in the list that have a twin here which survives a restart."""
+    for callback in callbacks:
+        kind = type(callback)
+        if kind.__module__.startswith("keras.") and kind.__name__ in _FORGETFUL:
+            warnings.warn(
+                f"keras.callbacks.{kind.__name__} forgets its state at a restart; import "
+                f"{kind.__name__} from distrib.callbacks to resume exactly.",
+                stacklevel=2,
+            )
 
 
 def _acts_in_validation(callback: Any) -> bool:

@@ -78,6 +78,12 @@ class StopAt(keras.callbacks.Callback):
                 os.kill(os.getpid(), self.how)
 
 
+def default_signals() -> None:
+    """What a new process would have."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.mark.parametrize(
     ("save_freq", "expected"),
     [
@@ -117,7 +123,6 @@ def test_first_and_last_state_are_always_saved(tmp_path: Path) -> None:
 def test_keep_last(tmp_path: Path) -> None:
     class Slow(keras.callbacks.Callback):
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            backup.model  # noqa: B018
             wait_for(lambda: steps(tmp_path)[-1] >= 5 * epoch)
 
     backup = BackupAndRestore(tmp_path, keep_last=2)
@@ -164,8 +169,7 @@ def interrupted_then_finished(tmp_path: Path, step: int, *, how: Any = signal.SI
             verbose=0,
             callbacks=[Recorder(), StopAt(step, how), BackupAndRestore(tmp_path)],
         )
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.default_int_handler)
+    default_signals()
     recorder = Recorder()
     make(seed=99).fit(data(), epochs=3, verbose=0, callbacks=[recorder, BackupAndRestore(tmp_path)])
     return recorder
@@ -223,8 +227,7 @@ def test_a_stop_asked_for_in_the_step_of_the_signal_survives(tmp_path: Path) -> 
         make().fit(
             data(), epochs=3, verbose=0, callbacks=[*stop_and_signal, BackupAndRestore(tmp_path)]
         )
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    default_signals()
     recorder = Recorder()
     model = make()
     history = model.fit(
@@ -262,7 +265,7 @@ def test_a_fit_that_raised_can_be_repeated(tmp_path: Path) -> None:
         make().fit(data(), epochs=2, verbose=0, callbacks=[BackupAndRestore(tmp_path), Bug()])
     history = make().fit(data(), epochs=2, verbose=0, callbacks=[BackupAndRestore(tmp_path)])
     assert history.epoch == [0, 1]
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    default_signals()
 
 
 def test_changed_data_is_refused_by_name(tmp_path: Path) -> None:
@@ -293,8 +296,7 @@ def test_plain_arrays_resume_at_epochs(tmp_path: Path) -> None:
             X, Y, batch_size=4, epochs=3, verbose=0,
             callbacks=[StopAt(12), BackupAndRestore(tmp_path)],
         )  # fmt: skip
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    default_signals()
     assert steps(tmp_path)[-1] == 10
     recorder = Recorder()
     history = make().fit(
@@ -324,10 +326,62 @@ def test_steps_per_epoch_resumes_exactly(step: int, tmp_path: Path) -> None:
     )
     with pytest.raises(Preempted):
         make().fit(data().repeat(), callbacks=[StopAt(step), BackupAndRestore(tmp_path)], **options)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    default_signals()
     resumed = make().fit(data().repeat(), callbacks=[BackupAndRestore(tmp_path)], **options)
     assert resumed.history == straight.history
+
+
+@pytest.mark.parametrize("step", [3, 5, 7])
+def test_steps_per_epoch_of_the_whole_dataset_resumes_exactly(step: int, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"epochs": 3, "steps_per_epoch": 5, "verbose": 0}
+    straight = make().fit(data(), callbacks=[BackupAndRestore(tmp_path / "straight")], **options)
+    with pytest.raises(Preempted):
+        make().fit(data(), callbacks=[StopAt(step), BackupAndRestore(tmp_path)], **options)
+    default_signals()
+    resumed = make().fit(data(), callbacks=[BackupAndRestore(tmp_path)], **options)
+    assert resumed.history == straight.history
+    assert resumed.epoch == [0, 1, 2]
+
+
+class PerFeature(keras.metrics.Metric):
+    """A metric whose result is not a number but an array."""
+
+    def __init__(self) -> None:
+        super().__init__(name="sums")
+        self.sums = self.add_weight(shape=(2,), initializer="zeros", name="sums")
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        self.sums.assign_add(tf.reduce_sum(tf.concat([y_true, y_pred], 1), axis=0))
+
+    def result(self) -> Any:
+        return tf.identity(self.sums)
+
+
+def test_metrics_that_are_arrays(tmp_path: Path) -> None:
+    def model() -> keras.Model:
+        made = make()
+        made.compile("adam", "mse", metrics=[PerFeature()])
+        return made
+
+    options: dict[str, Any] = {"epochs": 2, "validation_data": data(), "verbose": 0}
+    straight = model().fit(data(), callbacks=[BackupAndRestore(tmp_path / "straight")], **options)
+    with pytest.raises(Preempted):
+        model().fit(data(), callbacks=[StopAt(5), BackupAndRestore(tmp_path)], **options)
+    default_signals()
+    resumed = model().fit(data(), callbacks=[BackupAndRestore(tmp_path)], **options)
+    assert resumed.history.keys() == straight.history.keys()
+    for name, values in straight.history.items():
+        np.testing.assert_array_equal(resumed.history[name], values)
+    assert np.shape(straight.history["sums"]) == (2, 2)
+
+
+def test_keras_callbacks_that_forget_are_named(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"keras\.callbacks\.EarlyStopping forgets its state"):
+        make().fit(
+            data(),
+            verbose=0,
+            callbacks=[keras.callbacks.EarlyStopping("loss"), BackupAndRestore(tmp_path)],
+        )
 
 
 def test_class_weight_and_mapped_batches_resume_exactly(tmp_path: Path) -> None:
@@ -339,8 +393,7 @@ def test_class_weight_and_mapped_batches_resume_exactly(tmp_path: Path) -> None:
     straight = make().fit(labels(), callbacks=[BackupAndRestore(tmp_path / "s")], **options)
     with pytest.raises(Preempted):
         make().fit(labels(), callbacks=[StopAt(7), BackupAndRestore(tmp_path)], **options)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    default_signals()
     resumed = make().fit(labels(), callbacks=[BackupAndRestore(tmp_path)], **options)
     assert resumed.history == straight.history
     assert len(resumed.history["loss"]) == 3
@@ -391,8 +444,7 @@ def test_what_the_checkpoint_says_is_json_and_orbax(tmp_path: Path) -> None:
 def test_progress_bar_continues(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Preempted):
         make().fit(data(), epochs=1, verbose=1, callbacks=[StopAt(3), BackupAndRestore(tmp_path)])
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    default_signals()
     capsys.readouterr()
     make().fit(data(), epochs=1, verbose=1, callbacks=[BackupAndRestore(tmp_path)])
     out = capsys.readouterr().out
