@@ -24,13 +24,14 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 from keras.src.backend.common import global_state
-from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_generator
+from keras.src.random.seed_generator import global_seed_generator
 
 from distrib.checkpoint.arrays import ArrayGroups
 from distrib.errors import CheckpointMismatchError, ConfigurationError
 
 MODEL, OPTIMIZER, METRICS, OTHER = "model", "optimizer", "metrics", "other"
 _GLOBAL_SEED = "keras_global_seed"
+_KERAS_SEED_ATTRIBUTE = "global_seed_generator"  # Keras 3.12 has no name for it.
 _SHOWN_DIFFERENCES = 5
 
 
@@ -194,7 +195,7 @@ def random_state() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": np.random.get_state(),
     }
-    generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+    generator = global_state.get_global_attribute(_KERAS_SEED_ATTRIBUTE)
     if generator is not None:
         state[_GLOBAL_SEED] = _replicas(generator.state)[0].numpy()
     return state
