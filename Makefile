@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Side by side on two cores, each worker taking over what the other has not begun.
+PYTEST_ARGS ?= -n 2 --dist worksteal
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := $(sort $(wildcard distrib/*.py distrib/*/*.py callbacks/*.py launch/*.py))
 

@@ -154,3 +154,8 @@ def _to_bytes(array: Array) -> Array:
     flat = np.empty(array.size, object)
     flat[:] = [encode(text) for text in array.astype(object).ravel()]
     return flat.reshape(array.shape)
+
+
+def row_spec(array: Any) -> Any:
+    """Return the `tf.TensorSpec` of one row of an array."""
+    return tf.TensorSpec(array.shape[1:], array.dtype)

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +47,3 @@ def kill_and_finish(run: Path, kills: list[str], *arguments: str) -> dict[str, A
         assert done.returncode == expected, f"{kill} did not strike:\n{done.stderr[-4000:]}"
         assert not (run / "result.json").exists()
     return finish(run, *arguments)
-
-
-def both(*calls: Any) -> list[Any]:
-    """Make calls side by side, as many as the machine has cores."""
-    with ThreadPoolExecutor(max(os.cpu_count() or 1, 1)) as pool:
-        return [future.result() for future in [pool.submit(call) for call in calls]]

@@ -8,12 +8,11 @@ every 3 steps.
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import both, finish, kill_and_finish
+from harness import finish, kill_and_finish
 
 MOMENTS = {
     "between steps": ["before_step:2", "after_step:7", "after_step:12", "before_step:33"],
@@ -56,13 +55,11 @@ def undisturbed(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.mark.slow
-def test_every_moment(arguments: list[str], undisturbed: dict[str, Any], tmp_path: Path) -> None:
-    def cell(number: int, kind: str) -> dict[str, Any]:
-        return kill_and_finish(tmp_path / str(number), MOMENTS[kind], *arguments)
-
-    results = both(*(partial(cell, number, kind) for number, kind in enumerate(MOMENTS)))
-    for kind, result in zip(MOMENTS, results, strict=True):
-        assert result == undisturbed, kind
+@pytest.mark.parametrize("kind", MOMENTS)
+def test_every_moment(
+    kind: str, arguments: list[str], undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    assert kill_and_finish(tmp_path / "run", MOMENTS[kind], *arguments) == undisturbed
 
 
 def test_kills_enough() -> None:

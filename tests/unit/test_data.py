@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from distrib.data import Order, leaves_a_replica_empty, make_dataset
+from distrib.data import make_dataset
 from distrib.errors import ConfigurationError
+from distrib.order import Order, leaves_a_replica_empty
 
 N = 23
 X = np.arange(N, dtype=np.float32)[:, None]

@@ -10,7 +10,8 @@ import tensorflow as tf
 from distrib.arrays import is_in_memory, is_stored
 from distrib.data import make_dataset
 from distrib.errors import ConfigurationError
-from distrib.sources import ArraySource, ExampleSource, StoredArraySource, StreamSource, make_source
+from distrib.readers import ExampleSource, StoredArraySource
+from distrib.sources import ArraySource, StreamSource, make_source
 
 N = 11
 
