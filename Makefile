@@ -22,6 +22,7 @@ setup: .venv/installed .venv/linked
 	$(PIP) install -c constraints.txt -U pip setuptools
 	rm -rf build
 	$(PIP) install -c constraints.txt --no-build-isolation -C editable_mode=strict -e '.[dev]'
+	echo '$(SOURCES)' > .venv/linked
 	touch $@
 
 # The strict editable install is a tree of links, one for each file: link again when the list changes.

@@ -125,7 +125,7 @@ class ResumableFit(keras.callbacks.CallbackList):
         if not self._resume.active:
             super().on_train_end(logs)
             return
-        super().on_train_end(logs or self._resume.epoch_logs)
+        super().on_train_end(logs or self._resume.logs.epoch)
         self._resume.end()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
@@ -142,7 +142,7 @@ class ResumableFit(keras.callbacks.CallbackList):
         """Number the batch from the epoch's real beginning."""
         if self._skip_training:
             self._train_function = self.model.train_function
-            self.model.train_function = lambda iterator: self._resume.batch_logs
+            self.model.train_function = lambda iterator: self._resume.logs.batch
             return
         super().on_train_batch_begin(batch + self._offset, logs)
 

@@ -1,4 +1,4 @@
-"""What is saved and when, and where a run continues.
+"""When a run is saved, and where it continues.
 
 `Resume` follows one `fit`: it knows the position (epoch, batch, step), decides when a checkpoint is
 due, and puts a restored one back. `fit.py` calls it at the right moments of Keras's loop.
@@ -12,37 +12,23 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import keras
-import numpy.typing as npt
-import tensorflow as tf
 from keras.src.utils.python_utils import pythonify_logs
 
-from distrib import tree
 from distrib.build import build, build_without_data
-from distrib.checkpoint import arrays as array_files
 from distrib.checkpoint.directory import CheckpointDirectory
-from distrib.checkpoint.saver import Content, Saver
+from distrib.checkpoint.saver import Saver
+from distrib.contents import BeforeValidation, Checkpoint, Logs, Position, RunContents
 from distrib.data import Dataset
-from distrib.errors import CheckpointMismatchError, ConfigurationError, Preempted
+from distrib.errors import ConfigurationError, Preempted
 from distrib.fit import FitCall
 from distrib.preemption import StopRequest
 from distrib.report import say
-from distrib.state import (
-    METRICS,
-    OTHER,
-    HostBuffers,
-    StatefulCallback,
-    TrainingState,
-    random_state,
-    set_random_state,
-)
 
-_CALLBACKS = "callbacks"
 _FORGETFUL = {
     "CSVLogger",
     "EarlyStopping",
@@ -69,25 +55,6 @@ class Schedule:
     seconds: float | None = None
 
 
-@dataclass
-class Position:
-    """Where a run stands, between two steps.
-
-    Attributes:
-        step: Batches trained since the run began.
-        epoch: Epoch in progress, or to begin.
-        batch: Batches of it that are done.
-        train_done: Whether it needs no more batches, only validation and its end.
-        stop: Whether a callback has asked to stop training.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    batch: int = 0
-    train_done: bool = False
-    stop: bool = False
-
-
 class Resume:
     """Saving and restoring of one `fit`.
 
@@ -108,8 +75,7 @@ class Resume:
         self._position = Position()
         self.stop = StopRequest()
         self.active = False
-        self.batch_logs: Mapping[str, Any] = {}
-        self.epoch_logs: dict[str, Any] | None = None
+        self.logs = Logs({}, None)
 
     @property
     def batch(self) -> int:
@@ -137,27 +103,25 @@ class Resume:
             build(model, call.dataset.element_spec)
         else:
             build_without_data(model)
-        self._state = TrainingState(model, metrics=call.dataset is not None)
+        self._contents = RunContents(model, self._describe_data())
         self._directory.lock()
         self._saver = Saver(self._directory, self._keep_last)
         self._directory.collect_leftovers()
-        self._checkpoint = self._directory.load_newest(_Checkpoint.load)
+        self._checkpoint = self._directory.load_newest(Checkpoint.load)
         if self._checkpoint is not None:
-            _check_data(self._checkpoint.training["data"], self._describe_data())
-            self._state.check(self._checkpoint.training["state"])
+            self._contents.check(self._checkpoint)
 
     def begin(self, callbacks: Sequence[Any]) -> None:
         """Restore the checkpoint that `prepare` found, or save the first one."""
-        self._callbacks = callbacks
+        self._contents.add_callbacks(callbacks)
         _warn_of_forgetful(callbacks)
         self._position = Position(epoch=self._call.initial_epoch)
-        self._buffers = HostBuffers()
         self._last_save_time = time.monotonic()
         self._last_saved_step = -1
         self._epoch_save_due = False
         self._checked_complete = False
         self._model._initial_epoch = None
-        self.batch_logs, self.epoch_logs = {}, None
+        self.logs = Logs({}, None)
         if self._checkpoint is None:
             self._save(wait=True)
         else:
@@ -165,12 +129,11 @@ class Resume:
         self.active = True
         self.stop.listen(within=self._call.code)
 
-    def _resume(self, checkpoint: _Checkpoint) -> None:
-        self._position = position = Position(**checkpoint.training["position"])
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        self._position = position = checkpoint.position
         self._last_saved_step = position.step
-        logs = tree.join(checkpoint.training["logs"], checkpoint.arrays.get(_CALLBACKS, {}))
-        self.batch_logs, self.epoch_logs = logs["batch"], logs["epoch"]
-        self._restore(checkpoint)
+        self.logs = checkpoint.logs
+        self._contents.restore(checkpoint)
         epochs = self._call.epochs
         ended = position.stop and not position.train_done
         # Keras's own BackupAndRestore tells `fit` by this attribute where to begin.
@@ -188,23 +151,6 @@ class Resume:
                 f"resuming from {checkpoint.path}: epoch {position.epoch + 1}/{epochs}, "
                 f"batch {position.batch}/{self._call.batches or '?'}."
             )
-
-    def _restore(self, checkpoint: _Checkpoint) -> None:
-        training, arrays = checkpoint.training, checkpoint.arrays
-        kept = arrays.get(_CALLBACKS, {})
-        self._state.restore(training["state"], arrays)
-        self._set_callback_states(training["callbacks"], kept)
-        history = tree.join(training["history"], kept)
-        self._model.history.history = history["history"]
-        self._model.history.epoch = history["epoch"]
-        set_random_state(tree.join(training["random"], kept))
-
-    def _set_callback_states(
-        self, states: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]
-    ) -> None:
-        for name, callback in self._stateful_callbacks():
-            if name in states:
-                callback.set_state(tree.join(states[name], arrays))
 
     # During training
 
@@ -225,7 +171,7 @@ class Resume:
         self._call.drop_iterator()
         checkpoint, self._checkpoint = self._checkpoint, None
         if checkpoint is not None and (self._position.batch or self._position.train_done):
-            self._restore(checkpoint)
+            self._contents.restore(checkpoint)
 
     def after_batch(self, batch: int, logs: Mapping[str, Any] | None) -> None:
         """Count the batches up to number `batch`, and save or leave if it is time."""
@@ -235,9 +181,9 @@ class Resume:
         position.batch = done
         position.stop = bool(self._model.stop_training)
         position.train_done = position.stop or done == batches
-        self.batch_logs = logs or {}
+        self.logs.batch = logs or {}
         if not self._checked_complete:
-            self._state.check_complete()
+            self._contents.check_complete()
             self._checked_complete = True
         if self.stop.requested:
             self._leave()
@@ -250,14 +196,7 @@ class Resume:
         if isinstance(self._call.validation_data, Dataset):
             self._call.validation_data.seek(self._position.epoch, 0)
         self._position.train_done = True
-        self._before_validation = _BeforeValidation(
-            self._state.snapshot(HostBuffers(), (METRICS, OTHER)),
-            {
-                name: callback.get_state()
-                for name, callback in self._stateful_callbacks()
-                if _acts_in_validation(callback)
-            },
-        )
+        self._before_validation = self._contents.before_validation()
 
     def after_validation(self) -> None:
         """Leave if the process was asked to stop; the validation will be done again."""
@@ -268,7 +207,7 @@ class Resume:
         """Step to the next epoch, and save or leave if it is time."""
         stop = bool(self._model.stop_training)
         self._position = Position(step=self._position.step, epoch=epoch + 1, stop=stop)
-        self.epoch_logs = pythonify_logs(logs)
+        self.logs.epoch = pythonify_logs(logs)
         self._epoch_save_due = self._schedule.epochs
         if stop or epoch + 1 >= self._call.epochs:
             self._save(wait=True)
@@ -307,7 +246,7 @@ class Resume:
             return True
         return self._epoch_save_due
 
-    def _leave(self, before_validation: _BeforeValidation | None = None) -> NoReturn:
+    def _leave(self, before_validation: BeforeValidation | None = None) -> NoReturn:
         if self._can_save_here:
             self._save(wait=True, before_validation=before_validation)
             saved = f"checkpoint {self._directory.step_path(self._last_saved_step)} is saved"
@@ -319,7 +258,7 @@ class Resume:
         say(f"asked to stop: {saved}. Run the same command again to go on.")
         raise Preempted
 
-    def _save(self, wait: bool = False, before_validation: _BeforeValidation | None = None) -> None:
+    def _save(self, wait: bool = False, before_validation: BeforeValidation | None = None) -> None:
         """Save the present state unless this step is saved already.
 
         Args:
@@ -328,61 +267,18 @@ class Resume:
         """
         if self._position.step != self._last_saved_step:
             self._saver.wait()  # It may still be reading the buffers.
-            self._saver.save(self._content(before_validation))
+            content = self._contents.capture(self._position, self.logs, before_validation)
+            self._saver.save(content)
             self._last_saved_step = self._position.step
             self._last_save_time = time.monotonic()
         self._epoch_save_due = False
         if wait:
             self._saver.wait()
 
-    def _content(self, before_validation: _BeforeValidation | None) -> Content:
-        position = self._position
-        arrays = self._state.snapshot(self._buffers)
-        states = {} if before_validation is None else before_validation.callbacks
-        if before_validation is not None:
-            arrays.update(before_validation.arrays)
-        callbacks, kept = {}, {}
-        for name, callback in self._stateful_callbacks():
-            state = states[name] if name in states else callback.get_state()
-            callbacks[name], found = tree.split(state, name)
-            kept.update(found)
-        history, found = tree.split(
-            {"history": self._model.history.history, "epoch": self._model.history.epoch}, "history"
-        )
-        kept.update(found)
-        randomness, found = tree.split(random_state(), "random")
-        kept.update(found)
-        logs, found = tree.split(
-            {"batch": pythonify_logs(self.batch_logs), "epoch": self.epoch_logs}, "logs"
-        )
-        kept.update(found)
-        training = {
-            "position": asdict(position),
-            "state": self._state.describe(),
-            "data": self._describe_data(),
-            "callbacks": callbacks,
-            "history": history,
-            "random": randomness,
-            "logs": logs,
-            "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
-        }
-        return Content(
-            position.step, position.epoch, position.batch, {**arrays, _CALLBACKS: kept}, training
-        )
-
     def _describe_data(self) -> dict[str, Any] | None:
         if self._call.dataset is None:
             return None
         return {**self._call.dataset.fingerprint(), "batches_per_epoch": self._call.batches}
-
-    def _stateful_callbacks(self) -> Iterator[tuple[str, StatefulCallback]]:
-        """All callbacks that have state, each with a name that the same list always gives it."""
-        count: dict[str, int] = {}
-        for callback in self._callbacks:
-            if isinstance(callback, StatefulCallback):
-                kind = type(callback).__name__
-                count[kind] = count.get(kind, 0) + 1
-                yield (kind if count[kind] == 1 else f"{kind}-{count[kind]}"), callback
 
     def _check_call(self) -> None:
         dataset, steps = self._call.dataset, self._call.steps_per_epoch
@@ -403,27 +299,6 @@ class Resume:
         )
 
 
-@dataclass(frozen=True)
-class _Checkpoint:
-    """A verified checkpoint in memory."""
-
-    path: Path
-    training: Mapping[str, Any]
-    arrays: array_files.ArrayGroups
-
-    @classmethod
-    def load(cls, path: Path) -> _Checkpoint:
-        return cls(path, array_files.read_training(path), array_files.read_arrays(path))
-
-
-@dataclass(frozen=True)
-class _BeforeValidation:
-    """What validation changes, as it was before."""
-
-    arrays: dict[str, dict[str, npt.NDArray[Any]]]
-    callbacks: dict[str, dict[str, Any]]
-
-
 def _warn_of_forgetful(callbacks: Sequence[Any]) -> None:
     """Name Keras's own callbacks in the list that have a twin here which survives a restart."""
     for callback in callbacks:
@@ -434,29 +309,3 @@ def _warn_of_forgetful(callbacks: Sequence[Any]) -> None:
                 f"{kind.__name__} from distrib.callbacks to resume exactly.",
                 stacklevel=2,
             )
-
-
-def _acts_in_validation(callback: Any) -> bool:
-    return any(
-        getattr(type(callback), hook, None) is not getattr(keras.callbacks.Callback, hook)
-        for hook in ("on_test_begin", "on_test_batch_begin", "on_test_batch_end", "on_test_end")
-    )
-
-
-def _check_data(saved: Mapping[str, Any] | None, here: Mapping[str, Any] | None) -> None:
-    """Refuse data other than those the checkpoint's position counts in."""
-    if saved == here:
-        return
-    if saved is None or here is None:
-        kind = {True: "data that is not a cluster.dataset", False: "a cluster.dataset"}
-        changed = f"  checkpoint has {kind[saved is None]}, this run has {kind[here is None]}"
-    else:
-        changed = "\n".join(
-            f"  {key}: checkpoint has {saved.get(key)}, this run has {here.get(key)}"
-            for key in sorted({*saved, *here})
-            if saved.get(key) != here.get(key)
-        )
-    raise CheckpointMismatchError(
-        f"The checkpoint was written by a run on other training data:\n{changed}\n"
-        "Nothing was changed. Pass the same data, or give this run its own `directory`."
-    )

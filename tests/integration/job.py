@@ -25,7 +25,7 @@ import models
 import numpy as np
 
 import distrib
-from distrib import resume
+from distrib import contents, state
 from distrib.callbacks import (
     BackupAndRestore,
     CSVLogger,
@@ -126,7 +126,6 @@ def during(call: Callable[..., Any], number: int) -> Callable[..., Any]:
 
 def arm(point: str, number: int) -> None:
     """Kill points inside distrib: the steps of a save and of a restore."""
-    state = resume.TrainingState
     if point == "save_arrays":  # somewhere while Orbax writes
         arrays.write = during(arrays.write, number)
     elif point == "save_uncommitted":  # all data there, no manifest
@@ -140,9 +139,9 @@ def arm(point: str, number: int) -> None:
     elif point == "restore_read":
         arrays.read_arrays = during(arrays.read_arrays, number)
     elif point == "restore_weights":  # variables restored, callbacks not
-        state.restore = after(state.restore, number)  # type: ignore[method-assign]
+        state.TrainingState.restore = after(state.TrainingState.restore, number)
     elif point == "restore_callbacks":
-        resume.Resume._restore = after(resume.Resume._restore, number)  # type: ignore[method-assign]
+        contents.RunContents.restore = after(contents.RunContents.restore, number)
 
 
 def digest(variables: Any) -> str:

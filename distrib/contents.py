@@ -1,0 +1,229 @@
+"""What a checkpoint of a run holds, and how a run becomes that again.
+
+Gathered from several owners, each of which knows its own part: the variables (`TrainingState`),
+every callback that has state, Keras's `History`, the random generators, the last `logs`, and a
+description of the training data, whose position means nothing on other data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy.typing as npt
+import tensorflow as tf
+from keras.src.utils.python_utils import pythonify_logs
+
+from distrib import tree
+from distrib.checkpoint import arrays as array_files
+from distrib.checkpoint.saver import Content
+from distrib.errors import CheckpointMismatchError
+from distrib.state import (
+    METRICS,
+    OTHER,
+    HostBuffers,
+    StatefulCallback,
+    TrainingState,
+    random_state,
+    set_random_state,
+)
+
+_CALLBACKS = "callbacks"
+
+
+@dataclass
+class Position:
+    """Where a run stands, between two steps.
+
+    Attributes:
+        step: Batches trained since the run began.
+        epoch: Epoch in progress, or to begin.
+        batch: Batches of it that are done.
+        train_done: Whether it needs no more batches, only validation and its end.
+        stop: Whether a callback has asked to stop training.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    train_done: bool = False
+    stop: bool = False
+
+
+@dataclass
+class Logs:
+    """What Keras reported last.
+
+    Attributes:
+        batch: After a train batch; values may be tensors.
+        epoch: After an epoch; `None` before the first has ended.
+    """
+
+    batch: Mapping[str, Any]
+    epoch: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint in memory."""
+
+    path: Path
+    training: Mapping[str, Any]
+    arrays: array_files.ArrayGroups
+
+    @classmethod
+    def load(cls, path: Path) -> Checkpoint:
+        """Read the checkpoint at `path`."""
+        return cls(path, array_files.read_training(path), array_files.read_arrays(path))
+
+    @property
+    def position(self) -> Position:
+        """Where the run stood."""
+        return Position(**self.training["position"])
+
+    @property
+    def logs(self) -> Logs:
+        """What Keras had reported."""
+        return Logs(**self.get("logs"))
+
+    def get(self, name: str) -> Any:
+        """Return one of the nested structures, with its arrays."""
+        return tree.join(self.training[name], self.arrays.get(_CALLBACKS, {}))
+
+
+@dataclass(frozen=True)
+class BeforeValidation:
+    """What validation changes, as it was before."""
+
+    arrays: dict[str, dict[str, npt.NDArray[Any]]]
+    callbacks: dict[str, dict[str, Any]]
+
+
+class RunContents:
+    """All parts of one `fit`.
+
+    Args:
+        model: Compiled, with all its variables.
+        data: Description of the training data; `None` if they cannot be resumed within an epoch.
+    """
+
+    def __init__(self, model: Any, data: Mapping[str, Any] | None) -> None:
+        self._model = model
+        self._data = data
+        self._state = TrainingState(model, metrics=data is not None)
+        self._buffers = HostBuffers()
+        self._callbacks: Sequence[Any] = ()
+
+    def add_callbacks(self, callbacks: Sequence[Any]) -> None:
+        """Make the callbacks of the `fit` part of it."""
+        self._callbacks = callbacks
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Compare a checkpoint with the model and the data at hand.
+
+        Raises:
+            CheckpointMismatchError: Names the first differences. Nothing was changed.
+        """
+        _check_data(checkpoint.training["data"], self._data)
+        self._state.check(checkpoint.training["state"])
+
+    def check_complete(self) -> None:
+        """Check after a step that it created no variables; see `TrainingState`."""
+        self._state.check_complete()
+
+    def before_validation(self) -> BeforeValidation:
+        """Copy what validation is about to change."""
+        return BeforeValidation(
+            self._state.snapshot(HostBuffers(), (METRICS, OTHER)),
+            {
+                name: callback.get_state()
+                for name, callback in self._stateful_callbacks()
+                if _acts_in_validation(callback)
+            },
+        )
+
+    def capture(self, position: Position, logs: Logs, before: BeforeValidation | None) -> Content:
+        """Return the present state, in memory that the next call will reuse.
+
+        Args:
+            position: Where the run stands.
+            logs: What Keras reported last.
+            before: Takes the place of what the validation in progress has changed.
+        """
+        arrays = self._state.snapshot(self._buffers)
+        states = {} if before is None else before.callbacks
+        if before is not None:
+            arrays.update(before.arrays)
+        kept: tree.Arrays = {}
+
+        def split(value: Any, name: str) -> Any:
+            encoded, found = tree.split(value, name)
+            kept.update(found)
+            return encoded
+
+        history = self._model.history
+        training = {
+            "position": asdict(position),
+            "state": self._state.describe(),
+            "data": self._data,
+            "callbacks": {
+                name: split(states[name] if name in states else callback.get_state(), name)
+                for name, callback in self._stateful_callbacks()
+            },
+            "history": split({"history": history.history, "epoch": history.epoch}, "history"),
+            "random": split(random_state(), "random"),
+            "logs": split({"batch": pythonify_logs(logs.batch), "epoch": logs.epoch}, "logs"),
+            "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
+        }
+        arrays[_CALLBACKS] = kept
+        return Content(position.step, position.epoch, position.batch, arrays, training)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Become what the checkpoint was taken of; `check` it first."""
+        self._state.restore(checkpoint.training["state"], checkpoint.arrays)
+        states = checkpoint.get("callbacks")
+        for name, callback in self._stateful_callbacks():
+            if name in states:
+                callback.set_state(states[name])
+        history = checkpoint.get("history")
+        self._model.history.history = history["history"]
+        self._model.history.epoch = history["epoch"]
+        set_random_state(checkpoint.get("random"))
+
+    def _stateful_callbacks(self) -> Iterator[tuple[str, StatefulCallback]]:
+        """All callbacks that have state, each with a name that the same list always gives it."""
+        count: dict[str, int] = {}
+        for callback in self._callbacks:
+            if isinstance(callback, StatefulCallback):
+                kind = type(callback).__name__
+                count[kind] = count.get(kind, 0) + 1
+                yield (kind if count[kind] == 1 else f"{kind}-{count[kind]}"), callback
+
+
+def _acts_in_validation(callback: Any) -> bool:
+    return any(
+        getattr(type(callback), hook, None) is not getattr(keras.callbacks.Callback, hook)
+        for hook in ("on_test_begin", "on_test_batch_begin", "on_test_batch_end", "on_test_end")
+    )
+
+
+def _check_data(saved: Mapping[str, Any] | None, here: Mapping[str, Any] | None) -> None:
+    """Refuse data other than those the checkpoint's position counts in."""
+    if saved == here:
+        return
+    if saved is None or here is None:
+        kind = {True: "data that is not a cluster.dataset", False: "a cluster.dataset"}
+        changed = f"  checkpoint has {kind[saved is None]}, this run has {kind[here is None]}"
+    else:
+        changed = "\n".join(
+            f"  {key}: checkpoint has {saved.get(key)}, this run has {here.get(key)}"
+            for key in sorted({*saved, *here})
+            if saved.get(key) != here.get(key)
+        )
+    raise CheckpointMismatchError(
+        f"The checkpoint was written by a run on other training data:\n{changed}\n"
+        "Nothing was changed. Pass the same data, or give this run its own `directory`."
+    )
