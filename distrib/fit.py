@@ -112,11 +112,7 @@ class ResumableFit(keras.callbacks.CallbackList):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Find and check the checkpoint, begin, then restore it or save the first one."""
-        call = _fit_in_progress()
-        if call is None:
-            super().on_train_begin(logs)
-            return
-        self._resume.prepare(self.model, call)
+        self._resume.prepare(self.model, _fit_in_progress())
         super().on_train_begin(logs)
         self._resume.begin(self.callbacks)
 
@@ -217,7 +213,7 @@ def _calling_list(callback: keras.callbacks.Callback) -> Any:
     )
 
 
-def _fit_in_progress() -> FitCall | None:
+def _fit_in_progress() -> FitCall:
     for frame in _frames():
         names = frame.f_locals
         if frame.f_code.co_name == "fit" and "epoch_iterator" in names:
@@ -230,4 +226,8 @@ def _fit_in_progress() -> FitCall | None:
                 iterator=names["epoch_iterator"],
                 code=frame.f_code,
             )
-    return None
+    raise ConfigurationError(
+        "BackupAndRestore works in `model.fit` only; a training loop of your own can save and "
+        f"restore with Orbax itself. (Inside `fit` this means that Keras {keras.__version__} has "
+        "changed it in a way that distrib does not know.)"
+    )

@@ -416,6 +416,12 @@ def test_harmless_in_evaluate_and_predict(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_a_training_loop_of_the_users_own_is_refused(tmp_path: Path) -> None:
+    mine = keras.callbacks.CallbackList([BackupAndRestore(tmp_path)], model=make(), epochs=1)
+    with pytest.raises(ConfigurationError, match=r"works in `model\.fit` only"):
+        mine.on_train_begin()
+
+
 def test_a_callback_list_of_the_users_own(tmp_path: Path) -> None:
     class Mine(keras.callbacks.CallbackList):
         pass
