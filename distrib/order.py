@@ -91,19 +91,29 @@ class Order:
             index = start + tf.range(size, dtype=tf.int64) % period
         return self._permute(epoch, index)
 
-    def block(self, epoch: Any, first: Any, stop: Any) -> Any:
-        """Return the examples of several full batches at once, which costs hardly more than one.
+    def block(self, epoch: Any, first: Any, steps: int) -> Any:
+        """Return the examples of several batches at once, which costs hardly more than one.
 
         Args:
             epoch: Scalar int64 tensor.
             first: Scalar int64 tensor, the first step.
-            stop: Scalar int64 tensor, the step after the last; at most `full_batches`.
+            steps: How many batches; fewer at the end, since a last batch that is not full is a
+                block of its own.
 
         Returns:
-            int64 tensor of shape `[stop - first, batch_size]`.
+            int64 tensor of shape `[batches, examples of each]`.
         """
-        index = tf.range(first * self.batch_size, stop * self.batch_size, dtype=tf.int64)
-        return tf.reshape(self._permute(epoch, index), [-1, self.batch_size])
+
+        def full() -> Any:
+            stop = tf.minimum(first + steps, self.full_batches)
+            index = tf.range(first * self.batch_size, stop * self.batch_size, dtype=tf.int64)
+            return tf.reshape(self._permute(epoch, index), [-1, self.batch_size])
+
+        if self.full_batches == self.num_batches:
+            return full()
+        return tf.cond(
+            first < self.full_batches, full, lambda: self.indices(epoch, first)[tf.newaxis]
+        )
 
     def _permute(self, epoch: Any, index: Any) -> Any:
         if not self.shuffle:

@@ -66,28 +66,25 @@ class ArraySource:
         """Return the batches; see `Source`.
 
         A small batch is gathered faster than TensorFlow calls a function for it, so full batches
-        are gathered by the block and handed out one by one.
+        are gathered by the block and handed out one by one. All calls go to one function outside
+        of `flat_map`, because a function within it is prepared anew for each pass.
         """
         steps = self._batches_of_a_block(order)
 
-        def gather(index: Any) -> Any:
+        def blocks(epoch: Any, first: Any) -> Any:
+            full = tf.data.Dataset.range(first, order.full_batches, steps)
+            last = tf.data.Dataset.range(tf.maximum(first, order.full_batches), order.num_batches)
+            starts = full.concatenate(last)
+            return tf.data.Dataset.zip((tf.data.Dataset.from_tensors(epoch).repeat(), starts))
+
+        def gather(epoch: Any, start: Any) -> Any:
+            index = order.block(epoch, start, steps)
+            # All batches have the same shape to TensorFlow, whether there is a tail or not.
+            index = tf.compat.v1.placeholder_with_default(index, [None, order.static_batch_size])
             return tf.nest.map_structure(lambda tensor: tf.gather(tensor, index), self._tensors)
 
-        def one_pass(epoch: Any, first: Any) -> Any:
-            def block(step: Any) -> Any:
-                index = order.block(epoch, step, tf.minimum(step + steps, order.full_batches))
-                # All batches have the same shape to TensorFlow, whether there is a tail or not.
-                shape = [None, order.static_batch_size]
-                return gather(tf.compat.v1.placeholder_with_default(index, shape))
-
-            blocks = tf.data.Dataset.range(first, order.full_batches, steps)
-            full = blocks.map(block, tf.data.AUTOTUNE, deterministic=True).unbatch()
-            last = tf.data.Dataset.range(
-                tf.maximum(first, order.full_batches), order.num_batches
-            ).map(lambda step: gather(order.indices(epoch, step)))
-            return full if order.drop_remainder else full.concatenate(last)
-
-        return passes.flat_map(one_pass)
+        gathered = passes.flat_map(blocks).map(gather, tf.data.AUTOTUNE, deterministic=True)
+        return gathered.unbatch()
 
     def _batches_of_a_block(self, order: Order) -> int:
         specs = tf.nest.flatten(self.element_spec)
