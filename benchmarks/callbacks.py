@@ -25,7 +25,7 @@ import tensorflow as tf
 from distrib import callbacks as ours
 from distrib.data import make_dataset
 
-STEPS, EPOCHS, ROUNDS, BATCH = 200, 5, 5, 8
+STEPS, EPOCHS, ROUNDS, BATCH = 1000, 2, 5, 8
 X = np.random.default_rng(0).normal(size=(STEPS * BATCH, 4)).astype("float32")
 Y = X.sum(axis=1, keepdims=True)
 
@@ -66,9 +66,9 @@ CASES: dict[str, tuple[Callable[[Path], list[Any]], Callable[[Path], list[Any]],
         lambda run: [ours.BackupAndRestore(run / "b")],
         resumable,
     ),
-    "BackupAndRestore, every 50 steps": (
-        lambda run: [keras.callbacks.BackupAndRestore(str(run / "b"), save_freq=50)],
-        lambda run: [ours.BackupAndRestore(run / "b", save_freq=50)],
+    "BackupAndRestore, every 200 steps": (
+        lambda run: [keras.callbacks.BackupAndRestore(str(run / "b"), save_freq=200)],
+        lambda run: [ours.BackupAndRestore(run / "b", save_freq=200)],
         resumable,
     ),
 }
