@@ -1,8 +1,7 @@
 """The dataset of global batches, whose position is (seed, epoch, step) and nothing else.
 
-Which examples make up a batch is a pure function of these three (`Order`). Nothing is drawn,
-buffered or remembered, so a pass can start at any batch of any epoch: there is no shuffle buffer to
-save, and the order is the same on every machine and for every number of replicas.
+Which examples make up a batch is a pure function of these three (`order.py`), so a pass can start
+at any batch of any epoch, and there is no shuffle buffer to save.
 
 The position is read when a pass hands out its first batch, not when its iterator is made, because
 Keras makes iterators that it never draws from. It is kept in Python: a `tf.Variable` made inside

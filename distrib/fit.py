@@ -178,7 +178,6 @@ class ResumableFit(keras.callbacks.CallbackList):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """End the epoch, then save if it is time."""
         self._release_stop()
-        logs = dict(logs or {})
         super().on_epoch_end(epoch, logs)
         self._offset = 0
         if self._resume.active:

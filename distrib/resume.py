@@ -203,7 +203,7 @@ class Resume:
         if self.stop.requested:
             self._leave(self._before_validation)
 
-    def after_epoch(self, epoch: int, logs: Mapping[str, Any]) -> None:
+    def after_epoch(self, epoch: int, logs: Mapping[str, Any] | None) -> None:
         """Step to the next epoch, and save or leave if it is time."""
         stop = bool(self._model.stop_training)
         self._position = Position(step=self._position.step, epoch=epoch + 1, stop=stop)

@@ -115,13 +115,15 @@ class TrainingState:
         self._model = model
         self._metrics = metrics
         self._slots = _collect(model, metrics)
+        # Every checkpoint carries it, and it never changes.
+        self._description = {
+            "optimizer": _optimizer_name(model.optimizer),
+            "variables": [slot.describe() for slot in self._slots],
+        }
 
     def describe(self) -> dict[str, Any]:
         """Return what a checkpoint must match, JSON-able."""
-        return {
-            "optimizer": _optimizer_name(self._model.optimizer),
-            "variables": [slot.describe() for slot in self._slots],
-        }
+        return self._description
 
     def check(self, saved: Mapping[str, Any]) -> None:
         """Compare a checkpoint's description with the model at hand.
