@@ -1,7 +1,8 @@
 """The dataset of global batches, whose position is (seed, epoch, step) and nothing else.
 
 Which examples make up a batch is a pure function of these three (`order.py`), so a pass can start
-at any batch of any epoch, and there is no shuffle buffer to save.
+at any batch of any epoch, and there is no shuffle buffer to save. In a job of several processes
+each takes its own slice of every global batch; all of them count the position in global batches.
 
 The position is read when a pass hands out its first batch, not when its iterator is made, because
 Keras makes iterators that it never draws from. It is kept in Python: a `tf.Variable` made inside
@@ -21,7 +22,7 @@ import tensorflow as tf
 
 from distrib.arrays import leaves
 from distrib.errors import ConfigurationError
-from distrib.order import Order, leaves_a_replica_empty
+from distrib.order import Order, Shard, leaves_a_replica_empty
 from distrib.sources import Source, make_source
 
 
@@ -29,13 +30,14 @@ class Dataset(tf.data.Dataset):
     """Global batches, in an order that can be entered anywhere; made by `cluster.dataset(...)`.
 
     A `tf.data.Dataset`, to be given to `model.fit` as it is. Each pass over it is one epoch: the
-    epoch sought last, or the one after the pass before. Under a `tf.distribute` strategy Keras
-    splits each batch over the replicas. `map` and `prefetch` return a dataset with the same
-    position; all other methods of `tf.data.Dataset` return ordinary datasets.
+    epoch sought last, or the one after the pass before. In a job of several processes a pass
+    gives this process's slice of each batch. Under a `tf.distribute` strategy Keras splits what it
+    gets over the replicas. `map` and `prefetch` return a dataset with the same position; all other
+    methods of `tf.data.Dataset` return ordinary datasets.
 
     Attributes:
-        num_batches: Batches of a full epoch, also when the next pass starts in the middle of one,
-            and for an endless dataset.
+        num_batches: Global batches of a full epoch, also when the next pass starts in the middle of
+            one, and for an endless dataset.
         endless: Whether a pass goes on with the next epoch instead of ending; see `repeat`.
 
     Example:
@@ -79,21 +81,49 @@ class Dataset(tf.data.Dataset):
 
     @property
     def num_batches(self) -> int:
-        """Batches of a full epoch."""
+        """Global batches of a full epoch."""
         return self._order.num_batches
+
+    @property
+    def every_rank_has_examples(self) -> bool:
+        """Whether each process of the job has examples of every batch; the same on all of them.
+
+        Where not, which takes `shuffle=False`, the last ranks make fewer steps than the others.
+        That suits an evaluation, but not training, where all ranks must step together.
+        """
+        return self._order.padded_tail >= self._order.shard.size
+
+    def share(self, step: int) -> float:
+        """Return how much of a batch this process has, by its number of examples.
+
+        1 is an equal share. The mean of a quantity over the examples of a global batch is the mean
+        over all ranks of `share` times the mean over the rank's examples.
+
+        Args:
+            step: Of an epoch, 0 to `num_batches - 1`.
+
+        Returns:
+            This process's examples of the batch times the number of processes, divided by all
+            examples of the batch; 0 where it has none. It adds up to the number of processes.
+
+        Raises:
+            ConfigurationError: If there is no such step.
+        """
+        return self._order.share(_integer("step", step, 0, self.num_batches - 1))
 
     def __len__(self) -> int:
         if self.endless:
             raise TypeError("The dataset is endless; `num_batches` is the length of an epoch.")
-        return self.num_batches
+        return self._order.own_batches
 
     def cardinality(self, name: str | None = None) -> Any:
-        """Return the number of batches of a full epoch, or `tf.data.INFINITE_CARDINALITY`.
+        """Return the number of batches of a full pass, or `tf.data.INFINITE_CARDINALITY`.
 
         TensorFlow would find the number unknown, and Keras would then take the length of a resumed
-        epoch for that of all epochs to come.
+        epoch for that of all epochs to come. It is `num_batches`, or fewer for a process that has
+        no examples of some; see `every_rank_has_examples`.
         """
-        count = tf.data.INFINITE_CARDINALITY if self.endless else self.num_batches
+        count = tf.data.INFINITE_CARDINALITY if self.endless else self._order.own_batches
         return tf.constant(count, tf.int64, name=name)
 
     def seek(self, epoch: int, step: int) -> None:
@@ -126,12 +156,19 @@ class Dataset(tf.data.Dataset):
         `i // num_batches`. The position is shared with this dataset.
 
         Raises:
-            ConfigurationError: If `count` is given.
+            ConfigurationError: If `count` is given, or a process has no examples of some batches:
+                it would run ahead of the others.
         """
         if count not in (None, -1):
             raise ConfigurationError(
                 f"`repeat({count})` would hide the epochs from Keras; give the dataset to `fit` as "
                 f"it is, with `epochs={count}`, or call `repeat()` and give `steps_per_epoch`."
+            )
+        if not self.every_rank_has_examples:
+            raise ConfigurationError(
+                f"`repeat()` of a dataset whose last batch has {self._order.tail} examples for "
+                f"{self._order.shard.size} processes would let those without run ahead of the "
+                "others; use `shuffle=True`, `drop_remainder=True` or another `batch_size`."
             )
         return Dataset(self._source, self._order, self._position, self._transformations, True)
 
@@ -150,7 +187,8 @@ class Dataset(tf.data.Dataset):
     def fingerprint(self) -> dict[str, Any]:
         """Return what must be the same for a position to mean the same batches.
 
-        JSON-able. The number of replicas is not part of it, nor are functions given to `map`.
+        JSON-able. The numbers of processes and replicas are not part of it, nor are functions given
+        to `map`.
         """
         return {
             "source": self._source.kind,
@@ -217,7 +255,9 @@ def make_dataset(
     drop_remainder: bool = False,
     num_parallel_reads: int | None = None,
     shuffle_buffer: int | None = None,
-    num_replicas: int = 1,
+    num_replicas: int | None = None,
+    rank: int = 0,
+    size: int = 1,
 ) -> Dataset:
     """Return a dataset of global batches that can be resumed at any step.
 
@@ -244,7 +284,11 @@ def make_dataset(
             default twice the processors and at most 8. Only for what Python reads.
         shuffle_buffer: Only for a `tf.data.Dataset`: how many examples to shuffle among, by
             default all, and at most 10,000.
-        num_replicas: Copies of the model that share a batch.
+        num_replicas: Copies of the model that share a batch, over all processes; by default one a
+            process.
+        rank: This process's number in the job, 0 to `size - 1`.
+        size: Number of processes that share a batch. Each is to make the same dataset, with its own
+            `rank`; which examples make up a global batch depends on neither.
 
     Returns:
         A `Dataset`. Batches have the structure of an example; each tensor has the shape of an
@@ -259,7 +303,8 @@ def make_dataset(
     Notes:
         A batch too small to give each replica an example makes batch normalization produce NaN.
         With `shuffle=True` such a last batch is topped up to a multiple of `num_replicas` with its
-        own first examples. With `shuffle=False` it is left alone, so that metrics are exact.
+        own first examples. With `shuffle=False` it is left alone, so that metrics are exact, and a
+        process that has none of its examples skips it.
 
     Example:
 
@@ -270,21 +315,35 @@ def make_dataset(
     """
     batch_size = _integer("batch_size", batch_size, 1)
     seed = _integer("seed", seed, 0, 2**63 - 1)
-    num_replicas = _integer("num_replicas", num_replicas, 1)
+    size = _integer("size", size, 1)
+    rank = _integer("rank", rank, 0, size - 1)
+    num_replicas = size if num_replicas is None else _integer("num_replicas", num_replicas, 1)
+    if num_replicas % size:
+        raise ConfigurationError(
+            f"`num_replicas={num_replicas}` are not the same number in each of `size={size}` "
+            f"processes; give the number of all replicas, a multiple of {size}."
+        )
     if num_parallel_reads is not None:
         num_parallel_reads = _integer("num_parallel_reads", num_parallel_reads, 1)
     if shuffle_buffer is not None:
         shuffle_buffer = _integer("shuffle_buffer", shuffle_buffer, 1)
-    if shuffle and leaves_a_replica_empty(batch_size, num_replicas):
+    if shuffle and leaves_a_replica_empty(batch_size, num_replicas, size):
         raise ConfigurationError(
-            f"`batch_size={batch_size}` does not give each of {num_replicas} replicas examples; "
-            f"choose a multiple of {num_replicas}."
+            f"`batch_size={batch_size}` does not give each of {num_replicas} replicas in {size} "
+            f"{'process' if size == 1 else 'processes'} examples; choose a multiple of "
+            f"{num_replicas}."
         )
     if isinstance(source, Dataset):
         raise ConfigurationError("`source` is a dataset of batches already; use it as it is.")
     reader = make_source(source, map, num_parallel_reads, shuffle_buffer)
     order = Order(
-        reader.num_examples, batch_size, bool(shuffle), seed, bool(drop_remainder), num_replicas
+        num_examples=reader.num_examples,
+        batch_size=batch_size,
+        shuffle=bool(shuffle),
+        seed=seed,
+        drop_remainder=bool(drop_remainder),
+        num_replicas=num_replicas,
+        shard=Shard(rank, size),
     )
     if order.num_batches == 0:
         raise ConfigurationError(

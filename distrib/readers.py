@@ -187,9 +187,9 @@ class ExampleSource(_ReadSource):
 
 
 def _steps(passes: Any, order: Order) -> Any:
-    """Return a `tf.data.Dataset` of the (epoch, step) pairs of all passes."""
+    """Return a `tf.data.Dataset` of the (epoch, step) pairs of this process's batches."""
     return passes.flat_map(
-        lambda epoch, first: tf.data.Dataset.range(first, order.num_batches).map(
+        lambda epoch, first: tf.data.Dataset.range(first, order.own_batches).map(
             lambda step: (epoch, step)
         )
     )

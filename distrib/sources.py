@@ -2,7 +2,8 @@
 
 A source turns passes, which are pairs (epoch, first step), into batches. Two of the three can fetch
 any example at any time, and start in the middle of an epoch at no cost. A `tf.data` pipeline cannot
-be entered in the middle, so what came before is produced again and dropped.
+be entered in the middle, so what came before is produced again and dropped, as are the examples of
+other processes.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Source(Protocol):
         Args:
             passes: `tf.data.Dataset` of pairs of int64 scalars: an epoch, and its first step to be
                 produced. One pass is done after the other.
-            order: Which examples make up a batch.
+            order: Which examples make up a batch, and which of them are this process's.
         """
         ...
 
@@ -72,8 +73,8 @@ class ArraySource:
         steps = self._batches_of_a_block(order)
 
         def blocks(epoch: Any, first: Any) -> Any:
-            full = tf.data.Dataset.range(first, order.full_batches, steps)
-            last = tf.data.Dataset.range(tf.maximum(first, order.full_batches), order.num_batches)
+            full = tf.data.Dataset.range(first, min(order.full_batches, order.own_batches), steps)
+            last = tf.data.Dataset.range(tf.maximum(first, order.full_batches), order.own_batches)
             starts = full.concatenate(last)
             return tf.data.Dataset.zip((tf.data.Dataset.from_tensors(epoch).repeat(), starts))
 
@@ -89,7 +90,8 @@ class ArraySource:
     def _batches_of_a_block(self, order: Order) -> int:
         specs = tf.nest.flatten(self.element_spec)
         example = sum(max(spec.shape.num_elements(), 1) * spec.dtype.size for spec in specs)
-        return max(1, min(_BLOCK_BATCHES, _BLOCK_BYTES // (example * order.batch_size)))
+        batch = example * max(order.own_batch_size, 1)
+        return max(1, min(_BLOCK_BATCHES, _BLOCK_BYTES // batch))
 
 
 class StreamSource:
@@ -133,19 +135,18 @@ class StreamSource:
                     self.shuffle_buffer, seed=seed, reshuffle_each_iteration=False
                 )
             dataset = dataset.batch(order.batch_size, drop_remainder=order.drop_remainder)
-            if order.padded_tail != order.tail and not order.drop_remainder:
-                dataset = dataset.map(top_up)
+            if not whole:
+                dataset = dataset.enumerate().take(order.own_batches)
             return dataset.skip(first_step)
 
-        def top_up(*batch: Any) -> Any:
-            size = tf.shape(tf.nest.flatten(batch)[0])[0]
-            wanted = tf.where(tf.equal(size, order.tail), order.padded_tail, size)
-            index = tf.range(wanted) % size
-            # `tf.data` hands over the parts of a tuple one by one, anything else as it is.
-            whole = batch if type(self.element_spec) is tuple else batch[0]
-            return tf.nest.map_structure(lambda tensor: tf.gather(tensor, index), whole)
+        def own_rows(step: Any, batch: Any) -> Any:
+            rows = order.rows(step)
+            rows = tf.compat.v1.placeholder_with_default(rows, [order.static_batch_size])
+            return tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows), batch)
 
-        return passes.flat_map(one_pass)
+        whole = order.shard.size == 1 and order.padded_tail == order.tail
+        batches = passes.flat_map(one_pass)
+        return batches if whole else batches.map(own_rows)
 
 
 def make_source(

@@ -1,7 +1,9 @@
+import itertools
 import json
 import os
 import subprocess
 import sys
+import warnings
 
 import keras
 import numpy as np
@@ -10,7 +12,7 @@ import tensorflow as tf
 
 from distrib.data import make_dataset
 from distrib.errors import ConfigurationError
-from distrib.order import Order, leaves_a_replica_empty
+from distrib.order import Order, Shard, leaves_a_replica_empty
 
 N = 23
 X = np.arange(N, dtype=np.float32)[:, None]
@@ -231,8 +233,8 @@ def labels_of(source, epoch):
 
 def test_fingerprint_survives_json_and_names_what_matters(source):
     prints = [
-        make_dataset(source, batch_size=4, shuffle=True, seed=5, num_replicas=replicas)
-        for replicas in (1, 2)
+        make_dataset(source, 4, True, 5, num_replicas=2 * size, rank=size - 1, size=size)
+        for size in (1, 2)
     ]
     one, two = (dataset.fingerprint() for dataset in prints)
     assert one == two == json.loads(json.dumps(one))
@@ -290,6 +292,149 @@ def test_a_batch_size_that_leaves_replicas_empty_is_refused_for_training():
     with pytest.raises(ConfigurationError, match=r"batch_size=6.*multiple of 4"):
         make_dataset((X, Y), 6, shuffle=True, num_replicas=4)
     assert len(make_dataset((X, Y), 6, num_replicas=4)) == 4
+
+
+# -- ranks
+
+
+def ranks(source, size, *args, **kwargs):
+    return [make_dataset(source, *args, rank=r, size=size, **kwargs) for r in range(size)]
+
+
+def joined(passes):
+    """The global batches of which each rank has seen its pieces."""
+    return [flat(pieces) for pieces in itertools.zip_longest(*passes, fillvalue=[])]
+
+
+@pytest.mark.parametrize("batch_size", [4, 6, 11])  # Leaves 3, 5 and 1.
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_slices_of_all_ranks_are_the_batches_of_one_process(source, size, shuffle, batch_size):
+    single = make_dataset(source, batch_size, shuffle, seed=5)
+    datasets = ranks(source, size, batch_size, shuffle, seed=5)
+    expected = labels(single)
+    tail = expected[-1]
+    if shuffle and len(tail) < size:
+        expected[-1] = [tail[i % len(tail)] for i in range(size)]
+    whole = [labels(dataset) for dataset in datasets]
+    assert joined(whole) == expected
+    for rank, dataset in enumerate(datasets):
+        pieces = [len(np.array_split(batch, size)[rank]) for batch in expected]
+        assert [len(batch) for batch in whole[rank]] == [n for n in pieces if n]
+        shares = [dataset.share(step) for step in range(dataset.num_batches)]
+        assert shares == [n * size / len(b) for n, b in zip(pieces, expected, strict=True)]
+        assert dataset.num_batches == len(expected)
+        assert len(dataset) == int(dataset.cardinality()) == len(whole[rank])
+        for step in (1, len(expected) - 1, len(expected)):
+            dataset.seek(0, step)
+            assert labels(dataset) == whole[rank][step:]
+            assert len(dataset) == len(whole[rank])
+        assert dataset._position._epoch == 1
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("drop_remainder", [True, False])
+def test_pieces_of_any_batch_on_any_number_of_ranks(shuffle, drop_remainder):
+    epoch = tf.constant(2, tf.int64)
+    for n, batch_size, size in itertools.product((1, 5, 7, 12), (1, 3, 4, 5), (1, 2, 3, 4)):
+        if shuffle and batch_size < size:
+            continue
+        single, *orders = [
+            Order(n, batch_size, shuffle, 5, drop_remainder, shard.size, shard)
+            for shard in (Shard(), *(Shard(rank, size) for rank in range(size)))
+        ]
+        for step in range(single.num_batches):
+            first = tf.constant(step, tf.int64)
+            whole = single.indices(epoch, first).numpy().tolist()
+            if shuffle:
+                whole = [whole[i % len(whole)] for i in range(max(size, len(whole)))]
+            pieces = []
+            for order in orders:
+                assert order.num_batches == single.num_batches
+                if step >= order.own_batches:
+                    pieces.append([])
+                    continue
+                pieces.append(order.indices(epoch, first).numpy().tolist())
+                for i, row in enumerate(order.block(epoch, first, 2).numpy().tolist()):
+                    assert row == order.indices(epoch, first + i).numpy().tolist()
+            assert flat(pieces) == whole
+            lengths = [len(piece) for piece in pieces]
+            assert lengths == sorted(lengths, reverse=True)
+            assert lengths[0] - lengths[-1] <= 1
+            assert sum(order.share(step) for order in orders) == pytest.approx(size)
+
+
+def test_endless_ranks_stay_in_step(source):
+    expected = labels(make_dataset(source, 6, True, 5).repeat().take(9))
+    datasets = [dataset.repeat() for dataset in ranks(source, 4, 6, True, 5)]
+    assert joined([labels(dataset.take(9)) for dataset in datasets]) == expected
+    for dataset in datasets:
+        dataset.seek(1, 2)
+    assert joined([labels(dataset.take(3)) for dataset in datasets]) == expected[6:]
+
+
+def test_mean_over_the_ranks_weighted_by_share_is_that_of_the_batch():
+    datasets = ranks((X, Y), 4, 23, True, 5)
+    means = [dataset.share(0) * np.mean(labels(dataset)[0]) for dataset in datasets]
+    assert np.mean(means) == pytest.approx(np.mean(Y))
+    for step in (-1, 1, 0.5):
+        with pytest.raises(ConfigurationError, match="step="):
+            datasets[0].share(step)
+
+
+def test_static_shapes_of_a_rank(source):
+    for rank, own in enumerate((4, 3, 3)):
+        dataset = make_dataset(source, 10, drop_remainder=True, rank=rank, size=3)
+        assert dataset.element_spec[0].shape.as_list() == [own, 1]
+        assert [len(batch) for batch in labels(dataset)] == [own, own]
+        # Not static, although rank 0 has 2 examples of the batches of 6 and of the 5 that are left.
+        uneven = make_dataset(source, 6, rank=rank, size=4)
+        assert uneven.element_spec[0].shape.as_list() == [None, 1]
+
+
+def test_replicas_of_a_rank_are_not_left_empty():
+    # 4 processes of 2 replicas: 9 examples are 3, 2, 2 and 2; but of 7 the last rank has 1.
+    assert Order(9, 16, True, 0, False, 8, Shard(0, 4)).padded_tail == 9
+    assert Order(7, 16, True, 0, False, 8, Shard(0, 4)).padded_tail == 8
+    with pytest.raises(ConfigurationError, match=r"batch_size=7.*8 replicas in 4 processes"):
+        make_dataset((X, Y), 7, True, num_replicas=8, size=4)
+
+
+def test_a_rank_without_examples_skips_the_batch(source):
+    # 4 ranks, and a last batch of 3.
+    datasets = ranks(source, 4, 4)
+    assert [len(dataset) for dataset in datasets] == [6, 6, 6, 5]
+    assert not any(dataset.every_rank_has_examples for dataset in datasets)
+    for dataset in datasets:
+        with pytest.raises(ConfigurationError, match="3 examples for 4 processes"):
+            dataset.repeat()
+    skipping = datasets[3]
+    skipping.seek(2, 5)
+    assert labels(skipping) == []
+    assert len(labels(skipping)) == 5
+    assert skipping._position._epoch == 4
+
+
+def test_which_datasets_give_every_rank_examples_of_every_batch():
+    def every(batch_size, shuffle=False, **kwargs):
+        dataset = make_dataset((X, Y), batch_size, shuffle, rank=3, size=4, **kwargs)
+        return dataset.every_rank_has_examples
+
+    assert every(4, shuffle=True)
+    assert every(4, drop_remainder=True)
+    assert every(6)
+    assert every(23)
+    assert not every(5)
+    assert not every(2, drop_remainder=True)
+    assert make_dataset((X, Y), 2).every_rank_has_examples
+
+
+def test_batches_smaller_than_the_number_of_ranks(source):
+    datasets = ranks(source, 4, 2)
+    assert joined([labels(dataset) for dataset in datasets]) == labels(make_dataset(source, 2))
+    assert [len(dataset) for dataset in datasets] == [12, 11, 0, 0]
+    with pytest.raises(ConfigurationError, match=r"batch_size=2.*4 replicas in 4 processes"):
+        make_dataset(source, 2, shuffle=True, size=4)
 
 
 # -- Keras
@@ -401,6 +546,32 @@ def test_validation_matches_keras_on_arrays():
     assert fitted.evaluate(make_dataset((X, Y), 4), verbose=0) == expected
 
 
+def test_keras_takes_a_rank_that_skips_the_last_batch_as_it_is(source):
+    validation = make_dataset(source, 4, rank=3, size=4)
+    fitted = model()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*ran out of data")
+        loss, _ = fitted.evaluate(validation, verbose=0)
+        train = make_dataset(source, 4, True, rank=3, size=4)
+        history = fitted.fit(train, validation_data=validation, epochs=3, verbose=0).history
+    own = X[3:20:4]
+    assert loss == pytest.approx(float(model().evaluate(own, Y[3:20:4], verbose=0)[0]))
+    assert len(history["val_loss"]) == 3
+
+
+def test_fit_of_a_rank_after_seek_runs_full_epochs_after_the_short_one():
+    class EndEpoch(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            self.model.stop_training = self.model.stop_training or batch == 1
+
+    dataset = make_dataset((X, Y), 4, True, rank=2, size=3)
+    dataset.seek(0, 4)
+    fitted, seen = model(), Seen()
+    fitted.fit(dataset, epochs=1, verbose=0, callbacks=[EndEpoch()])
+    fitted.fit(dataset, epochs=2, verbose=0, callbacks=[seen])
+    assert seen.steps == [6, 6]
+
+
 def test_fit_with_dict_inputs_and_sample_weights():
     keras.utils.set_random_seed(0)
     a, b = keras.Input((1,), name="a"), keras.Input((2,), name="b")
@@ -430,6 +601,10 @@ def test_fit_with_dict_inputs_and_sample_weights():
         ({"num_parallel_reads": 2}, "num_parallel_reads=2.*in memory"),
         ({"shuffle_buffer": 5}, "shuffle_buffer=5.*tf.data.Dataset"),
         ({"num_replicas": 0}, "num_replicas=0"),
+        ({"num_replicas": 3, "size": 2}, "num_replicas=3.*size=2"),
+        ({"size": 0}, "size=0"),
+        ({"rank": 1}, "rank=1.*0 to 0"),
+        ({"rank": -1, "size": 2}, "rank=-1"),
         ({"source": None}, "NoneType"),
         ({"source": "train.npy"}, "is a str"),
         ({"source": iter([1, 2])}, "list_iterator"),

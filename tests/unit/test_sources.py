@@ -125,9 +125,10 @@ def test_items_have_the_same_dtypes():
 
 def test_a_one_tuple_stays_one():
     for source in ((np.arange(N),), tf.data.Dataset.from_tensor_slices((np.arange(N),))):
-        for batch in make_dataset(source, 8, shuffle=True, num_replicas=4):
-            assert isinstance(batch, tuple)
-            assert len(batch) == 1
+        for job in ({"num_replicas": 4}, {"rank": 1, "size": 2}):
+            for batch in make_dataset(source, 8, shuffle=True, **job):
+                assert isinstance(batch, tuple)
+                assert len(batch) == 1
 
 
 @pytest.mark.parametrize(
@@ -149,6 +150,67 @@ def test_a_one_tuple_stays_one():
 def test_arrays_that_cannot_be_a_data_set(source, message):
     with pytest.raises(ConfigurationError, match=message):
         make_dataset(source, 2)
+
+
+# -- ranks
+
+
+@pytest.mark.parametrize("readers", [1, 4])
+def test_a_rank_reads_its_own_examples_only(readers):
+    read = []
+
+    def item(i):
+        read.append(i)
+        return i
+
+    for rank in range(3):
+        dataset = make_dataset(
+            Items(item), 4, True, 2, num_parallel_reads=readers, rank=rank, size=3
+        )
+        read.clear()
+        seen = np.concatenate(list(dataset)).tolist()
+        assert sorted(read) == sorted(seen)
+        assert len(read) == (5, 3, 3)[rank]
+
+
+def test_a_rank_reads_its_own_rows_of_arrays_on_disk_only():
+    class Stored:
+        shape, dtype, read = (N,), np.dtype(np.int64), []
+
+        def __len__(self):
+            return N
+
+        def __getitem__(self, index):
+            self.read.extend(index.tolist())
+            return index
+
+    dataset = make_dataset(Stored(), 4, rank=2, size=3)
+    Stored.read.clear()
+    assert [batch.numpy().tolist() for batch in dataset] == [[3], [7], [10]]
+    assert sorted(Stored.read) == [3, 7, 10]
+
+
+def test_blocks_of_a_rank_are_of_its_own_rows():
+    # 1 MiB holds one global batch, or 4 of a rank's.
+    x = np.zeros((64, 1 << 15), np.float32)
+    x[:, 0] = np.arange(64)
+    for size, batches in ((1, 1), (4, 4)):
+        dataset = make_dataset(x, 8, True, 1, rank=size - 1, size=size)
+        assert dataset._source._batches_of_a_block(dataset._order) == batches
+
+
+@pytest.mark.parametrize("structure", [lambda i: i, lambda i: {"a": (i, i)}, lambda i: ((i,), i)])
+def test_streams_of_any_structure_are_cut(structure):
+    stream = tf.data.Dataset.range(N).map(structure)
+    parts = [list(make_dataset(stream, 4, rank=rank, size=2)) for rank in range(2)]
+    whole = list(make_dataset(stream, 4))
+    for first, second, both in zip(*parts, whole, strict=True):
+        tf.nest.map_structure(
+            lambda a, b, c: np.testing.assert_array_equal(np.concatenate([a, b]), c),
+            first,
+            second,
+            both,
+        )
 
 
 # -- arrays on disk
@@ -269,6 +331,8 @@ def test_rng_depends_on_seed_epoch_and_index_only():
     assert rest.items() <= second.items()
     other_batches = make_dataset(np.arange(N), 5, False, 3, map=augment)
     assert numbers(other_batches) == first
+    ranks = [numbers(new(rank=rank, size=3)) for rank in range(3)]
+    assert ranks[0] | ranks[1] | ranks[2] == first
     assert numbers(new(seed=4)) != first
     assert numbers(new(seed=3 + 2**32)) != first
 
