@@ -1,16 +1,20 @@
 # `make demo` and `make test` are all the set-up a fresh machine needs. Both make `.venv` from
-# constraints.txt, which holds the exact versions this tree was tested with.
+# constraints.txt, which holds the exact versions this tree was tested with, and build Horovod for
+# it, once: the wheel is kept in `.cache`, which `make clean` leaves alone.
 
 PYTHON ?= python3
 BIN := .venv/bin
 # Side by side on two cores, each worker taking over what the other has not begun.
 PYTEST_ARGS ?= -n 2 --dist worksteal
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# What is called and the Debian package that has it. Without a compiler there is no Horovod; the
+# others serve single tests, which are skipped without them.
+PROGRAMS := c++:g++ mpirun:openmpi-bin ip:iproute2 ssh:openssh-client sshd:openssh-server
 SOURCES := $(sort $(wildcard distrib/*.py distrib/*/*.py callbacks/*.py launch/*.py))
 
 .PHONY: setup demo test lint bench clean
 
-setup: .venv/installed .venv/linked
+setup: .venv/installed .venv/linked .venv/horovod
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
@@ -33,6 +37,24 @@ setup: .venv/installed .venv/linked
 	    echo '$(SOURCES)' > $@; }
 
 FORCE:
+
+.venv/horovod: .venv/installed launch/horovod_wheel.py | .venv/linked .venv/programs
+	$(BIN)/distrib horovod build --cache .cache/horovod
+	touch $@
+
+.venv/programs: | .venv/bin/python
+	@PATH="$$PATH:/usr/sbin:/sbin"; missing=; \
+	for entry in $(PROGRAMS); do \
+	    command -v $${entry%:*} >/dev/null || missing="$$missing $${entry#*:}"; \
+	done; \
+	echo '#include <mpi.h>' | mpicxx -x c++ -E - >/dev/null 2>&1 || \
+	    missing="$$missing libopenmpi-dev"; \
+	[ -z "$$missing" ] || { \
+	    [ "$$(id -u)" = 0 ] && echo "installing$$missing" && apt-get -qq update && \
+	    DEBIAN_FRONTEND=noninteractive \
+	    apt-get -qq install -y --no-install-recommends $$missing >/dev/null; } || \
+	    echo "Not installed:$$missing. Horovod's build needs g++; tests do without the others." >&2
+	@touch $@
 
 demo: setup
 	$(BIN)/python examples/demo.py

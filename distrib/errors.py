@@ -8,7 +8,10 @@ The numbers follow BSD's sysexits where one fits. Never 137 or 143 on purpose: t
 
 from __future__ import annotations
 
+import os
+import socket
 import sys
+from collections.abc import Callable
 from types import TracebackType
 
 EXIT_FINISHED = 0
@@ -18,6 +21,13 @@ EXIT_NO_PROGRESS = 70
 EXIT_PREEMPTED = 75
 EXIT_LOST_PEER = 76
 EXIT_CONFIGURATION = 78
+
+
+def _as_it_is(error: BaseException) -> BaseException:
+    return error
+
+
+_translate: Callable[[BaseException], BaseException] = _as_it_is
 
 
 class DistribError(Exception):
@@ -50,6 +60,24 @@ class NoLoadableCheckpointError(DistribError):
     exit_code = EXIT_NO_LOADABLE_CHECKPOINT
 
 
+class LostPeerError(DistribError):
+    """Another process of the job is gone, so this one cannot go on.
+
+    Nothing is wrong with this process: started again, the job resumes from its last checkpoint.
+    """
+
+    exit_code = EXIT_LOST_PEER
+
+    @classmethod
+    def of(cls, rank: int, size: int) -> LostPeerError:
+        """Return the error of one rank, whose message says which rank, where, and what to do."""
+        return cls(
+            f"rank {rank} of {size} (pid {os.getpid()} on {socket.gethostname()}) lost another "
+            "rank, which has ended or cannot be reached. Start the job again: it goes on from its "
+            f"last checkpoint (exit code {cls.exit_code})."
+        )
+
+
 class Preempted(SystemExit):
     """The process was asked to stop; the state is saved and the same command goes on from it.
 
@@ -60,8 +88,18 @@ class Preempted(SystemExit):
         super().__init__(EXIT_PREEMPTED)
 
 
-def install_exit_codes() -> None:
-    """Make an uncaught `DistribError` end the process with its own exit code."""
+def install_exit_codes(
+    translate: Callable[[BaseException], BaseException] | None = None,
+) -> None:
+    """Make an uncaught `DistribError` end the process with its own exit code.
+
+    Args:
+        translate: Returns the error that an exception stands for, which may be the same. TensorFlow
+            and Horovod know nothing of `LostPeerError`, so a backend tells theirs apart. `None`
+            leaves it as it was.
+    """
+    global _translate
+    _translate = translate or _translate
     if getattr(sys.excepthook, "_distrib", False):
         return
     previous = sys.excepthook
@@ -69,10 +107,15 @@ def install_exit_codes() -> None:
     def hook(
         kind: type[BaseException], error: BaseException, traceback: TracebackType | None
     ) -> None:
-        previous(kind, error, traceback)
-        if isinstance(error, DistribError):
+        meant = _translate(error)
+        if isinstance(meant, LostPeerError):
+            # The traceback would show where this process waited, which is nobody's fault.
+            print(f"\ndistrib: {meant}", file=sys.stderr, flush=True)
+        else:
+            previous(kind, error, traceback)
+        if isinstance(meant, DistribError):
             # The interpreter honours a SystemExit raised here as it would anywhere else.
-            raise SystemExit(error.exit_code)
+            raise SystemExit(meant.exit_code)
 
     hook._distrib = True  # type: ignore[attr-defined]
     sys.excepthook = hook

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import distrib
 from distrib.errors import EXIT_FINISHED, EXIT_USAGE, DistribError
 
-from . import checkpoints
+from . import checkpoints, horovod_build, run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,6 +43,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"distrib {distrib.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     checkpoints.add_commands(commands.add_parser("checkpoints", help="look at a run's checkpoints"))
+    run.add_arguments(
+        commands.add_parser("run", help="train with many processes", allow_abbrev=False)
+    )
+    horovod_build.add_commands(commands.add_parser("horovod", help="make Horovod work here"))
     return parser
 
 

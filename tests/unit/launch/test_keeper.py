@@ -1,0 +1,193 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distrib.launch.network import beside
+
+FOREVER = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
+
+
+def start(command: list[str], **spec: Any) -> "subprocess.Popen[bytes]":
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(beside("keeper.py"), stdin=pipe, stdout=pipe, stderr=pipe)
+    full = {"command": command, "directory": "/", "environment": {}, "terminals": {}, "lease": None}
+    tell(process, json.dumps({**full, **spec}) + "\n")
+    return process
+
+
+def tell(process: "subprocess.Popen[bytes]", text: str) -> None:
+    assert process.stdin
+    process.stdin.write(text.encode())
+    process.stdin.flush()
+
+
+def end(process: "subprocess.Popen[bytes]") -> tuple[int, bytes, bytes]:
+    """Wait for the keeper without closing its standard input, which would kill the rank."""
+    assert process.stdout
+    assert process.stderr
+    out, err = process.stdout.read(), process.stderr.read()
+    return process.wait(), out, err
+
+
+def started(process: "subprocess.Popen[bytes]") -> None:
+    assert process.stdout
+    assert process.stdout.readline() == b"up\n"
+
+
+def wait_for_the_end_of(pid: int) -> None:
+    """Return when there is no such process, or only its exit code."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except FileNotFoundError:
+            return
+        if state == "Z":
+            return
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    pytest.fail(f"process {pid} has survived")
+
+
+def test_output_exit_code_directory_and_environment(tmp_path: Path) -> None:
+    script = "pwd; echo $ANSWER; echo problem >&2; exit 7"
+    process = start(["sh", "-c", script], directory=str(tmp_path), environment={"ANSWER": "42"})
+    assert end(process) == (7, f"{tmp_path}\n42\n".encode(), b"problem\n")
+
+
+@pytest.mark.parametrize(
+    ("script", "code"), [("exit 0", 0), ("exit 255", 1), ("kill -ABRT $$", 134), ("kill $$", 143)]
+)
+def test_exit_codes(script: str, code: int) -> None:
+    assert end(start(["sh", "-c", script]))[0] == code
+
+
+def test_signals_reach_the_rank_and_no_other() -> None:
+    """A pool of data workers must not die while the chief saves."""
+    script = (
+        "import os, signal, sys, time\n"
+        "def stop(number, frame):\n"
+        "    time.sleep(0.5)\n"
+        "    if os.waitpid(child, os.WNOHANG) == (0, 0): sys.exit(75)\n"
+        "signal.signal(signal.SIGTERM, stop)\n"
+        "child = os.fork()\n"
+        "if child == 0: signal.signal(signal.SIGTERM, signal.SIG_DFL)\n"
+        "else: print('up', flush=True)\n"
+        "while True: signal.pause()\n"
+    )
+    process = start([sys.executable, "-c", script])
+    started(process)
+    tell(process, f"{signal.SIGTERM:d}\n")
+    assert end(process)[0] == 75
+
+
+def test_signals_to_the_keeper_are_passed_over() -> None:
+    """Slurm, for one, signals every process there is."""
+    process = start(FOREVER)
+    started(process)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        process.send_signal(number)
+    tell(process, "\n9\n")
+    assert end(process)[0] == 137
+
+
+def test_the_rank_does_not_inherit_what_the_keeper_ignores() -> None:
+    script = "import signal; print(signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)"
+    assert end(start([sys.executable, "-c", script]))[1] == b"True\n"
+
+
+@pytest.mark.parametrize("death", ["launcher", "keeper"])
+def test_the_rank_dies_with_the_launcher_and_with_the_keeper(death: str) -> None:
+    script = "import os; print(os.getpid(), flush=True); import time; time.sleep(600)"
+    process = start([sys.executable, "-c", script])
+    assert process.stdin
+    assert process.stdout
+    pid = int(process.stdout.readline())
+    if death == "launcher":
+        process.stdin.close()
+    else:
+        process.kill()
+    wait_for_the_end_of(pid)
+    process.wait()
+
+
+@pytest.mark.parametrize("how", ["exit 3", "kill -KILL $$"])
+def test_nothing_is_left_of_the_ranks_group(how: str) -> None:
+    process = start(["sh", "-c", f"sleep 600 & echo $!; {how}"])
+    code, out, _ = end(process)
+    assert code in (3, 137)
+    wait_for_the_end_of(int(out))
+
+
+def test_a_process_that_has_left_the_group_does_not_hold_the_keeper_up() -> None:
+    process = start(["sh", "-c", "setsid sleep 600 & echo $!; echo last >&2"])
+    code, out, err = end(process)
+    assert (code, err) == (0, b"last\n")
+    os.kill(int(out), signal.SIGKILL)
+
+
+def test_a_launcher_that_is_silent_is_gone() -> None:
+    process = start(FOREVER, lease=0.5)
+    assert end(process)[:2] == (137, b"up\n")
+
+
+def test_a_launcher_that_beats_is_there() -> None:
+    process = start(["sh", "-c", "sleep 3; echo done"], lease=2.0)
+    while process.poll() is None:
+        time.sleep(0.05)
+        if process.poll() is None:
+            tell(process, "\n")
+    assert end(process)[:2] == (0, b"done\n")
+
+
+def test_beats_are_heard_while_the_output_is_blocked() -> None:
+    """Whoever pauses the launcher's output, with `less` for one, must not kill the job."""
+    process = start(["sh", "-c", "head -c 1000000 /dev/zero"], lease=2.0)
+    for _ in range(60):
+        time.sleep(0.05)
+        tell(process, "\n")
+    assert process.poll() is None
+    code, out, _ = end(process)
+    assert (code, len(out)) == (0, 1000000)
+
+
+def test_orders_are_heard_while_the_output_is_blocked() -> None:
+    process = start(["sh", "-c", "echo $$ >&2; exec head -c 1000000 /dev/zero"])
+    assert process.stderr
+    pid = int(process.stderr.readline())
+    tell(process, "9\n")
+    wait_for_the_end_of(pid)
+    assert end(process)[0] == 137
+
+
+def test_a_terminal_leaves_the_bytes_as_they_are() -> None:
+    script = "test -t 1 && test ! -t 2 && stty size <&1; printf 'a\\r\\nb\\n\\tc'; tty; true"
+    process = start(["sh", "-c", script], terminals={"1": [33, 99]})
+    assert end(process)[:2] == (0, b"33 99\na\r\nb\n\tcnot a tty\n")
+
+
+def test_much_output_through_a_terminal() -> None:
+    process = start(["sh", "-c", "head -c 1000000 /dev/zero"], terminals={"1": [33, 99]})
+    assert len(end(process)[1]) == 1000000
+
+
+@pytest.mark.parametrize(
+    "spec", [{"command": ["no-such-program"]}, {"command": ["true"], "directory": "/no/such"}]
+)
+def test_what_cannot_be_started(spec: dict[str, Any]) -> None:
+    code, _, err = end(start(**spec))
+    assert code == 64
+    assert err.startswith(b"distrib: cannot start on ")
+    assert b"No such file or directory: '" in err
+
+
+def test_no_orders() -> None:
+    done = subprocess.run(beside("keeper.py"), stdin=subprocess.DEVNULL, capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (64, b"", b"")

@@ -1,0 +1,37 @@
+import json
+
+import pytest
+
+from distrib.environment import launched_as, workers
+from distrib.errors import ConfigurationError
+
+
+def tf_config(cluster: object) -> dict[str, str]:
+    return {"TF_CONFIG": json.dumps({"cluster": cluster})}
+
+
+@pytest.mark.parametrize(
+    ("environment", "backend"),
+    [
+        ({}, None),
+        ({"HOROVOD_SIZE": "1"}, "horovod"),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, "horovod"),
+        ({"PMI_SIZE": "2"}, "horovod"),
+        ({"OMPI_COMM_WORLD_SIZE": "1", "PMI_SIZE": "1"}, None),
+        (tf_config({"worker": ["a:1"]}), None),
+        (tf_config({"chief": ["a:1"], "worker": ["b:1"]}), "multiworker"),
+        ({"HOROVOD_SIZE": "2", **tf_config({"worker": ["a:1", "b:1"]})}, "horovod"),
+    ],
+)
+def test_the_launcher_is_recognized(environment: dict[str, str], backend: str | None) -> None:
+    assert launched_as(environment) == backend
+
+
+def test_the_chief_is_the_first_worker() -> None:
+    assert workers(tf_config({"worker": ["b:1", "c:1"], "chief": ["a:1"]})) == ["a:1", "b:1", "c:1"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"cluster": []}'])
+def test_a_wrong_tf_config_is_named(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="TF_CONFIG is not"):
+        launched_as({"TF_CONFIG": text})
