@@ -6,20 +6,20 @@ out by `current()` whether they are the chief. Without `init()` a process is a j
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
 from distrib.backends.base import Backend
 from distrib.collectives import Collectives
+from distrib.environment import launched_as
 from distrib.errors import ConfigurationError, install_exit_codes
 
 if TYPE_CHECKING:
     from distrib.data import Dataset
 
-Kind = Literal["auto", "local", "mirrored"]
+Kind = Literal["auto", "local", "mirrored", "horovod", "multiworker"]
+_KINDS = ("local", "mirrored", "horovod", "multiworker")
 
 _current: Cluster | None = None
 
@@ -43,7 +43,7 @@ class Cluster:
 
     @property
     def kind(self) -> str:
-        """`"local"` or `"mirrored"`."""
+        """`"local"`, `"mirrored"`, `"horovod"` or `"multiworker"`."""
         return self._backend.kind
 
     @property
@@ -80,13 +80,54 @@ class Cluster:
         """Context in which to create the model and call `compile`."""
         return self._backend.scope()
 
-    def optimizer(self, optimizer: Any) -> Any:
-        """Return an optimizer whose gradients are reduced over all replicas.
+    @property
+    def riders(self) -> Any:
+        """What travels with the gradients (`distrib.riders`); `None` in a single process."""
+        return self._backend.riders
+
+    def optimizer(
+        self,
+        optimizer: Any,
+        compression: Literal["fp16", "bf16"] | None = None,
+        backward_passes_per_step: int = 1,
+        op: Literal["average", "sum", "adasum"] = "average",
+    ) -> Any:
+        """Make an optimizer work on gradients of the global batch.
+
+        In a job of several processes the gradients are reduced over all of them in one grouped
+        allreduce a step, before the optimizer clips, scales or applies them. The optimizer stays
+        what it is: it is saved, and loaded elsewhere, as if this had never been called.
 
         Args:
-            optimizer: A `keras.optimizers.Optimizer`.
+            optimizer: A `keras.optimizers.Optimizer`, or the name of one. A `LossScaleOptimizer` is
+                wrapped as a whole; the one that `compile` makes for mixed_float16 is found.
+            compression: Type that float32 and float64 gradients are sent in. They are added up in
+                float16 (which overflows at 65,504), or in float32 for `"bf16"`.
+            backward_passes_per_step: How many batches' gradients are averaged on each rank before
+                they are reduced and applied, as Keras's `gradient_accumulation_steps`.
+            op: `"average"` over all examples of the global batch, `"sum"` over the ranks, or
+                `"adasum"` (Maleki et al. 2021), which needs Horovod with MPI or NCCL and a number
+                of ranks that is a power of two.
+
+        Returns:
+            The same optimizer.
+
+        Raises:
+            ConfigurationError: If an argument does not fit, or not to this backend.
+
+        Notes:
+            Of embeddings only the rows of the batch are sent (`tf.IndexedSlices`), unless gradients
+            are accumulated.
+
+        Example:
+        >>> optimizer = cluster.optimizer(keras.optimizers.Adam(1e-3), compression="fp16")
         """
-        return self._backend.optimizer(optimizer)
+        from distrib.optimizer import as_optimizer, check_arguments
+
+        check_arguments(compression, backward_passes_per_step, op)
+        return self._backend.optimizer(
+            as_optimizer(optimizer), compression, backward_passes_per_step, op
+        )
 
     def dataset(
         self,
@@ -116,6 +157,8 @@ class Cluster:
             num_parallel_reads=num_parallel_reads,
             shuffle_buffer=shuffle_buffer,
             num_replicas=self.num_replicas,
+            rank=self.rank,
+            size=self.size,
         )
 
     def __repr__(self) -> str:
@@ -130,8 +173,10 @@ def init(backend: Kind = "auto", *, devices: int | None = None) -> Cluster:
 
     Args:
         backend: `"local"` is one replica; `"mirrored"` is one replica on each of several devices of
-            this machine. `"auto"` picks `"mirrored"` where TensorFlow sees more than one GPU, else
-            `"local"`.
+            this machine; `"horovod"` is one of the processes that `horovodrun`, `mpirun` or
+            `distrib run` started; `"multiworker"` is one of those that TF_CONFIG names. `"auto"`
+            goes by the environment, and where that names no other process, picks `"mirrored"` if
+            TensorFlow sees more than one GPU, else `"local"`.
         devices: For `"mirrored"`: how many devices. `None` takes all GPUs. Without a GPU, that many
             logical CPU devices are made.
 
@@ -139,8 +184,7 @@ def init(backend: Kind = "auto", *, devices: int | None = None) -> Cluster:
         The cluster, also had from `distrib.current()` afterwards.
 
     Raises:
-        ConfigurationError: If an argument does not fit, or the process was started as one of
-            several, which this version cannot join.
+        ConfigurationError: If an argument does not fit.
 
     Example:
     >>> cluster = distrib.init()
@@ -149,16 +193,23 @@ def init(backend: Kind = "auto", *, devices: int | None = None) -> Cluster:
     """
     global _current
     install_exit_codes()
-    if backend not in ("auto", "local", "mirrored"):
+    if backend not in ("auto", *_KINDS):
         raise ConfigurationError(
-            f"`backend={backend!r}` is unknown; choose 'auto', 'local' or 'mirrored'."
+            f"`backend={backend!r}` is unknown; choose 'auto' or one of {', '.join(_KINDS)}."
         )
-    _refuse_launchers()
+    launched = launched_as()
     if backend == "auto":
-        backend = _detect(devices)
-    if backend == "local" and devices not in (None, 1):
+        backend = launched or _detect(devices)
+    elif launched is not None and backend in ("local", "mirrored"):
         raise ConfigurationError(
-            f"`devices={devices}` does not fit backend 'local', which uses one; choose 'mirrored'."
+            f"`backend={backend!r}` is for one process, but this one was started as one of several "
+            f"({launched}): each would train alone and overwrite the others' files. Leave "
+            "`backend` out, or start the script without the launcher."
+        )
+    if backend != "mirrored" and devices not in (None, 1):
+        raise ConfigurationError(
+            f"`devices={devices}` does not fit backend {backend!r}, where a process has one; "
+            "choose 'mirrored'."
         )
     _current = Cluster(_make_backend(backend, devices))
     return _current
@@ -173,13 +224,28 @@ def current() -> Cluster:
 
 
 def _make_backend(kind: str, devices: int | None) -> Backend:
+    backend: Backend
+    if kind == "local":
+        from distrib.backends.local import LocalBackend
+
+        return LocalBackend()
     if kind == "mirrored":
         from distrib.backends.mirrored import MirroredBackend
 
         return MirroredBackend(devices)
-    from distrib.backends.local import LocalBackend
+    if kind == "horovod":
+        from distrib.backends.horovod import HorovodBackend
 
-    return LocalBackend()
+        backend = HorovodBackend()
+    else:
+        from distrib.backends.multiworker import MultiWorkerBackend
+
+        backend = MultiWorkerBackend()
+    from distrib import ranks
+
+    install_exit_codes(backend.translate)
+    ranks.install()
+    return backend
 
 
 def _detect(devices: int | None) -> Literal["local", "mirrored"]:
@@ -187,26 +253,3 @@ def _detect(devices: int | None) -> Literal["local", "mirrored"]:
 
     gpus = len(tf.config.list_physical_devices("GPU"))
     return "mirrored" if (devices or gpus) > 1 else "local"
-
-
-def _refuse_launchers() -> None:
-    """Refuse to run as one of many: each would train alone and overwrite the others' files."""
-    sizes = {name: os.environ.get(name, "") for name in ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE")}
-    sizes["TF_CONFIG"] = str(_workers(os.environ.get("TF_CONFIG", "")))
-    for variable, size in sizes.items():
-        if size.isdecimal() and int(size) > 1:
-            raise ConfigurationError(
-                f"{variable}={os.environ[variable]}: this process is one of {size}, but this "
-                "version of distrib trains in one process; start the script without the launcher."
-            )
-
-
-def _workers(tf_config: str) -> int:
-    """Number of training processes that TF_CONFIG names."""
-    if not tf_config:
-        return 0
-    try:
-        tasks = json.loads(tf_config).get("cluster", {})
-    except ValueError as error:
-        raise ConfigurationError(f"TF_CONFIG is not JSON ({error}): {tf_config!r}") from error
-    return sum(len(tasks.get(role, ())) for role in ("chief", "worker"))

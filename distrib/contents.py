@@ -3,28 +3,35 @@
 Gathered from several owners, each of which knows its own part: the variables (`TrainingState`),
 every callback that has state, Keras's `History`, the random generators, the last `logs`, and a
 description of the training data, whose position means nothing on other data.
+
+Of callbacks and random generators the chief's states are kept, and those of other ranks where they
+differ, which is rare. All ranks capture together, and each restores its own.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy.typing as npt
 import tensorflow as tf
 from keras.src.utils.python_utils import pythonify_logs
 
 from distrib import tree
 from distrib.checkpoint import arrays as array_files
 from distrib.checkpoint.saver import Content
+from distrib.cluster import current
 from distrib.errors import CheckpointMismatchError
+from distrib.riders import Wish
 from distrib.state import (
     METRICS,
     OTHER,
     HostBuffers,
+    Overrides,
     StatefulCallback,
     TrainingState,
     random_state,
@@ -32,6 +39,8 @@ from distrib.state import (
 )
 
 _CALLBACKS = "callbacks"
+_RANDOM = "random generators"
+_STOP_WISH = "stop wish"
 
 
 @dataclass
@@ -93,12 +102,20 @@ class Checkpoint:
         """Return one of the nested structures, with its arrays."""
         return tree.join(self.training[name], self.arrays.get(_CALLBACKS, {}))
 
+    def own_states(self, rank: int, size: int) -> dict[str, Any]:
+        """Return the states of callbacks and random generators that a rank goes on with."""
+        states: dict[str, Any] = self.get("states")
+        others = self.get("other_ranks")
+        if rank > 0 and size == 1 + len(others):
+            states.update(others[rank - 1])
+        return states
+
 
 @dataclass(frozen=True)
 class BeforeValidation:
     """What validation changes, as it was before."""
 
-    arrays: dict[str, dict[str, npt.NDArray[Any]]]
+    variables: Overrides
     callbacks: dict[str, dict[str, Any]]
 
 
@@ -137,7 +154,7 @@ class RunContents:
     def before_validation(self) -> BeforeValidation:
         """Copy what validation is about to change."""
         return BeforeValidation(
-            self._state.snapshot(HostBuffers(), (METRICS, OTHER)),
+            self._state.copy((METRICS, OTHER)),
             {
                 name: callback.get_state()
                 for name, callback in self._stateful_callbacks()
@@ -145,18 +162,23 @@ class RunContents:
             },
         )
 
-    def capture(self, position: Position, logs: Logs, before: BeforeValidation | None) -> Content:
-        """Return the present state, in memory that the next call will reuse.
+    def capture(
+        self, position: Position, logs: Logs, before: BeforeValidation | None
+    ) -> Content | None:
+        """Return the present state of the run. All ranks call it together.
 
         Args:
             position: Where the run stands.
             logs: What Keras reported last.
             before: Takes the place of what the validation in progress has changed.
+
+        Returns:
+            The state, in memory that the next call will reuse; `None` on all ranks but the chief.
         """
-        arrays = self._state.snapshot(self._buffers)
-        states = {} if before is None else before.callbacks
-        if before is not None:
-            arrays.update(before.arrays)
+        arrays = self._state.snapshot(self._buffers, before.variables if before else None)
+        states, others = _differing(self._own_states(before))
+        if not current().is_chief:
+            return None
         kept: tree.Arrays = {}
 
         def split(value: Any, name: str) -> Any:
@@ -169,29 +191,49 @@ class RunContents:
             "position": asdict(position),
             "state": self._state.describe(),
             "data": self._data,
-            "callbacks": {
-                name: split(states[name] if name in states else callback.get_state(), name)
-                for name, callback in self._stateful_callbacks()
-            },
+            "states": {name: split(state, name) for name, state in states.items()},
+            "other_ranks": [
+                {name: split(state, f"rank {rank}/{name}") for name, state in theirs.items()}
+                for rank, theirs in enumerate(others, start=1)
+            ],
             "history": split({"history": history.history, "epoch": history.epoch}, "history"),
-            "random": split(random_state(), "random"),
             "logs": split({"batch": pythonify_logs(logs.batch), "epoch": logs.epoch}, "logs"),
             "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
         }
-        arrays[_CALLBACKS] = kept
-        return Content(position.step, position.epoch, position.batch, arrays, training)
+        return Content(
+            position.step,
+            position.epoch,
+            position.batch,
+            {**arrays, _CALLBACKS: kept},
+            training,
+        )
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Become what the checkpoint was taken of; `check` it first."""
         self._state.restore(checkpoint.training["state"], checkpoint.arrays)
-        states = checkpoint.get("callbacks")
+        states = checkpoint.own_states(current().rank, current().size)
         for name, callback in self._stateful_callbacks():
             if name in states:
                 callback.set_state(states[name])
         history = checkpoint.get("history")
         self._model.history.history = history["history"]
         self._model.history.epoch = history["epoch"]
-        set_random_state(checkpoint.get("random"))
+        set_random_state(states[_RANDOM])
+        if current().riders is not None:
+            current().riders.wish(Wish.STOP, states.get(_STOP_WISH, False))
+
+    def _own_states(self, before: BeforeValidation | None) -> dict[str, Any]:
+        """This rank's states of callbacks and random generators, by name."""
+        earlier = {} if before is None else before.callbacks
+        states = {
+            name: earlier[name] if name in earlier else callback.get_state()
+            for name, callback in self._stateful_callbacks()
+        }
+        states[_RANDOM] = random_state()
+        if current().riders is not None:
+            # Some callback has asked to stop, and the ranks will agree after the next step.
+            states[_STOP_WISH] = current().riders.wishes(Wish.STOP)
+        return states
 
     def _stateful_callbacks(self) -> Iterator[tuple[str, StatefulCallback]]:
         """All callbacks that have state, each with a name that the same list always gives it."""
@@ -201,6 +243,29 @@ class RunContents:
                 kind = type(callback).__name__
                 count[kind] = count.get(kind, 0) + 1
                 yield (kind if count[kind] == 1 else f"{kind}-{count[kind]}"), callback
+
+
+def _differing(states: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Exchange states between ranks.
+
+    Returns:
+        This rank's own states, and for each rank but the chief those that differ from the chief's.
+    """
+    cluster = current()
+    if cluster.size == 1:
+        return states, []
+    digests = {name: _digest(state, name) for name, state in states.items()}
+    chief = cluster.collectives.broadcast(digests)
+    mine = {name: state for name, state in states.items() if digests[name] != chief.get(name)}
+    return states, cluster.collectives.allgather(mine)[1:]
+
+
+def _digest(state: Any, name: str) -> str:
+    encoded, arrays = tree.split(state, name)
+    digest = hashlib.sha256(json.dumps(encoded).encode())
+    for key, array in arrays.items():
+        digest.update(key.encode() + array.tobytes())
+    return digest.hexdigest()
 
 
 def _acts_in_validation(callback: Any) -> bool:

@@ -67,6 +67,11 @@ class FitCall:
             return self.steps_per_epoch
         return self.steps_per_epoch or self.dataset.num_batches
 
+    @property
+    def element_spec(self) -> Any:
+        """Structure of the training batches as the train step gets them."""
+        return self.iterator.data_adapter.get_tf_dataset().element_spec
+
     def drop_iterator(self) -> None:
         """Make the next epoch begin a new pass over the data.
 
@@ -112,7 +117,14 @@ class ResumableFit(keras.callbacks.CallbackList):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Find and check the checkpoint, begin, then restore it or save the first one."""
-        self._resume.prepare(self.model, _fit_in_progress())
+        call = fit_in_progress()
+        if call is None:
+            raise ConfigurationError(
+                "BackupAndRestore works in `model.fit` only; a training loop of your own can save "
+                "and restore with Orbax itself. (Inside `fit` this means that Keras "
+                f"{keras.__version__} has changed it in a way that distrib does not know.)"
+            )
+        self._resume.prepare(self.model, call)
         super().on_train_begin(logs)
         self._resume.begin(self.callbacks)
 
@@ -140,6 +152,8 @@ class ResumableFit(keras.callbacks.CallbackList):
             self._train_function = self.model.train_function
             self.model.train_function = lambda iterator: self._resume.logs.batch
             return
+        if self._resume.active:
+            self._resume.before_batch(batch + self._offset)
         super().on_train_batch_begin(batch + self._offset, logs)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -212,7 +226,8 @@ def _calling_list(callback: keras.callbacks.Callback) -> Any:
     )
 
 
-def _fit_in_progress() -> FitCall:
+def fit_in_progress() -> FitCall | None:
+    """Return what the running `fit` was called with; `None` outside of `fit`."""
     for frame in _frames():
         names = frame.f_locals
         if frame.f_code.co_name == "fit" and "epoch_iterator" in names:
@@ -225,8 +240,4 @@ def _fit_in_progress() -> FitCall:
                 iterator=names["epoch_iterator"],
                 code=frame.f_code,
             )
-    raise ConfigurationError(
-        "BackupAndRestore works in `model.fit` only; a training loop of your own can save and "
-        f"restore with Orbax itself. (Inside `fit` this means that Keras {keras.__version__} has "
-        "changed it in a way that distrib does not know.)"
-    )
+    return None

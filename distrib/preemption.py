@@ -1,6 +1,7 @@
 """Requests to stop: signals in, a flag out.
 
-SIGTERM comes from Kubernetes, Slurm and spot instances, SIGINT from a keyboard. The handler sets a
+SIGTERM comes from Kubernetes, Slurm and spot instances, SIGINT from a keyboard, and SIGUSR1 is what
+Open MPI passes on to all ranks while it kills them soon after a SIGTERM. The handler sets a
 flag and does nothing else: a handler runs between any two bytecodes, where files, locks and
 collectives are in unknown states. The step loop asks for the flag between steps. Further signals
 set the flag again, which changes nothing.
@@ -13,7 +14,7 @@ import threading
 from types import CodeType, FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class StopRequest:

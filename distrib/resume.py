@@ -19,9 +19,11 @@ from typing import Any, NoReturn
 
 from keras.src.utils.python_utils import pythonify_logs
 
+from distrib.agreement import agreement
 from distrib.build import build, build_without_data
 from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.checkpoint.saver import Saver
+from distrib.cluster import current
 from distrib.contents import BeforeValidation, Checkpoint, Logs, Position, RunContents
 from distrib.data import Dataset
 from distrib.errors import ConfigurationError, Preempted
@@ -76,6 +78,10 @@ class Resume:
         self.stop = StopRequest()
         self.active = False
         self.logs = Logs({}, None)
+        self._cluster = current()
+        self._agreement = agreement()
+        # The chief's: no other rank touches storage.
+        self._saver: Saver | None = None
 
     @property
     def batch(self) -> int:
@@ -104,10 +110,8 @@ class Resume:
         else:
             build_without_data(model)
         self._contents = RunContents(model, self._describe_data())
-        self._directory.lock()
-        self._saver = Saver(self._directory, self._keep_last)
-        self._directory.collect_leftovers()
-        self._checkpoint = self._directory.load_newest(Checkpoint.load)
+        checkpoint = self._open_directory() if self._cluster.is_chief else None
+        self._checkpoint = self._cluster.collectives.broadcast(checkpoint)
         if self._checkpoint is not None:
             self._contents.check(self._checkpoint)
 
@@ -128,6 +132,13 @@ class Resume:
             self._resume(self._checkpoint)
         self.active = True
         self.stop.listen(within=self._call.code)
+
+    def _open_directory(self) -> Checkpoint | None:
+        """Become the only job that writes here, and load what it has left."""
+        self._directory.lock()
+        self._saver = Saver(self._directory, self._keep_last)
+        self._directory.collect_leftovers()
+        return self._directory.load_newest(Checkpoint.load)
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         self._position = position = checkpoint.position
@@ -173,6 +184,15 @@ class Resume:
         if checkpoint is not None and (self._position.batch or self._position.train_done):
             self._contents.restore(checkpoint)
 
+    def before_batch(self, batch: int) -> None:
+        """Say what this rank wants to be done after the step that begins with number `batch`."""
+        done = batch + self._model.steps_per_execution
+        batches = self._call.batches
+        last = batches is not None and done >= batches
+        step = self._position.step + done - self._position.batch
+        due = self._cluster.is_chief and not last and self._due(step) and self._idle
+        self._agreement.before_step(self.stop.requested, due)
+
     def after_batch(self, batch: int, logs: Mapping[str, Any] | None) -> None:
         """Count the batches up to number `batch`, and save or leave if it is time."""
         position, batches = self._position, self._call.batches
@@ -185,10 +205,12 @@ class Resume:
         if not self._checked_complete:
             self._contents.check_complete()
             self._checked_complete = True
-        if self.stop.requested:
+        due = self._due(position.step) and self._idle
+        leave, save = self._agreement.after_step(self.stop.requested, due)
+        if leave:
             self._leave()
         # A save that is due at the last batch waits for the end of the epoch.
-        if self._saver.idle and self._can_save_here and not position.train_done and self._due():
+        if save and self._can_save_here and not position.train_done:
             self._save()
 
     def before_validation(self) -> None:
@@ -199,8 +221,8 @@ class Resume:
         self._before_validation = self._contents.before_validation()
 
     def after_validation(self) -> None:
-        """Leave if the process was asked to stop; the validation will be done again."""
-        if self.stop.requested:
+        """Leave if a process was asked to stop; the validation will be done again."""
+        if self._agreement.ask(self.stop.requested, False).leave:
             self._leave(self._before_validation)
 
     def after_epoch(self, epoch: int, logs: Mapping[str, Any] | None) -> None:
@@ -209,23 +231,27 @@ class Resume:
         self._position = Position(step=self._position.step, epoch=epoch + 1, stop=stop)
         self.logs.epoch = pythonify_logs(logs)
         self._epoch_save_due = self._schedule.epochs
+        due = self._due(self._position.step) and (self._idle or not self._can_save_in_epoch)
+        leave, save = self._agreement.ask(self.stop.requested, self._cluster.is_chief and due)
         if stop or epoch + 1 >= self._call.epochs:
             self._save(wait=True)
-        elif self.stop.requested:
+        elif leave:
             self._leave()
-        elif self._due() and (self._saver.idle or not self._can_save_in_epoch):
+        elif save:
             self._save()
 
     def end(self) -> None:
         """Finish saving after the last `on_train_end`."""
         self.active = False
-        self._saver.close()
+        if self._saver is not None:
+            self._saver.close()
         self.stop.ignore()
         self._model._initial_epoch = None
-        if self._delete_checkpoint:
+        if self._saver is not None and self._delete_checkpoint:
             self._directory.delete()
         else:
             self._directory.unlock()
+        self._cluster.collectives.barrier()
 
     # Saving
 
@@ -237,9 +263,13 @@ class Resume:
     def _can_save_here(self) -> bool:
         return self._can_save_in_epoch or self._position.batch == 0
 
-    def _due(self) -> bool:
+    @property
+    def _idle(self) -> bool:
+        return self._saver is None or self._saver.idle
+
+    def _due(self, step: int) -> bool:
         every = self._schedule.steps
-        if every and self._position.step // every > self._last_saved_step // every:
+        if every and step // every > self._last_saved_step // every:
             return True
         seconds = self._schedule.seconds
         if seconds is not None and time.monotonic() - self._last_save_time >= seconds:
@@ -251,28 +281,36 @@ class Resume:
             self._save(wait=True, before_validation=before_validation)
             saved = f"checkpoint {self._directory.step_path(self._last_saved_step)} is saved"
         else:
-            self._saver.wait()
+            self._wait()
             saved = "the data cannot be resumed within an epoch, so this one will be repeated"
-        self._saver.close()
+        if self._saver is not None:
+            self._saver.close()
         self.stop.leave()
+        # A launcher may end the other ranks as soon as one has ended: not before all is saved.
+        self._cluster.collectives.barrier()
         say(f"asked to stop: {saved}. Run the same command again to go on.")
         raise Preempted
 
     def _save(self, wait: bool = False, before_validation: BeforeValidation | None = None) -> None:
-        """Save the present state unless this step is saved already.
+        """Save the present state unless this step is saved already. All ranks call it together.
 
         Args:
             wait: Return only when the checkpoint is committed.
             before_validation: What has to replace the present state of metrics and callbacks.
         """
         if self._position.step != self._last_saved_step:
-            self._saver.wait()  # It may still be reading the buffers.
+            self._wait()  # It may still be reading the buffers.
             content = self._contents.capture(self._position, self.logs, before_validation)
-            self._saver.save(content)
+            if self._saver is not None and content is not None:
+                self._saver.save(content)
             self._last_saved_step = self._position.step
             self._last_save_time = time.monotonic()
         self._epoch_save_due = False
         if wait:
+            self._wait()
+
+    def _wait(self) -> None:
+        if self._saver is not None:
             self._saver.wait()
 
     def _describe_data(self) -> dict[str, Any] | None:

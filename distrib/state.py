@@ -5,9 +5,10 @@ metrics', and any other `tf.Variable`, `tf.random.Generator` or optimizer that t
 custom train steps do. In the process: the random generators of Keras, NumPy and Python. What the
 callbacks keep is theirs to give (`StatefulCallback`).
 
-A variable that may differ between replicas is kept once a replica. Weights and optimizer slots
-cannot differ, so they are kept once. Restored on another number of replicas, statistics are
-averaged, metric sums are added up in one replica, and counters are taken from the first.
+A variable that may differ between replicas, in this process or another, is kept once a replica.
+Weights and optimizer slots cannot differ, so they are kept once. Restored on another number of
+replicas, statistics are averaged, metric sums are added up in one replica, seeds are made anew from
+the first one, and counters are taken from it.
 """
 
 from __future__ import annotations
@@ -27,9 +28,17 @@ from keras.src.backend.common import global_state
 from keras.src.random.seed_generator import global_seed_generator
 
 from distrib.checkpoint.arrays import ArrayGroups
+from distrib.cluster import current
 from distrib.errors import CheckpointMismatchError, ConfigurationError
+from distrib.variables import (
+    replicas_of,
+    seed_of_replica,
+    seeds_of,
+    unreduced_gradients,
+    weights_of_gradients,
+)
 
-MODEL, OPTIMIZER, METRICS, OTHER = "model", "optimizer", "metrics", "other"
+GROUPS = MODEL, OPTIMIZER, METRICS, OTHER = "model", "optimizer", "metrics", "other"
 _GLOBAL_SEED = "keras_global_seed"
 _KERAS_SEED_ATTRIBUTE = "global_seed_generator"  # Keras 3.12 has no name for it.
 _SHOWN_DIFFERENCES = 5
@@ -58,21 +67,31 @@ class Slot:
     Attributes:
         group: `"model"`, `"optimizer"`, `"metrics"` or `"other"`.
         path: Its name, unique within the group.
-        replicas: The `tf.Variable` of each replica.
+        replicas: The `tf.Variable` of each replica in this process.
+        count: Number of replicas in all processes.
         same: Whether all replicas hold the same value, of which one copy is kept.
+        seed: Whether it is the state of a seed generator.
     """
 
     group: str
     path: str
     replicas: tuple[Any, ...]
+    count: int
     same: bool
+    seed: bool
 
     @property
-    def kept(self) -> dict[str, Any]:
-        """The `tf.Variable`s whose values are kept, by the names of their arrays."""
-        if self.same or len(self.replicas) == 1:
-            return {self.path: self.replicas[0]}
-        return {f"{self.path}@{number}": replica for number, replica in enumerate(self.replicas)}
+    def names(self) -> list[str]:
+        """Names of the arrays that are kept, one for each replica unless all are the same."""
+        if self.same or self.count == 1:
+            return [self.path]
+        return [f"{self.path}@{number}" for number in range(self.count)]
+
+    @property
+    def values(self) -> list[npt.NDArray[Any]]:
+        """What this process has of them."""
+        replicas = self.replicas[:1] if self.same else self.replicas
+        return [replica.numpy() for replica in replicas]
 
     def describe(self) -> dict[str, Any]:
         """Return what the checkpoint says of the variable, JSON-able."""
@@ -82,7 +101,7 @@ class Slot:
             "path": self.path,
             "shape": [int(size) for size in first.shape],
             "dtype": first.dtype.name,
-            "names": list(self.kept),
+            "names": self.names,
         }
 
 
@@ -102,8 +121,11 @@ class HostBuffers:
         return buffer
 
 
+Overrides = Mapping[tuple[str, str], list[npt.NDArray[Any]]]
+
+
 class TrainingState:
-    """All variables of a built model and what trains it.
+    """All variables of a built model and what trains it, on all ranks.
 
     Args:
         model: A compiled `keras.Model` whose variables exist (see `distrib.build`).
@@ -114,7 +136,8 @@ class TrainingState:
     def __init__(self, model: Any, metrics: bool = True) -> None:
         self._model = model
         self._metrics = metrics
-        self._slots = _collect(model, metrics)
+        self._cluster = current()
+        self._slots = _collect(model, metrics, self._cluster.size)
         # Every checkpoint carries it, and it never changes.
         self._description = {
             "optimizer": _optimizer_name(model.optimizer),
@@ -149,7 +172,7 @@ class TrainingState:
             ConfigurationError: Names the first such variable.
         """
         known = {id(slot.replicas[0]) for slot in self._slots}
-        for slot in _collect(self._model, self._metrics):
+        for slot in _collect(self._model, self._metrics, self._cluster.size):
             if id(slot.replicas[0]) not in known:
                 raise ConfigurationError(
                     f"The variable {slot.path!r} ({slot.group}) was created by the first train "
@@ -157,24 +180,53 @@ class TrainingState:
                     "build every layer and optimizer that the model's `train_step` uses."
                 )
 
+    def copy(self, groups: Sequence[str]) -> Overrides:
+        """Return copies of what this process has of some groups, for a later `snapshot`."""
+        return {
+            (slot.group, slot.path): [np.array(value) for value in slot.values]
+            for slot in self._slots
+            if slot.group in groups
+        }
+
     def snapshot(
-        self, buffers: HostBuffers, groups: Sequence[str] = (MODEL, OPTIMIZER, METRICS, OTHER)
+        self, buffers: HostBuffers, overrides: Overrides | None = None
     ) -> dict[str, dict[str, npt.NDArray[Any]]]:
-        """Copy variables to host memory.
+        """Copy all variables to the chief's host memory. All ranks call it together.
 
         Args:
             buffers: Receives the copies; what an earlier snapshot put there is overwritten.
-            groups: Which to copy.
+            overrides: From `copy`: takes the place of what these variables hold now.
 
         Returns:
-            The copies by group and name.
+            The copies by group and name; empty on ranks other than the chief.
         """
-        copies: dict[str, dict[str, npt.NDArray[Any]]] = {group: {} for group in groups}
+        overrides = overrides or {}
+
+        def values(slot: Slot) -> list[npt.NDArray[Any]]:
+            return overrides.get((slot.group, slot.path)) or slot.values
+
+        different = [values(slot) for slot in self._slots if not slot.same]
+        ranks = iter(zip(*self._cluster.collectives.allgather(different), strict=True))
+        if not self._cluster.is_chief:
+            return {}
+        copies: dict[str, dict[str, npt.NDArray[Any]]] = {group: {} for group in GROUPS}
         for slot in self._slots:
-            if slot.group in copies:
-                for name, variable in slot.kept.items():
-                    copies[slot.group][name] = buffers.copy(slot.group, name, variable.numpy())
+            parts = values(slot) if slot.same else [part for rank in next(ranks) for part in rank]
+            for name, part in zip(slot.names, parts, strict=True):
+                copies[slot.group][name] = buffers.copy(slot.group, name, part)
         return copies
+
+    def synchronize(self) -> None:
+        """Give all ranks the chief's values. All ranks call it together.
+
+        Raises:
+            ConfigurationError: If a rank has built another model than the chief.
+        """
+        self._check_alike()
+        chiefs = [slot.values[0] for slot in self._slots] if self._cluster.is_chief else []
+        chiefs = self._cluster.collectives.broadcast(chiefs)
+        for slot, value in zip(self._slots, chiefs, strict=True):
+            self._assign(slot, [value])
 
     def restore(self, saved: Mapping[str, Any], arrays: ArrayGroups) -> None:
         """Assign a checkpoint's arrays to the variables; `check` it first.
@@ -185,10 +237,24 @@ class TrainingState:
         """
         for slot, entry in zip(self._slots, saved["variables"], strict=True):
             group = arrays.get(entry["group"], {})
-            values = [group[name] for name in entry["names"]]
-            values = _redistribute(slot.group, values, len(slot.replicas))
-            for replica, value in zip(slot.replicas, values, strict=True):
-                replica.assign(value)
+            self._assign(slot, [group[name] for name in entry["names"]])
+
+    def _assign(self, slot: Slot, values: list[npt.NDArray[Any]]) -> None:
+        """Give each replica of this process its own of the values of all replicas."""
+        values = _redistribute(slot, values)
+        first = 0 if slot.same else self._cluster.rank * len(slot.replicas)
+        for number, replica in enumerate(slot.replicas):
+            replica.assign(values[0] if slot.same else values[first + number])
+
+    def _check_alike(self) -> None:
+        descriptions = self._cluster.collectives.allgather(self._description)
+        for rank, description in enumerate(descriptions):
+            differences = list(_differences(descriptions[0], description, "rank 0", f"rank {rank}"))
+            if differences:
+                raise ConfigurationError(
+                    f"The ranks have built different models:\n  {differences[0]}\n"
+                    "The script has to do the same on all of them up to `fit`."
+                )
 
 
 def random_state() -> dict[str, Any]:
@@ -199,67 +265,75 @@ def random_state() -> dict[str, Any]:
     }
     generator = global_state.get_global_attribute(_KERAS_SEED_ATTRIBUTE)
     if generator is not None:
-        state[_GLOBAL_SEED] = _replicas(generator.state)[0].numpy()
+        state[_GLOBAL_SEED] = replicas_of(generator.state)[0].numpy()
     return state
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
     """Continue the random generators from what `random_state` returned."""
     if _GLOBAL_SEED in state:
-        for replica in _replicas(global_seed_generator().state):
+        for replica in replicas_of(global_seed_generator().state):
             replica.assign(state[_GLOBAL_SEED])
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
 
 
-def _collect(model: Any, metrics: bool) -> list[Slot]:
+def _collect(model: Any, metrics: bool, size: int) -> list[Slot]:
     """List every variable once, in an order that the same program always repeats."""
     seen: set[int] = set()
     slots: list[Slot] = []
     names: dict[tuple[str, str], int] = {}
+    seeds = seeds_of(model)
 
     def add(group: str, variable: Any, same: bool = False) -> None:
-        replicas = _replicas(variable)
+        replicas = replicas_of(variable)
         if id(replicas[0]) in seen or replicas[0].dtype == tf.string:
             return
         seen.update(id(replica) for replica in replicas)
         path = variable.path if isinstance(variable, keras.Variable) else replicas[0].name
         path = path.removesuffix(":0")
         count = names[group, path] = names.get((group, path), 0) + 1
-        slots.append(Slot(group, path if count == 1 else f"{path}~{count}", replicas, same))
+        path = path if count == 1 else f"{path}~{count}"
+        total = size * len(replicas)
+        slots.append(Slot(group, path, replicas, total, same, id(variable) in seeds))
 
-    trainable = {id(variable) for variable in model.trainable_variables}
+    weights = weights_of_gradients(model)
     for variable in model.variables:
-        add(MODEL, variable, same=id(variable) in trainable)
-    for variable in model.optimizer.variables if model.optimizer is not None else ():
-        add(OPTIMIZER, variable, same=True)
+        add(MODEL, variable, same=id(variable) in weights)
+    for variable, same in _of_optimizer(model.optimizer):
+        add(OPTIMIZER, variable, same)
     for variable in model.metrics_variables:
         add(METRICS, variable)
-    for variable in _held(model):
-        add(OTHER, variable)
+    for variable, same in _held(model):
+        add(OTHER, variable, same)
     return slots if metrics else [slot for slot in slots if slot.group != METRICS]
 
 
-def _held(model: Any) -> Iterator[Any]:
+def _of_optimizer(optimizer: Any) -> Iterator[tuple[Any, bool]]:
+    """All variables of an optimizer, and whether every replica has the same."""
+    if optimizer is not None:
+        different = {id(variable) for variable in unreduced_gradients(optimizer)}
+        for variable in optimizer.variables:
+            yield variable, id(variable) not in different
+
+
+def _held(model: Any) -> Iterator[tuple[Any, bool]]:
     """All variables in the model's attributes, as `tf.train.Checkpoint` would find them."""
     for held in tf.train.TrackableView(model).descendants():
         if isinstance(held, keras.optimizers.Optimizer):
-            yield from held.variables
+            yield from _of_optimizer(held)
         elif isinstance(held, keras.Variable | tf.Variable):
-            yield held
+            yield held, False
 
 
-def _replicas(variable: Any) -> tuple[Any, ...]:
-    """The plain `tf.Variable`s behind a Keras or distributed variable."""
-    value = variable.value if isinstance(variable, keras.Variable) else variable
-    return tuple(getattr(value, "values", (value,)))
-
-
-def _redistribute(group: str, values: list[npt.NDArray[Any]], count: int) -> list[npt.NDArray[Any]]:
-    """Turn one value a replica into values for another number of replicas."""
+def _redistribute(slot: Slot, values: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+    """Turn one value a replica, or one for all, into values for this run's replicas."""
+    count = slot.count
     if len(values) == count:
         return values
-    if group == METRICS:
+    if slot.seed:
+        return [seed_of_replica(values[0], number) for number in range(count)]
+    if slot.group == METRICS:
         total = np.sum(values, axis=0, dtype=values[0].dtype)
         return [total] + [np.zeros_like(total)] * (count - 1)
     if len(values) == 1 or values[0].dtype.kind in "iub":
@@ -268,16 +342,21 @@ def _redistribute(group: str, values: list[npt.NDArray[Any]], count: int) -> lis
     return [mean.astype(values[0].dtype)] * count
 
 
-def _differences(saved: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
+def _differences(
+    saved: Mapping[str, Any],
+    here: Mapping[str, Any],
+    one: str = "checkpoint",
+    other: str = "this run",
+) -> Iterator[str]:
     if saved["optimizer"] != here["optimizer"]:
-        yield f"optimizer: checkpoint has {saved['optimizer']}, this run has {here['optimizer']}"
+        yield f"optimizer: {one} has {saved['optimizer']}, {other} has {here['optimizer']}"
     for old, new in zip_longest(saved["variables"], here["variables"]):
         if old is None:
-            yield f"{new['group']}: only this run has {_show(new)}"
+            yield f"{new['group']}: only {other} has {_show(new)}"
         elif new is None:
-            yield f"{old['group']}: only the checkpoint has {_show(old)}"
+            yield f"{old['group']}: only {'the ' * (one == 'checkpoint')}{one} has {_show(old)}"
         elif _identity(old) != _identity(new):
-            yield f"{old['group']}: checkpoint has {_show(old)}, this run has {_show(new)}"
+            yield f"{old['group']}: {one} has {_show(old)}, {other} has {_show(new)}"
 
 
 def _show(entry: Mapping[str, Any]) -> str:

@@ -39,8 +39,17 @@ class Backend(Protocol):
     def collectives(self) -> Collectives:
         """How the processes agree."""
 
+    @property
+    def riders(self) -> Any:
+        """`distrib.riders.Riders` of this process; `None` where there is but one process."""
+
     def scope(self) -> AbstractContextManager[Any]:
         """Context in which models, optimizers and metrics are created."""
 
-    def optimizer(self, optimizer: Any) -> Any:
+    def optimizer(
+        self, optimizer: Any, compression: Any, backward_passes_per_step: int, op: Any
+    ) -> Any:
         """Return an optimizer whose gradients are reduced over all replicas."""
+
+    def translate(self, error: BaseException) -> BaseException:
+        """Return what an exception means: `LostPeerError` if a peer is gone, else the same."""

@@ -16,6 +16,7 @@ class LocalBackend:
     size = 1
     local_rank = 0
     num_replicas = 1
+    riders = None
 
     def __init__(self) -> None:
         self.collectives: Collectives = SingleProcess()
@@ -24,6 +25,14 @@ class LocalBackend:
         """Return a context that changes nothing."""
         return nullcontext()
 
-    def optimizer(self, optimizer: Any) -> Any:
-        """Return `optimizer` as it is: there is nobody to share gradients with."""
-        return optimizer
+    def optimizer(
+        self, optimizer: Any, compression: Any, backward_passes_per_step: int, op: Any
+    ) -> Any:
+        """Return `optimizer`, which only has to add up gradients: there is nobody to share with."""
+        from distrib.optimizer import accumulate
+
+        return accumulate(optimizer, backward_passes_per_step)
+
+    def translate(self, error: BaseException) -> BaseException:
+        """Return `error`: there are no peers to lose."""
+        return error

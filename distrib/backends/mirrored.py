@@ -1,28 +1,14 @@
-"""One process, one replica a device: `tf.distribute.MirroredStrategy`.
-
-Keras 3 (3.12 to 3.15) has two faults under this strategy, both worked around here and only here,
-in the method that `fit` and `evaluate` call first, `TensorFlowTrainer._maybe_symbolic_build`:
-
-- It averages the first batch over the replicas to learn its shape, which raises when that batch
-  does not split evenly, and it reads that batch from the data for nothing. The dataset's
-  `element_spec` holds the same shapes, so the build goes by that.
-- `steps_per_execution` above 1 fails on every model ("You must feed a value for placeholder"):
-  TensorFlow cannot run a conditional on the optional batches of a distributed iterator inside a
-  loop. One step at a time gives the same numbers, so that is what runs, after a warning.
-
-`tests/unit/backends/test_mirrored.py` fails when Keras mends either.
-"""
+"""One process, one replica a device: `tf.distribute.MirroredStrategy`."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import tensorflow as tf
-from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 
+from distrib.backends import keras_strategy
 from distrib.collectives import Collectives, SingleProcess
 from distrib.errors import ConfigurationError
 
@@ -44,11 +30,12 @@ class MirroredBackend:
     rank = 0
     size = 1
     local_rank = 0
+    riders = None
 
     def __init__(self, devices: int | None = None) -> None:
         self.collectives: Collectives = SingleProcess()
         self._strategy = tf.distribute.MirroredStrategy(_device_names(devices))
-        _patch_keras()
+        keras_strategy.build_by_element_spec()
 
     @property
     def num_replicas(self) -> int:
@@ -59,9 +46,25 @@ class MirroredBackend:
         """Return the strategy's scope."""
         return self._strategy.scope()
 
-    def optimizer(self, optimizer: Any) -> Any:
-        """Return `optimizer` as it is: under this strategy Keras reduces gradients itself."""
+    def optimizer(
+        self, optimizer: Any, compression: Any, backward_passes_per_step: int, op: Any
+    ) -> Any:
+        """Return `optimizer` as it is: under this strategy Keras reduces gradients itself.
+
+        Raises:
+            ConfigurationError: If it is to do so in another way.
+        """
+        if op != "average" or backward_passes_per_step != 1:
+            raise ConfigurationError(
+                f"`op={op!r}`, `backward_passes_per_step={backward_passes_per_step}`: under "
+                "MirroredStrategy Keras averages gradients over the GPUs at every step; start one "
+                "process for each GPU instead (`distrib run`)."
+            )
         return optimizer
+
+    def translate(self, error: BaseException) -> BaseException:
+        """Return `error`: there are no peers to lose."""
+        return error
 
 
 def _device_names(devices: int | None) -> Sequence[str]:
@@ -96,25 +99,3 @@ def _divide_cpu(count: int) -> None:
             f"`devices={count}`: the CPU cannot be divided any more because TensorFlow has "
             "started; call distrib.init() before anything else uses TensorFlow."
         ) from error
-
-
-def _patch_keras() -> None:
-    TensorFlowTrainer._maybe_symbolic_build = _build_from_spec
-
-
-def _build_from_spec(model: Any, iterator: Any = None, data_batch: Any = None) -> None:
-    """Build model, metrics and optimizer under the strategy without touching the data."""
-    if model._distribute_strategy is None:
-        return
-    if model.steps_per_execution > 1 and iterator is not None:
-        warnings.warn(
-            f"steps_per_execution={model.steps_per_execution} does not work with MirroredStrategy "
-            "in this version of Keras; using 1, which computes the same.",
-            stacklevel=3,
-        )
-        model.steps_per_execution = 1
-        iterator.steps_per_execution = 1
-    if iterator is not None:
-        data_batch = iterator.data_adapter.get_tf_dataset().element_spec
-    with model.distribute_strategy.scope():
-        model._symbolic_build(data_batch=data_batch)

@@ -155,10 +155,11 @@ def digest(variables: Any) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--backend", default="local")
+    parser.add_argument("--backend", default="auto")
     parser.add_argument("--devices", type=int, default=2)
     parser.add_argument("--model", default="small")
     parser.add_argument("--kill", action="append", default=[])
+    parser.add_argument("--kill-rank", type=int, default=0, help="the rank that is killed")
     parser.add_argument("--save-freq", default="3")
     parser.add_argument("--order", type=int, default=0, help="seed of the callbacks' order")
     parser.add_argument("--epochs", type=int, default=4)
@@ -189,7 +190,8 @@ def main() -> None:
     ]
     callbacks = [callback for callback in callbacks if callback is not None]
     random.Random(args.order).shuffle(callbacks)
-    for place, kill in enumerate(args.kill):
+    kills = args.kill if cluster.rank == args.kill_rank else []
+    for place, kill in enumerate(kills):
         point, number = kill.split(":")
         arm(point, int(number))
         # Once before all others and once after, so that files are hit in both states.
@@ -202,10 +204,18 @@ def main() -> None:
         callbacks=callbacks,
         verbose=0,
     )
+    gather = cluster.collectives.allgather
+    ranks = {
+        "model": gather(digest(model.variables)),
+        "weights": gather(digest(model.trainable_variables)),
+        "optimizer": gather(digest(model.optimizer.variables)),
+        "logs": gather(history.history),
+    }
+    if not cluster.is_chief:
+        return
     (loss_history,) = (c for c in callbacks if isinstance(c, LossHistory))
     result = {
-        "model": digest(model.variables),
-        "optimizer": digest(model.optimizer.variables),
+        **ranks,
         "history": history.history,
         "epochs": history.epoch,
         "losses": [float(loss) for loss in loss_history.losses],

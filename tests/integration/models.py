@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+import distrib
 from distrib.callbacks import SwapEMAWeights
 
 layers = keras.layers
@@ -36,6 +37,7 @@ def compiled(model: keras.Model, **kwargs: Any) -> keras.Model:
         "metrics": ["accuracy"],
         **kwargs,
     }
+    options["optimizer"] = distrib.current().optimizer(options["optimizer"])
     model.compile(**options)
     return model
 
@@ -79,7 +81,8 @@ class TwoOptimizers(keras.Model):
         super().__init__()
         self.body = layers.Dense(16, activation="relu")
         self.head = layers.Dense(3)
-        self.head_optimizer = keras.optimizers.SGD(0.05, momentum=0.9)
+        head_optimizer = keras.optimizers.SGD(0.05, momentum=0.9)
+        self.head_optimizer = distrib.current().optimizer(head_optimizer)
         self.norm = keras.metrics.Mean(name="norm")
         self.seeds = keras.random.SeedGenerator(2)
 
@@ -157,6 +160,19 @@ def sequences(n: int) -> tuple[Any, Any]:
 
 RECIPES: dict[str, Recipe] = {
     "small": Recipe(lambda: compiled(stack()), rows),
+    # Neither dropout nor batch normalization: what it computes does not depend on the replicas.
+    "steady": Recipe(
+        lambda: compiled(
+            keras.Sequential(
+                [
+                    keras.Input((12,)),
+                    layers.Dense(16, activation="tanh"),
+                    layers.Dense(3, activation="softmax"),
+                ]
+            )
+        ),
+        rows,
+    ),
     "subclassed": Recipe(lambda: compiled(Subclassed()), rows),
     "two_optimizers": Recipe(
         lambda: compiled(

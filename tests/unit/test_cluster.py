@@ -1,3 +1,6 @@
+from typing import Any
+
+import keras
 import pytest
 
 import distrib
@@ -25,9 +28,30 @@ def test_without_init_a_process_is_a_job_of_its_own() -> None:
 
 def test_local_scope_and_optimizer_change_nothing() -> None:
     cluster = distrib.init("local")
-    optimizer = object()
+    optimizer = keras.optimizers.SGD()
+    before = dict(vars(optimizer))
     with cluster.scope():
         assert cluster.optimizer(optimizer) is optimizer
+    assert vars(optimizer) == before
+
+
+def test_one_process_accumulates_gradients_as_many_do() -> None:
+    optimizer = distrib.init("local").optimizer("sgd", backward_passes_per_step=3)
+    assert optimizer.gradient_accumulation_steps == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"optimizer": "adamm"}, "`optimizer='adamm'` is not a keras"),
+        ({"compression": "int8"}, "`compression='int8'` is unknown; choose None, 'fp16'"),
+        ({"op": "mean"}, "`op='mean'` is unknown"),
+        ({"backward_passes_per_step": 0}, "`backward_passes_per_step=0` must be"),
+    ],
+)
+def test_wrong_arguments_of_optimizer(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        distrib.init("local").optimizer(**{"optimizer": "sgd", **arguments})
 
 
 def test_collectives_of_one_process() -> None:
@@ -48,24 +72,15 @@ def test_devices_do_not_fit_local() -> None:
         distrib.init("local", devices=2)
 
 
-@pytest.mark.parametrize("variable", ["HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE"])
-def test_one_of_many_processes_is_refused(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(variable, "4")
-    with pytest.raises(ConfigurationError, match=f"{variable}=4"):
-        distrib.init()
-    monkeypatch.setenv(variable, "1")
-    distrib.init()
-
-
-def test_several_workers_of_tf_config_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TF_CONFIG", '{"cluster": {"worker": ["a:1", "b:1"]}}')
-    with pytest.raises(ConfigurationError, match="TF_CONFIG"):
-        distrib.init()
-    monkeypatch.setenv("TF_CONFIG", '{"cluster": {"worker": ["a:1"]}}')
-    distrib.init()
-    monkeypatch.setenv("TF_CONFIG", "{")
-    with pytest.raises(ConfigurationError, match="TF_CONFIG is not JSON"):
-        distrib.init()
+@pytest.mark.parametrize("backend", ["local", "mirrored"])
+def test_one_of_many_processes_does_not_train_alone(
+    backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    with pytest.raises(ConfigurationError, match=r"started as one of several \(horovod\)"):
+        distrib.init(backend)
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "1")
+    distrib.init(backend)
 
 
 def test_dataset_knows_the_replicas() -> None:

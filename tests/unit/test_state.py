@@ -12,6 +12,7 @@ from distrib.errors import CheckpointMismatchError, ConfigurationError
 from distrib.state import (
     METRICS,
     HostBuffers,
+    Slot,
     TrainingState,
     _redistribute,
     random_state,
@@ -197,15 +198,22 @@ def test_without_data_the_model_must_be_built() -> None:
 
 
 def test_values_for_another_number_of_replicas() -> None:
+    def spread(group: str, values: list[Any], count: int, seed: bool = False) -> list[Any]:
+        slot = Slot(group, "path", (), count, same=False, seed=seed)
+        return [value.tolist() for value in _redistribute(slot, values)]
+
     sums = [np.float32([1, 2]), np.float32([3, 4])]
-    one = _redistribute(METRICS, sums, 1)
-    assert [value.tolist() for value in one] == [[4, 6]]
-    three = _redistribute(METRICS, sums, 3)
-    assert [value.tolist() for value in three] == [[4, 6], [0, 0], [0, 0]]
-    assert [v.tolist() for v in _redistribute("model", sums, 1)] == [[2, 3]]
+    assert spread(METRICS, sums, 1) == [[4, 6]]
+    assert spread(METRICS, sums, 3) == [[4, 6], [0, 0], [0, 0]]
+    assert spread(METRICS, sums[:1], 2) == [[1, 2], [0, 0]]
+    assert spread("model", sums, 1) == [[2, 3]]
+    assert spread("model", sums, 2) == [[1, 2], [3, 4]]
     counters = [np.int64([7, 1]), np.int64([9, 2])]
-    assert [v.tolist() for v in _redistribute("model", counters, 3)] == [[7, 1]] * 3
-    assert _redistribute("model", sums, 2) is sums
+    assert spread("model", counters, 3) == [[7, 1]] * 3
+    seeds = spread("model", [np.uint32([7, 5]), np.uint32([9, 5])], 3, seed=True)
+    assert seeds[0] == [7, 5]
+    assert {counter for _, counter in seeds} == {5}
+    assert len({seed for seed, _ in seeds}) == 3
 
 
 def test_random_generators_continue() -> None:

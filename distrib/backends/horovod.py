@@ -1,0 +1,195 @@
+"""Many processes, one replica each: Horovod's core operations.
+
+Horovod 0.28.1 is the newest release. Its own layer for Keras does not work with Keras 3 (horovod
+issue 4290), so nothing but the collectives of `horovod.tensorflow` is used.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from distrib.backends.devices import take_gpu
+from distrib.collectives import ArrayCollectives, Bytes, ReduceOp
+from distrib.errors import ConfigurationError, LostPeerError
+from distrib.gradients import Compression, Op, Reduction
+from distrib.optimizer import accumulate, distribute
+from distrib.riders import Riders
+
+
+class HorovodBackend:
+    """Train as one of the processes that `horovodrun`, `mpirun` or `distrib run` started.
+
+    Raises:
+        ConfigurationError: If Horovod is not installed, or this host has fewer GPUs than ranks.
+    """
+
+    kind = "horovod"
+
+    def __init__(self) -> None:
+        self._hvd = hvd = _import()
+        hvd.init()
+        self.rank = int(hvd.rank())
+        self.size = self.num_replicas = int(hvd.size())
+        self.local_rank = int(hvd.local_rank())
+        take_gpu(self.local_rank)
+        self.collectives = HorovodCollectives(hvd)
+        self.riders = Riders()
+
+    def scope(self) -> AbstractContextManager[Any]:
+        """Return a context that changes nothing."""
+        return nullcontext()
+
+    def optimizer(
+        self,
+        optimizer: Any,
+        compression: Compression | None,
+        backward_passes_per_step: int,
+        op: Op,
+    ) -> Any:
+        """Make `optimizer` reduce gradients with one grouped allreduce."""
+        if op == "adasum":
+            self._check_adasum()
+        return distribute(
+            accumulate(optimizer, backward_passes_per_step),
+            Reduction(self._reduce, self.collectives, self.riders, compression, op, self._gather),
+        )
+
+    def translate(self, error: BaseException) -> BaseException:
+        """Return `LostPeerError` for what Horovod raises when a peer is gone."""
+        return _translate(error, self.rank, self.size)
+
+    def _reduce(self, tensors: Sequence[Any], op: Op, name: str) -> Sequence[Any]:
+        hvd = self._hvd
+        if tensors[0].dtype == tf.bfloat16:
+            return self._reduce_bfloat16(tensors, op, name)
+        if op == "average" and tensors[0].dtype == tf.float16:
+            # Divided before they are added up, because 65,504 is soon reached.
+            return self._grouped(tensors, name, hvd.Sum, prescale_factor=1 / self.size)
+        if op == "adasum":
+            # Horovod 0.28.1's grouped_allreduce raises UnboundLocalError for this operation.
+            return [
+                hvd.allreduce(tensor, op=hvd.Adasum, name=f"{name}.{i}", ignore_name_scope=True)
+                for i, tensor in enumerate(tensors)
+            ]
+        return self._grouped(tensors, name, hvd.Average if op == "average" else hvd.Sum)
+
+    def _grouped(
+        self, tensors: Sequence[Any], name: str, op: Any, **factor: float
+    ) -> Sequence[Any]:
+        reduced: Sequence[Any] = self._hvd.grouped_allreduce(
+            list(tensors), op=op, name=name, ignore_name_scope=True, **factor
+        )
+        return reduced
+
+    def _gather(
+        self, values: Sequence[Any], indices: Sequence[Any], op: Op, name: str
+    ) -> tuple[Sequence[Any], Sequence[Any]]:
+        dtype = values[0].dtype
+        if dtype == tf.bfloat16:  # Which Horovod does not know.
+            values = [tf.bitcast(rows, tf.uint16) for rows in values]
+        gather = functools.partial(self._hvd.grouped_allgather, ignore_name_scope=True)
+        values = [tf.bitcast(rows, dtype) for rows in gather(list(values), name=f"{name}.values")]
+        if op == "average":
+            values = [rows / self.size for rows in values]
+        return values, gather(list(indices), name=f"{name}.indices")
+
+    def _reduce_bfloat16(self, tensors: Sequence[Any], op: Op, name: str) -> Sequence[Any]:
+        """Reduce in a type that Horovod can move but not add.
+
+        Every rank receives one part of everybody's numbers, adds it up in float32, and sends the
+        sum to all: what an allreduce does, in two collectives, and as many bytes.
+        """
+        sizes = [tf.size(tensor) for tensor in tensors]
+        flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], 0)
+        padded = tf.pad(flat, [[0, -tf.size(flat) % self.size]])
+        splits = tf.fill([self.size], tf.size(padded) // self.size)
+        sent = tf.bitcast(padded, tf.uint16)
+        received, _ = self._hvd.alltoall(sent, splits, name=f"{name}.parts", ignore_name_scope=True)
+        parts = tf.cast(tf.bitcast(tf.reshape(received, [self.size, -1]), tf.bfloat16), tf.float32)
+        combined = tf.reduce_sum(parts, 0)
+        if op == "average":
+            combined /= self.size
+        part = tf.bitcast(tf.cast(combined, tf.bfloat16), tf.uint16)
+        gathered = self._hvd.allgather(part, name=f"{name}.sums", ignore_name_scope=True)
+        whole = tf.bitcast(gathered, tf.bfloat16)[: tf.size(flat)]
+        pieces = tf.split(whole, tf.stack(sizes))
+        return [
+            tf.reshape(piece, tf.shape(tensor))
+            for piece, tensor in zip(pieces, tensors, strict=True)
+        ]
+
+    def _check_adasum(self) -> None:
+        hvd = self._hvd
+        if not (hvd.mpi_enabled() or hvd.nccl_built()):
+            raise ConfigurationError(
+                "`op='adasum'` needs Horovod on MPI or NCCL, and this job runs on Gloo; start it "
+                "with mpirun, or choose 'average'."
+            )
+        if self.size & (self.size - 1):
+            raise ConfigurationError(
+                f"`op='adasum'` needs a number of ranks that is a power of two; this job has "
+                f"{self.size}."
+            )
+
+
+class HorovodCollectives(ArrayCollectives):
+    """Collectives of host memory by Horovod.
+
+    Args:
+        hvd: The module `horovod.tensorflow`, initialized.
+    """
+
+    def __init__(self, hvd: ModuleType) -> None:
+        super().__init__(int(hvd.rank()))
+        self._hvd: Any = hvd
+
+    def allreduce(self, value: npt.ArrayLike, op: ReduceOp = "sum") -> npt.NDArray[Any]:
+        """Combine one array of every process elementwise; all receive the same result."""
+        hvd = self._hvd
+        ops = {"sum": hvd.Sum, "max": hvd.Max, "min": hvd.Min}
+        array = np.asarray(value)
+        name = f"distrib.allreduce.{op}.{array.dtype.name}"
+        return self._run(lambda tensor: hvd.allreduce(tensor, op=ops[op], name=name), array)
+
+    def _gather_bytes(self, value: Bytes) -> Bytes:
+        return self._run(lambda tensor: self._hvd.allgather(tensor, name="distrib.gather"), value)
+
+    def _broadcast_bytes(self, value: Bytes, root: int) -> Bytes:
+        name = f"distrib.broadcast.{root}"
+        return self._run(lambda tensor: self._hvd.broadcast(tensor, root, name=name), value)
+
+    def _run(self, collective: Any, value: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        try:
+            with tf.device("CPU:0"):
+                result = collective(tf.convert_to_tensor(value))
+        except tf.errors.OpError as error:
+            meant = _translate(error, self._rank, int(self._hvd.size()))
+            raise meant from error
+        return np.array(result.numpy())
+
+
+def _import() -> ModuleType:
+    try:
+        import horovod.tensorflow as hvd
+    except ImportError as error:
+        raise ConfigurationError(
+            f"Backend 'horovod' needs Horovod built for this TensorFlow ({error}). Run "
+            "`distrib horovod build`."
+        ) from error
+    return hvd
+
+
+def _translate(error: BaseException, rank: int, size: int) -> BaseException:
+    # A peer that dies, leaves, or cannot be reached makes Horovod shut down everywhere, and every
+    # collective under way or still to come fails with this type.
+    if not isinstance(error, tf.errors.UnknownError) or "orovod" not in str(error):
+        return error
+    return LostPeerError.of(rank, size)

@@ -1,0 +1,206 @@
+"""Many processes, one replica each: `tf.distribute.MultiWorkerMirroredStrategy`.
+
+It needs nothing but TensorFlow, which brings NCCL for GPUs. What of it is used, and what not, is in
+`worker_strategy.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from distrib import environment
+from distrib.backends import keras_strategy
+from distrib.backends.devices import take_gpu
+from distrib.backends.peers import Watch
+from distrib.backends.worker_collectives import WorkerCollectives, translate
+from distrib.backends.worker_strategy import WorkerStrategy
+from distrib.errors import ConfigurationError, LostPeerError
+from distrib.gradients import Compression, Op, Reduction
+from distrib.optimizer import accumulate, distribute
+from distrib.riders import Riders
+
+START_VARIABLE = "DISTRIB_START_TIMEOUT_SECONDS"
+START_SECONDS = 600.0
+PEER_VARIABLE = "DISTRIB_PEER_TIMEOUT_SECONDS"
+PEER_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process's place among the workers that TF_CONFIG names.
+
+    Attributes:
+        rank: Its number: the chief is 0, the workers follow.
+        addresses: `host:port` of all, in the order of their ranks.
+        peers: TensorFlow's names for the others.
+    """
+
+    rank: int
+    addresses: Sequence[str]
+    peers: Sequence[str]
+
+    @property
+    def local_rank(self) -> int:
+        """Number among the processes of the host."""
+        hosts = [address.rpartition(":")[0] for address in self.addresses]
+        return hosts[: self.rank].count(hosts[self.rank])
+
+
+class MultiWorkerBackend:
+    """Train as one of the workers that TF_CONFIG names; waits until all are there.
+
+    Raises:
+        ConfigurationError: If TF_CONFIG does not describe a worker with one device, or TensorFlow
+            has started already.
+        LostPeerError: If not all workers come in time.
+    """
+
+    kind = "multiworker"
+
+    def __init__(self) -> None:
+        place = place_of_this_process()
+        start_seconds = _seconds(START_VARIABLE, START_SECONDS)
+        peer_seconds = _seconds(PEER_VARIABLE, PEER_SECONDS)
+        self.rank = place.rank
+        self.size = self.num_replicas = len(place.addresses)
+        self.local_rank = place.local_rank
+        self._strategy = _make_strategy(place.local_rank)
+        self.collectives = WorkerCollectives(self.rank, self.size)
+        self._wait_for_all(start_seconds, place.addresses)
+        Watch(place.peers, peer_seconds).start()
+        self.riders = Riders()
+        keras_strategy.build_by_element_spec()
+        keras_strategy.keep_results_of_steps()
+
+    def scope(self) -> AbstractContextManager[Any]:
+        """Return the strategy's scope."""
+        scope: AbstractContextManager[Any] = self._strategy.scope()
+        return scope
+
+    def optimizer(
+        self,
+        optimizer: Any,
+        compression: Compression | None,
+        backward_passes_per_step: int,
+        op: Op,
+    ) -> Any:
+        """Make `optimizer` reduce gradients with one batched all-reduce, instead of Keras's own."""
+        if op == "adasum":
+            raise ConfigurationError(
+                "`op='adasum'` needs Horovod on MPI or NCCL, and TF_CONFIG starts no Horovod; "
+                "choose 'average' or 'sum'."
+            )
+        distribute(
+            accumulate(optimizer, backward_passes_per_step),
+            Reduction(self._reduce, self.collectives, self.riders, compression, op, self._gather),
+        )
+        for each in _with_inner(optimizer):
+            # Where it is wrapped its model is made, which need not be where it was made itself.
+            each._distribution_strategy = tf.distribute.get_strategy()
+            each._all_reduce_sum_gradients = list
+        return optimizer
+
+    def translate(self, error: BaseException) -> BaseException:
+        """Return `LostPeerError` for what TensorFlow raises when a peer is gone."""
+        return translate(error, self.rank, self.size)
+
+    def _wait_for_all(self, seconds: float, addresses: Sequence[str]) -> None:
+        try:
+            self.collectives.meet(seconds)
+        except LostPeerError as error:
+            raise LostPeerError(
+                f"rank {self.rank} of {self.size} has waited {seconds:g} s for all of "
+                f"{', '.join(addresses)}. Start the job again; {START_VARIABLE} gives it more time "
+                f"(exit code {LostPeerError.exit_code})."
+            ) from error
+
+    def _reduce(self, tensors: Sequence[Any], op: Op, name: str) -> Sequence[Any]:
+        return self._strategy.all_reduce([self._weighted(tensor, op) for tensor in tensors])
+
+    def _gather(
+        self, values: Sequence[Any], indices: Sequence[Any], op: Op, name: str
+    ) -> tuple[Sequence[Any], Sequence[Any]]:
+        dtype = values[0].dtype
+        rows = [self._weighted(some, op) for some in values]
+        if dtype == tf.bfloat16:  # Which this collective does not know; it does not compute.
+            rows = [tf.bitcast(some, tf.float16) for some in rows]
+        gathered = self._strategy.all_reduce(
+            [tf.IndexedSlices(*some) for some in zip(rows, indices, strict=True)]
+        )
+        return [tf.bitcast(s.values, dtype) for s in gathered], [s.indices for s in gathered]
+
+    def _weighted(self, tensor: Any, op: Op) -> Any:
+        """Return what has to be added up over all workers."""
+        # Keras has divided the loss by this: by the size in the strategy's scope, by 1 outside.
+        divided = tf.distribute.get_strategy().num_replicas_in_sync
+        factor = divided if op == "sum" else divided / self.size
+        return tensor if factor == 1 else tensor * tf.cast(factor, tensor.dtype)
+
+
+def place_of_this_process(variables: Mapping[str, str] = os.environ) -> Place:
+    """Return what TF_CONFIG says of this process.
+
+    Args:
+        variables: Environment of the process.
+
+    Raises:
+        ConfigurationError: If that is not a worker, or there is no TF_CONFIG.
+    """
+    addresses = environment.workers(variables)
+    if not addresses:
+        raise ConfigurationError(
+            "Backend 'multiworker' needs TF_CONFIG in the environment, which names the workers; "
+            "start the script with `distrib run --backend multiworker`, or see docs/multiworker.md."
+        )
+    config = json.loads(variables["TF_CONFIG"])
+    task = config.get("task", {})
+    job, index = task.get("type"), int(task.get("index", -1))
+    jobs = {name: len(config["cluster"].get(name, ())) for name in ("chief", "worker")}
+    others = [name for name in (*config["cluster"], job) if name not in jobs]
+    if others:
+        raise ConfigurationError(
+            f"TF_CONFIG has a task of type {others[0]!r}; here all tasks train alike, and are of "
+            "type 'chief' or 'worker'."
+        )
+    if not 0 <= index < jobs[job]:
+        raise ConfigurationError(
+            f"TF_CONFIG has the task {task}, but its cluster has {jobs[job]} of that type."
+        )
+    names = [f"/job:{name}/replica:0/task:{i}" for name in jobs for i in range(jobs[name])]
+    rank = names.index(f"/job:{job}/replica:0/task:{index}")
+    return Place(rank, addresses, [name for name in names if name != names[rank]])
+
+
+def _make_strategy(local_rank: int) -> WorkerStrategy:
+    try:
+        take_gpu(local_rank)
+        return WorkerStrategy()
+    except RuntimeError as error:
+        raise ConfigurationError(
+            "TensorFlow has started already, and can no longer join other workers; call "
+            "distrib.init() before anything else uses TensorFlow."
+        ) from error
+
+
+def _with_inner(optimizer: Any) -> Iterator[Any]:
+    while optimizer is not None:
+        yield optimizer
+        optimizer = getattr(optimizer, "inner_optimizer", None)
+
+
+def _seconds(name: str, default: float) -> float:
+    text = os.environ.get(name, "")
+    try:
+        seconds = float(text or default)
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
+        raise ConfigurationError(f"{name}={text!r} is not a positive number of seconds.")
+    return seconds

@@ -1,0 +1,219 @@
+"""What must happen around Keras's own loop when several processes train one model.
+
+Keras's `fit` knows of one process. Here it is taught about ranks where it can be without changing
+the script: its `CallbackList` begins every training with the chief's state, lets no rank stop
+alone, and shows callbacks the same logs on all ranks; the method that computes the results of an
+epoch asks all ranks (`metrics.py`). `install` puts both in place, for the whole process, when
+`distrib.init` finds that there are other ranks.
+
+A callback on one rank that sets `model.stop_training` after a batch is heard with the gradients of
+the next one (`riders.py`), so all ranks stop one batch later; at the end of an epoch all are asked
+at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras.src import callbacks as keras_callbacks
+from keras.src.trainers.trainer import Trainer
+from keras.src.utils.python_utils import pythonify_logs
+
+from distrib.build import build
+from distrib.cluster import current
+from distrib.data import Dataset
+from distrib.errors import ConfigurationError
+from distrib.fit import FitCall, fit_in_progress
+from distrib.metrics import global_result
+from distrib.optimizer import reduce_outside_of_loss_scaling, reduction_of
+from distrib.riders import Wish
+from distrib.state import TrainingState
+from distrib.variables import optimizers_of, replicas_of, statistics_of
+
+_WRITERS = ("BackupAndRestore", "CSVLogger", "ModelCheckpoint", "TensorBoard")
+
+
+def install() -> None:
+    """Replace what Keras's trainer uses; see the module's text."""
+    keras_callbacks.CallbackList = RanksFit
+    Trainer._get_metrics_result_or_logs = _agreed_logs
+    Trainer._resolve_auto_jit_compile = _no_xla
+
+
+class RanksFit(keras.callbacks.CallbackList):
+    """A `CallbackList` whose ranks act as one."""
+
+    def __init__(
+        self,
+        callbacks: Any = None,
+        add_history: bool = False,
+        add_progbar: bool = False,
+        model: Any = None,
+        **params: Any,
+    ) -> None:
+        self._cluster = current()
+        if not self._cluster.is_chief:
+            add_progbar = False
+            params["verbose"] = 0
+        self._epoch = 0
+        super().__init__(callbacks, add_history, add_progbar, model, **params)
+
+    def set_model(self, model: Any) -> None:
+        """Refuse what cannot work on several ranks, before anything is built."""
+        super().set_model(model)
+        call = fit_in_progress()
+        if model is not None and call is not None:
+            self._call = call
+            reduce_outside_of_loss_scaling(model.optimizer)
+            _check(model, call, self.callbacks)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Give all ranks the chief's state."""
+        model = self.model
+        if not model.built or (model.optimizer is not None and not model.optimizer.built):
+            build(model, self._call.element_spec)
+        # Gradients that are reduced only now and then would bring the loss of some steps only.
+        accumulates = getattr(model.optimizer, "gradient_accumulation_steps", None)
+        self._cluster.riders.loss_tracker = None if accumulates else model._loss_tracker
+        super().on_train_begin(logs)
+        TrainingState(model).synchronize()
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Begin the epoch with the chief's learning rate."""
+        self._epoch = epoch
+        super().on_epoch_begin(epoch, logs)
+        self._agree(stop=False)
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Weigh the rank's piece of the batch."""
+        self._cluster.riders.weigh(self._share(batch))
+        super().on_train_batch_begin(batch, logs)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Show the global loss, and stop if a rank had wished so before the batch."""
+        riders = self._cluster.riders
+        loss = riders.take()
+        if loss is not None and logs and "loss" in logs:
+            logs = {**logs, "loss": loss}
+        super().on_train_batch_end(batch, logs)
+        if self.model.stop_training:
+            riders.wish(Wish.STOP, True)
+        self.model.stop_training = Wish.STOP in riders.last
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Show the chief's logs, then stop, and set the learning rate, on all ranks or none."""
+        riders = self._cluster.riders
+        super().on_epoch_end(epoch, self._cluster.collectives.broadcast(pythonify_logs(logs)))
+        stop = self.model.stop_training or riders.wishes(Wish.STOP)
+        self.model.stop_training = self._agree(stop)
+        riders.wish(Wish.STOP, False)
+
+    def _share(self, batch: int) -> float:
+        """Weight of this rank's losses in the batches that one execution trains."""
+        dataset = self._call.dataset
+        if dataset is None:
+            return 1.0
+        first = batch + self._epoch * (self._call.batches or 0) if dataset.endless else batch
+        steps = range(first, first + self.model.steps_per_execution)
+        shares = {dataset.share(step % dataset.num_batches) for step in steps}
+        # One execution has one weight; a batch that is cut unevenly counts as the others then.
+        return shares.pop() if len(shares) == 1 else 1.0
+
+    def _agree(self, stop: bool) -> bool:
+        """Tell whether any rank wants to stop, and take over the chief's learning rate."""
+        optimizer = self.model.optimizer
+        rate = getattr(getattr(optimizer, "inner_optimizer", optimizer), "_learning_rate", None)
+        value = float(rate.numpy()) if isinstance(rate, keras.Variable) else 0.0
+        mine = np.array([stop, value if self._cluster.is_chief else 0.0])
+        stops, chiefs = self._cluster.collectives.allreduce(mine)
+        if isinstance(rate, keras.Variable) and value != chiefs:
+            rate.assign(chiefs)
+        return bool(stops)
+
+
+def _check(model: Any, call: FitCall, callbacks: list[Any]) -> None:
+    """Refuse, before training, what would hang or go wrong without a word."""
+    size = current().size
+    if current().kind == "horovod" and model.jit_compile and not model.run_eagerly:
+        raise ConfigurationError(
+            "`jit_compile=True`: Horovod's operations cannot be compiled by XLA. Leave "
+            "`jit_compile` out of `model.compile`, and call `distrib.init()` before it."
+        )
+    if not any(reduction_of(optimizer) for optimizer in optimizers_of(model)):
+        raise ConfigurationError(
+            f"The optimizer of {model.name!r} does not reduce gradients, so the {size} ranks would "
+            "train models of their own. Compile with `optimizer=cluster.optimizer(...)`."
+        )
+    if call.dataset is not None and not call.dataset.every_rank_has_examples:
+        raise ConfigurationError(
+            f"The last batch of an epoch has fewer examples than there are ranks ({size}). Pass "
+            "`drop_remainder=True` or `shuffle=True` to `cluster.dataset`, or another `batch_size`."
+        )
+    for callback in callbacks:
+        kind = type(callback)
+        if kind.__module__.startswith("keras.") and kind.__name__ in _WRITERS:
+            raise ConfigurationError(
+                f"keras.callbacks.{kind.__name__} would write the same files on all {size} ranks; "
+                f"import {kind.__name__} from distrib.callbacks, which takes the same arguments."
+            )
+    for layer in model._flatten_layers():
+        if getattr(layer, "synchronized", False) and current().kind == "horovod":
+            warnings.warn(
+                f"{layer.name!r}: `synchronized=True` works under tf.distribute only; here each "
+                "rank normalizes its own piece of the batch.",
+                stacklevel=2,
+            )
+
+
+_own_logs = Trainer._get_metrics_result_or_logs
+
+
+def _agreed_logs(model: Any, logs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the results over all ranks' data if all ranks are sharing the work."""
+    if not _is_shared(sys._getframe(1).f_locals):
+        return _own_logs(model, logs)
+    cluster = current()
+    _average_statistics(model)
+    results, all_logs = global_result(model, logs, cluster.collectives)
+    # A train step of the user's may report other things than its metrics.
+    return results if sorted(all_logs[0]) == sorted(results) else logs
+
+
+def _is_shared(caller: Mapping[str, Any]) -> bool:
+    """Tell whether the running `fit` or `evaluate` is done by all ranks together.
+
+    Every rank takes part in `fit` and in its validation. An `evaluate` on its own may be the
+    chief's, unless its data is a dataset of which each rank has a piece.
+    """
+    if caller.get("use_cached_eval_dataset", True):
+        return True
+    return isinstance(caller["x"], Dataset)
+
+
+def _average_statistics(model: Any) -> None:
+    """Make the statistics of batch normalization one model's again.
+
+    Each rank's are of its own pieces. Averaged, validation and whatever is saved do not depend on
+    which rank does it. In float64, so that what is equal already stays as it is.
+    """
+    variables = statistics_of(model)
+    if not variables:
+        return
+    mine = [replicas_of(variable)[0].numpy() for variable in variables]
+    flat = np.concatenate([value.astype(np.float64).ravel() for value in mine])
+    cluster = current()
+    mean = cluster.collectives.allreduce(flat) / cluster.size
+    ends = np.cumsum([value.size for value in mine])[:-1]
+    for variable, value, piece in zip(variables, mine, np.split(mean, ends), strict=True):
+        for replica in replicas_of(variable):
+            replica.assign(piece.reshape(value.shape).astype(value.dtype))
+
+
+def _no_xla(model: Any) -> bool:
+    """Answer for Keras's `jit_compile="auto"`, which may choose XLA on a GPU."""
+    return False

@@ -1,0 +1,81 @@
+"""What distrib has to know of a Keras variable that Keras does not say in one word."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
+
+
+def replicas_of(variable: Any) -> tuple[Any, ...]:
+    """Return the plain `tf.Variable`s of this process behind a Keras or distributed variable."""
+    value = variable.value if isinstance(variable, keras.Variable) else variable
+    return tuple(getattr(value, "values", (value,)))
+
+
+def weights_of_gradients(model: Any) -> set[int]:
+    """Return the ids of all variables that gradients change, or would if they were not frozen.
+
+    No replica changes these on its own, so they are the same everywhere. The layers' other
+    variables, such as statistics of batch normalization, differ.
+    """
+    layers = model._flatten_layers()
+    return {id(variable) for layer in layers for variable in layer._trainable_variables}
+
+
+def statistics_of(model: Any) -> list[Any]:
+    """Return the floating-point variables that layers which are not frozen update themselves."""
+    found = {
+        id(variable): variable
+        for layer in model._flatten_layers()
+        if layer.trainable
+        for variable in layer._non_trainable_variables
+        if keras.backend.is_float_dtype(variable.dtype)
+    }
+    return list(found.values())
+
+
+def seeds_of(model: Any) -> set[int]:
+    """Return the ids of the state variables of all seed generators in the model's layers."""
+    return {
+        id(generator.state)
+        for layer in model._flatten_layers()
+        for generator in getattr(layer, "_seed_generators", ())
+    }
+
+
+def seed_of_replica(state: npt.NDArray[Any], number: int) -> npt.NDArray[Any]:
+    """Return the seed generator state of one replica, made of the first one's.
+
+    Replicas that draw the same numbers would drop the same units of every piece of a batch.
+
+    Args:
+        state: `[seed, counter]` of the first replica.
+        number: Of the replica; 0 gives `state` itself.
+    """
+    if number == 0:
+        return state
+    seed, counter = state
+    (derived,) = np.random.SeedSequence([int(seed), number]).generate_state(1)
+    return np.array([derived, counter], np.uint32).astype(state.dtype)
+
+
+def optimizers_of(model: Any) -> list[Any]:
+    """Return the optimizers that train a model: the compiled one, unless its train step has own."""
+    held = tf.train.TrackableView(model).descendants()
+    own = [thing for thing in held if isinstance(thing, keras.optimizers.Optimizer)]
+    if type(model).train_step is TensorFlowTrainer.train_step or not own:
+        return [model.optimizer]
+    return own
+
+
+def unreduced_gradients(optimizer: Any) -> Iterator[Any]:
+    """Yield the variables of an optimizer in which replicas differ."""
+    while optimizer is not None:
+        yield from getattr(optimizer, "_accumulated_gradients", ())
+        optimizer = getattr(optimizer, "inner_optimizer", None)

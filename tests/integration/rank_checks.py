@@ -1,0 +1,702 @@
+"""What must hold on the ranks of one job, checked on all of them: run by `test_ranks.py`.
+
+    distrib run -np 2 rank_checks.py REPORT.json [CHECK ...]
+
+Starting ranks is slow, so one job makes all checks, one after the other. Each is a function that
+every rank calls; what it returns is compared over the ranks, and its failures are reported by name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import distrib
+from distrib.backends import local
+from distrib.callbacks import EarlyStopping, ReduceLROnPlateau, TerminateOnNaN
+from distrib.cluster import Cluster
+from distrib.errors import ConfigurationError
+from distrib.optimizer import reduction_of
+from distrib.riders import Wish
+
+CHECKS: dict[str, Callable[[Cluster], Any]] = {}
+ALONE = Cluster(local.LocalBackend())
+
+
+def check(function: Callable[[Cluster], Any]) -> Callable[[Cluster], Any]:
+    CHECKS[function.__name__] = function
+    return function
+
+
+def data(n: int = 93, width: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(n)
+    x = rng.normal(size=(n, width)).astype("float32")
+    return x, (x[:, :1] + rng.normal(size=(n, 1)) > 0).astype("float32")
+
+
+def model_of(cluster: Cluster, optimizer: Any, seed: int = 1, **options: Any) -> keras.Model:
+    """A model with the same weights wherever it is made; reduced over the ranks of `cluster`."""
+    keras.utils.set_random_seed(seed)
+    with cluster.scope():
+        model = keras.Sequential(
+            [keras.Input((6,)), keras.layers.Dense(5, "relu"), keras.layers.Dense(1, "sigmoid")]
+        )
+        model.compile(
+            cluster.optimizer(optimizer, **options.pop("how", {})),
+            options.pop("loss", "binary_crossentropy"),
+            **options,
+        )
+    return model
+
+
+def steps(model: keras.Model, batches: Any) -> list[np.ndarray]:
+    """Train without `fit`, which knows ranks: the step alone has to be right."""
+    for x, y in batches:
+        model.train_on_batch(x, y)
+    return [variable.numpy() for variable in model.trainable_variables]
+
+
+def close(one: list[np.ndarray], other: list[np.ndarray], tolerance: float = 1e-5) -> None:
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+def compare(cluster: Cluster, make: Callable[[], Any], tolerance: float = 1e-5, **how: Any) -> Any:
+    """Train on each rank's piece of every batch, and on whole batches in this process alone."""
+    x, y = data(24 * cluster.size)
+    whole = cluster.dataset((x, y), 12 * cluster.size)
+    mine = steps(model_of(cluster, make(), how=how), whole.repeat().take(6))
+    alone = distrib.data.make_dataset((x, y), 12 * cluster.size)
+    passes = {"backward_passes_per_step": how.get("backward_passes_per_step", 1)}
+    theirs = steps(model_of(ALONE, make(), how=passes), alone.repeat().take(6))
+    close(mine, theirs, tolerance)
+    assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(mine, start(), strict=True))
+    return [value.tolist() for value in mine]
+
+
+def start() -> list[np.ndarray]:
+    return [variable.numpy() for variable in model_of(ALONE, "sgd").trainable_variables]
+
+
+# Collectives
+
+
+@check
+def collectives_of_arrays(cluster: Cluster) -> Any:
+    rank, size, those = cluster.rank, cluster.size, cluster.collectives
+    for dtype in (np.int32, np.int64, np.float32, np.float64):
+        value = np.array([[rank, 1], [rank * 2, -rank]], dtype)
+        everybody = np.stack([[[r, 1], [r * 2, -r]] for r in range(size)]).astype(dtype)
+        for op in ("sum", "max", "min"):
+            result = those.allreduce(value, op)
+            assert result.dtype == dtype
+            np.testing.assert_array_equal(result, getattr(everybody, op)(axis=0))
+    assert those.allreduce(rank).shape == ()
+    those.barrier()
+
+
+@check
+def collectives_of_objects(cluster: Cluster) -> Any:
+    rank, size, those = cluster.rank, cluster.size, cluster.collectives
+    mine = {"rank": rank, "array": np.full((rank, 3), rank), "text": "x" * rank * 1000}
+    gathered = those.allgather(mine)
+    assert [item["rank"] for item in gathered] == list(range(size))
+    assert gathered[-1]["array"].tolist() == [[size - 1] * 3] * (size - 1)
+    for root in range(size):
+        big = {"weights": [np.arange(100_000, dtype=np.float32) + rank, np.array(rank)], "n": None}
+        received = those.broadcast(big if rank == root else None, root)
+        np.testing.assert_array_equal(received["weights"][0][:2], [root, root + 1])
+        assert received["weights"][1] == root
+        received["weights"][0][0] = 7  # Not a view of something read-only.
+    assert those.broadcast(None) is None
+    return those.broadcast({"rank": rank})
+
+
+# Optimizers
+
+
+@check
+def plain_optimizers(cluster: Cluster) -> Any:
+    return [
+        compare(cluster, lambda: keras.optimizers.SGD(0.1, momentum=0.9)),
+        compare(cluster, lambda: keras.optimizers.Adam(0.05, amsgrad=True)),
+        compare(cluster, lambda: keras.optimizers.RMSprop(0.01)),
+        compare(cluster, lambda: keras.optimizers.Lion(0.01), 1e-4),
+    ]
+
+
+@check
+def clipping_comes_after_the_reduction(cluster: Cluster) -> Any:
+    return [
+        compare(cluster, lambda: keras.optimizers.SGD(1.0, global_clipnorm=0.05)),
+        compare(cluster, lambda: keras.optimizers.SGD(1.0, clipnorm=0.03)),
+        compare(cluster, lambda: keras.optimizers.SGD(1.0, clipvalue=0.01)),
+    ]
+
+
+@check
+def moving_averages_and_weight_decay(cluster: Cluster) -> Any:
+    def make() -> Any:
+        return keras.optimizers.AdamW(0.05, weight_decay=0.1, use_ema=True, ema_momentum=0.5)
+
+    return compare(cluster, make)
+
+
+@check
+def loss_scaling(cluster: Cluster) -> Any:
+    def make() -> Any:
+        return keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), 2.0**10)
+
+    return compare(cluster, make)
+
+
+@check
+def a_rank_that_overflows_makes_all_skip_the_step(cluster: Cluster) -> Any:
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), 2.0**10)
+    model = model_of(cluster, optimizer)
+    x, y = data(8)
+    if cluster.rank == cluster.size - 1:
+        x = x * np.inf
+    after = steps(model, [(x, y)])
+    close(after, start(), 0)
+    assert float(optimizer.dynamic_scale.numpy()) == 2.0**9
+    return [value.tolist() for value in after]
+
+
+@check
+def a_nan_on_one_rank_is_a_nan_on_all(cluster: Cluster) -> Any:
+    x, y = data(8)
+    if cluster.rank == cluster.size - 1:
+        x = x * np.nan
+    after = steps(model_of(cluster, keras.optimizers.SGD(0.1)), [(x, y)])
+    assert np.isnan(after[0]).any()
+
+
+@check
+def gradients_in_half_precision(cluster: Cluster) -> Any:
+    x, y = data(24 * cluster.size)
+    batch = cluster.dataset((x, y), len(x))
+    exact = steps(model_of(ALONE, keras.optimizers.SGD(1.0)), [(x, y)])
+    results = []
+    for compression, tolerance in (("fp16", 1e-3), ("bf16", 8e-3)):
+        optimizer = keras.optimizers.SGD(1.0)
+        rounded = steps(model_of(cluster, optimizer, how={"compression": compression}), batch)
+        close(rounded, exact, tolerance)
+        assert any((a != b).any() for a, b in zip(rounded, exact, strict=True))
+        results.append([value.tolist() for value in rounded])
+    return results
+
+
+@check
+def accumulated_gradients(cluster: Cluster) -> Any:
+    return compare(
+        cluster, lambda: keras.optimizers.SGD(0.3, clipnorm=0.1), backward_passes_per_step=3
+    )
+
+
+@check
+def sums_instead_of_averages(cluster: Cluster) -> Any:
+    x, y = data(8)
+    one = steps(model_of(cluster, keras.optimizers.SGD(0.1), how={"op": "sum"}), [(x, y)])
+    other = steps(model_of(ALONE, keras.optimizers.SGD(0.1 * cluster.size)), [(x, y)])
+    close(one, other)
+
+
+@check
+def float64_models(cluster: Cluster) -> Any:
+    keras.config.set_dtype_policy("float64")
+    try:
+        return compare(cluster, lambda: keras.optimizers.SGD(0.05, momentum=0.9), 1e-6)
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+@check
+def gradients_of_embeddings(cluster: Cluster) -> Any:
+    def train(cluster: Cluster, batches: Any) -> list[np.ndarray]:
+        keras.utils.set_random_seed(2)
+        model = keras.Sequential(
+            [
+                keras.Input((3,), dtype="int32"),
+                keras.layers.Embedding(50, 4),
+                keras.layers.Flatten(),
+                keras.layers.Dense(1),
+            ]
+        )
+        model.compile(cluster.optimizer(keras.optimizers.Adam(0.05)), "mse")
+        return steps(model, batches)
+
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(50, size=(12 * cluster.size, 3)), rng.normal(size=(12 * cluster.size, 1))
+    mine = train(cluster, cluster.dataset((x, y), 6 * cluster.size))
+    theirs = train(ALONE, distrib.data.make_dataset((x, y), 6 * cluster.size))
+    close(mine, theirs)
+    return [value.tolist() for value in mine]
+
+
+class Sided(keras.Model):
+    """Uses a layer on one rank only, and another one on no rank."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        super().__init__()
+        self.both, self.one, self.none = (keras.layers.Dense(1) for _ in range(3))
+        self.uses_one = cluster.rank == cluster.size - 1
+        for layer in (self.both, self.one, self.none):
+            layer.build((None, 6))
+
+    def call(self, x: Any) -> Any:
+        return self.both(x) + (self.one(x) if self.uses_one else 0.0)
+
+
+@check
+def a_gradient_that_only_one_rank_has(cluster: Cluster) -> Any:
+    keras.utils.set_random_seed(1)
+    model = Sided(cluster)
+    model.compile(cluster.optimizer(keras.optimizers.SGD(0.1, weight_decay=0.5)), "mse")
+    before = model.none.kernel.numpy()
+    one = model.one.kernel.numpy()
+    x, y = data(8)
+    after = steps(model, [(x, y), (x, y)])
+    assert not np.allclose(model.one.kernel.numpy(), one)
+    close([model.none.kernel.numpy()], [before], 0)
+    return [value.tolist() for value in after]
+
+
+@check
+def the_optimizer_is_saved_as_it_was(cluster: Cluster) -> Any:
+    model = model_of(cluster, keras.optimizers.Adam(0.03))
+    steps(model, [data(8)])
+    assert type(model.optimizer) is keras.optimizers.Adam
+    path = Path(tempfile.mkdtemp()) / "model.keras"
+    model.save(path)
+    loaded = keras.models.load_model(path)
+    assert reduction_of(loaded.optimizer) is None
+    assert loaded.optimizer.get_config() == model.optimizer.get_config()
+    close([v.numpy() for v in loaded.variables], [v.numpy() for v in model.variables], 0)
+    close(
+        [v.numpy() for v in loaded.optimizer.variables],
+        [v.numpy() for v in model.optimizer.variables],
+        0,
+    )
+    copy = keras.optimizers.deserialize(keras.optimizers.serialize(model.optimizer))
+    assert reduction_of(copy) is None
+
+
+# Training
+
+
+@check
+def fit_begins_with_the_chiefs_state(cluster: Cluster) -> Any:
+    model = model_of(cluster, keras.optimizers.SGD(0.0, momentum=0.9), seed=1 + cluster.rank)
+    model.fit(cluster.dataset(data(), 8, shuffle=True), verbose=0)
+    close([v.numpy() for v in model.trainable_variables], start(), 0)
+
+
+@check
+def dropout_differs_between_ranks(cluster: Cluster) -> Any:
+    keras.utils.set_random_seed(4)
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dropout(0.5, seed=1)])
+    model.add(keras.layers.Dense(1))
+    model.compile(cluster.optimizer("sgd"), "mse")
+    model.fit(cluster.dataset(data(), 8, shuffle=True), verbose=0)
+    masks = cluster.collectives.allgather(
+        np.asarray(model.layers[0](np.ones((1, 64)), training=True) != 0)
+    )
+    assert not np.array_equal(masks[0], masks[1])
+
+
+@check
+def statistics_are_those_of_all_ranks(cluster: Cluster) -> Any:
+    keras.utils.set_random_seed(4)
+    norm = keras.layers.BatchNormalization()
+    model = keras.Sequential([keras.Input((6,)), norm, keras.layers.Dense(1)])
+    model.compile(cluster.optimizer("sgd"), "mse")
+    model.fit(cluster.dataset(data(), 8, shuffle=True), epochs=2, verbose=0)
+    return norm.moving_mean.numpy().tolist(), norm.moving_variance.numpy().tolist()
+
+
+def metrics() -> list[Any]:
+    return [
+        "accuracy",
+        keras.metrics.AUC(name="auc"),
+        keras.metrics.Precision(name="precision"),
+        keras.metrics.F1Score(threshold=0.5, name="f1"),
+        keras.metrics.MeanSquaredError(name="mse"),
+    ]
+
+
+@check
+def metrics_are_those_of_all_the_data(cluster: Cluster) -> Any:
+    x, y = data(93)
+    weight = np.linspace(0.5, 2.0, 93).astype("float32")
+    options = {"metrics": metrics(), "weighted_metrics": [keras.metrics.MeanAbsoluteError()]}
+    model = model_of(cluster, "sgd", **options)
+    val = (x[:29], y[:29], weight[:29])
+    rate = model.optimizer.learning_rate
+    rate.assign(0.0)
+    history = model.fit(
+        cluster.dataset((x, y, weight), 16, shuffle=True),
+        validation_data=cluster.dataset(val, 4),
+        verbose=0,
+    ).history
+    results = model.evaluate(cluster.dataset(val, 4), return_dict=True, verbose=0)
+    expected = model.evaluate(*val[:2], sample_weight=val[2], return_dict=True, verbose=0)
+    whole = model.evaluate(x, y, sample_weight=weight, return_dict=True, verbose=0)
+    for name, value in expected.items():
+        np.testing.assert_allclose(results[name], value, rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(history[f"val_{name}"][0], value, rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(history[name][0], whole[name], rtol=1e-6, err_msg=name)
+    return [np.asarray(value).tolist() for value in history.values()]
+
+
+@check
+def every_epoch_costs_the_metrics_one_collective(cluster: Cluster) -> Any:
+    from distrib import metrics as module
+
+    calls: list[int] = []
+    real = module.global_result
+
+    def counted(*args: Any) -> Any:
+        those = args[-1]
+        gather, others = those.allgather, (those.allreduce, those.broadcast)
+        those.allgather = lambda value: (calls.append(1), gather(value))[1]
+        those.allreduce = those.broadcast = None
+        try:
+            return real(*args)
+        finally:
+            those.allgather, (those.allreduce, those.broadcast) = gather, others
+
+    import distrib.ranks
+
+    distrib.ranks.global_result = counted
+    try:
+        model = model_of(cluster, "sgd", metrics=metrics())
+        train = cluster.dataset(data(), 8, shuffle=True)
+        model.fit(train, validation_data=cluster.dataset(data(20), 4), epochs=2, verbose=0)
+    finally:
+        distrib.ranks.global_result = real
+    assert len(calls) == 4, calls  # Training and validation, twice.
+
+
+class StopsOnOneRank(keras.callbacks.Callback):
+    def __init__(self, cluster: Cluster, hook: str, number: int) -> None:
+        super().__init__()
+        self.last = cluster.rank == cluster.size - 1
+        self.hook, self.number, self.batches = hook, number, 0
+
+    def stop(self, hook: str, number: int) -> None:
+        if self.last and (hook, number) == (self.hook, self.number):
+            self.model.stop_training = True
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.batches += 1
+        self.stop("batch", batch)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.stop("epoch", epoch)
+
+
+def batches_until_stop(cluster: Cluster, hook: str, number: int) -> int:
+    callback = StopsOnOneRank(cluster, hook, number)
+    model = model_of(cluster, "sgd")
+    train = cluster.dataset(data(80), 8, shuffle=True)
+    model.fit(train, epochs=3, verbose=0, callbacks=[callback])
+    assert not any(cluster.riders.wishes(wish) for wish in Wish)
+    return callback.batches
+
+
+@check
+def a_stop_on_one_rank_stops_all_after_the_next_batch(cluster: Cluster) -> Any:
+    assert batches_until_stop(cluster, "batch", 3) == 5
+
+
+@check
+def a_stop_at_the_last_batch_stops_all_after_the_epoch(cluster: Cluster) -> Any:
+    assert batches_until_stop(cluster, "batch", 9) == 10
+
+
+@check
+def a_stop_after_an_epoch_stops_all(cluster: Cluster) -> Any:
+    assert batches_until_stop(cluster, "epoch", 1) == 20
+
+
+@check
+def nobody_stops_without_a_reason(cluster: Cluster) -> Any:
+    assert batches_until_stop(cluster, "never", 0) == 30
+
+
+@check
+def a_bad_loss_on_one_rank_stops_all(cluster: Cluster) -> Any:
+    x, y = data(80)
+    model = model_of(cluster, "sgd")
+    y[17] = np.nan
+    history = model.fit(
+        cluster.dataset((x, y), 8), epochs=3, verbose=0, callbacks=[TerminateOnNaN()]
+    )
+    assert len(history.history["loss"]) == 1
+
+
+@check
+def early_stopping_and_plateaus_are_the_same_everywhere(cluster: Cluster) -> Any:
+    callbacks = [
+        EarlyStopping("val_loss", patience=3, restore_best_weights=True),
+        ReduceLROnPlateau("val_loss", patience=1, min_delta=0.05),
+    ]
+    model = model_of(cluster, keras.optimizers.SGD(2.0))
+    history = model.fit(
+        cluster.dataset(data(), 8, shuffle=True),
+        validation_data=cluster.dataset(data(21), 4),
+        epochs=15,
+        verbose=0,
+        callbacks=callbacks,
+    )
+    assert len(history.epoch) > 3
+    weights = [variable.numpy().tolist() for variable in model.trainable_variables]
+    return {name: [float(v) for v in values] for name, values in history.history.items()}, weights
+
+
+class RateOfTheChief(keras.callbacks.Callback):
+    """Each rank sets another learning rate."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank, self.seen = rank, []
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.model.optimizer.learning_rate = 0.1 * (self.rank + 1) + epoch
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self.seen.append(round(float(self.model.optimizer.learning_rate.numpy()), 5))
+
+
+@check
+def the_chiefs_learning_rate_counts(cluster: Cluster) -> Any:
+    callback = RateOfTheChief(cluster.rank)
+    train = cluster.dataset(data(16), 8, shuffle=True)
+    model_of(cluster, "sgd").fit(train, epochs=2, verbose=0, callbacks=[callback])
+    assert callback.seen == [0.1, 0.1, 1.1, 1.1]
+
+
+class SeesLogs(keras.callbacks.Callback):
+    def __init__(self) -> None:
+        super().__init__()
+        self.losses: list[float] = []
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.losses.append(float(logs["loss"]))
+
+
+@check
+def losses_of_batches_are_those_of_one_process(cluster: Cluster) -> Any:
+    x, y = data(93)
+
+    def train(cluster: Cluster, dataset: Any) -> list[float]:
+        seen = SeesLogs()
+        model = model_of(cluster, keras.optimizers.Adam(0.05))
+        # Plain Keras: the loop without ranks knows no wishes.
+        model.fit(dataset, epochs=9, verbose=0, callbacks=[seen])
+        return seen.losses
+
+    mine = train(cluster, cluster.dataset((x, y), 16, shuffle=True, seed=2))
+    assert len(mine) == 54
+    theirs = one_process(lambda: train(ALONE, distrib.data.make_dataset((x, y), 16, True, 2)))
+    np.testing.assert_allclose(mine, theirs, rtol=2e-6)
+    return mine
+
+
+def one_process(train: Callable[[], Any]) -> Any:
+    """Run plain Keras in this process, as if there were no ranks."""
+    from keras.src import callbacks as keras_callbacks
+    from keras.src.trainers.trainer import Trainer
+
+    from distrib import cluster, ranks
+
+    patched = keras_callbacks.CallbackList, Trainer._get_metrics_result_or_logs
+    keras_callbacks.CallbackList = keras.callbacks.CallbackList
+    Trainer._get_metrics_result_or_logs = ranks._own_logs
+    here, cluster._current = cluster._current, ALONE
+    try:
+        return train()
+    finally:
+        keras_callbacks.CallbackList, Trainer._get_metrics_result_or_logs = patched
+        cluster._current = here
+
+
+class OwnStep(keras.Model):
+    def __init__(self, cluster: Cluster) -> None:
+        super().__init__()
+        self.dense = keras.layers.Dense(1)
+        self.mine = cluster.optimizer(keras.optimizers.Adam(0.05))
+
+    def call(self, x: Any) -> Any:
+        return self.dense(x)
+
+    def train_step(self, batch: Any) -> Any:
+        x, y = batch
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((self(x) - y) ** 2)
+        self.mine.apply(tape.gradient(loss, self.trainable_variables), self.trainable_variables)
+        return {"distance": loss}
+
+
+@check
+def custom_train_steps(cluster: Cluster) -> Any:
+    keras.utils.set_random_seed(1 + cluster.rank)
+    model = OwnStep(cluster)
+    model.compile()
+    history = model.fit(cluster.dataset(data(), 8, shuffle=True), epochs=2, verbose=0)
+    weights = [variable.numpy().tolist() for variable in model.trainable_variables]
+    return history.history["distance"], weights
+
+
+@check
+def mixed_precision_is_found_behind_keras(cluster: Cluster) -> Any:
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = model_of(cluster, keras.optimizers.SGD(0.1))
+        assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+        x, y = data(80)
+        if cluster.rank == cluster.size - 1:
+            x = x * 1e30  # Overflows on this rank only, at the first steps.
+        model.fit(cluster.dataset((x, y), 8, shuffle=True), epochs=2, verbose=0)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert reduction_of(model.optimizer) is not None
+    assert reduction_of(model.optimizer.inner_optimizer) is None
+    return float(model.optimizer.dynamic_scale.numpy())
+
+
+@check
+def several_steps_in_one_execution(cluster: Cluster) -> Any:
+    model = model_of(cluster, keras.optimizers.Adam(0.05), steps_per_execution=4)
+    history = model.fit(cluster.dataset(data(), 8, shuffle=True), epochs=2, verbose=0)
+    return history.history["loss"], [v.numpy().tolist() for v in model.trainable_variables]
+
+
+@check
+def eager_training(cluster: Cluster) -> Any:
+    model = model_of(cluster, keras.optimizers.Adam(0.05), run_eagerly=True)
+    history = model.fit(cluster.dataset(data(40), 8, shuffle=True), verbose=0)
+    return history.history["loss"], [v.numpy().tolist() for v in model.trainable_variables]
+
+
+@check
+def arrays_without_a_dataset(cluster: Cluster) -> Any:
+    x, y = data(40)
+    model = model_of(cluster, keras.optimizers.Adam(0.05))
+    history = model.fit(x, y, batch_size=8, shuffle=False, validation_split=0.2, verbose=0)
+    alone = model.evaluate(x, y, verbose=0)  # Each rank may do this, or the chief alone.
+    if cluster.is_chief:
+        model.evaluate(x, y, verbose=0)
+    return history.history["val_loss"], alone
+
+
+# What cannot work is refused
+
+
+def refused(message: str, train: Callable[[], Any]) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(message)):
+        train()
+
+
+@check
+def wrong_use_is_refused(cluster: Cluster) -> Any:
+    train = cluster.dataset(data(), 8, shuffle=True)
+
+    def plain() -> None:
+        model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+        model.fit(train, verbose=0)
+
+    refused("does not reduce gradients", plain)
+    refused(
+        "keras.callbacks.CSVLogger would write the same files",
+        lambda: model_of(cluster, "sgd").fit(
+            train, verbose=0, callbacks=[keras.callbacks.CSVLogger("log.csv")]
+        ),
+    )
+    refused(
+        "fewer examples than there are ranks",
+        lambda: model_of(cluster, "sgd").fit(cluster.dataset(data(25), 8), verbose=0),
+    )
+    refused(
+        "The ranks have built different models",
+        lambda: different_models(cluster).fit(train, verbose=0),
+    )
+
+
+@check
+def what_horovod_cannot_do_is_refused(cluster: Cluster) -> Any:
+    if cluster.kind != "horovod":
+        return
+    train = cluster.dataset(data(), 8, shuffle=True)
+    refused(
+        "`jit_compile=True`: Horovod's operations cannot be compiled",
+        lambda: model_of(cluster, "sgd", jit_compile=True).fit(train, verbose=0),
+    )
+    assert not keras.Sequential()._resolve_auto_jit_compile()
+
+
+@check
+def adasum_works_on_mpi_only(cluster: Cluster) -> Any:
+    import horovod.tensorflow as hvd
+
+    if not hvd.mpi_enabled():
+        refused("`op='adasum'` needs Horovod on MPI", lambda: cluster.optimizer("sgd", op="adasum"))
+        return None
+    x, y = data(12)
+    mine = slice(cluster.rank * 6, cluster.rank * 6 + 6)
+    model = model_of(cluster, keras.optimizers.SGD(1.0), how={"op": "adasum"})
+    after = steps(model, [(x[mine], y[mine])])
+    one, other = (
+        steps(model_of(ALONE, keras.optimizers.SGD(1.0)), [piece])
+        for piece in ((x[:6], y[:6]), (x[6:], y[6:]))
+    )
+    for value, before, *ends in zip(after, start(), one, other, strict=True):
+        a, b = (before - end for end in ends)
+        product = (a * b).sum()
+        combined = (1 - product / (2 * (a**2).sum())) * a + (1 - product / (2 * (b**2).sum())) * b
+        np.testing.assert_allclose(before - value, combined, rtol=1e-4, atol=1e-5)
+    return [value.tolist() for value in after]
+
+
+def different_models(cluster: Cluster) -> keras.Model:
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1 + cluster.rank)])
+    model.add(keras.layers.Dense(1))
+    model.compile(cluster.optimizer("sgd"), "mse")
+    return model
+
+
+def main() -> None:
+    cluster = distrib.init()
+    report = {}
+    for name in sys.argv[2:] or CHECKS:
+        function = CHECKS[name]
+        keras.utils.clear_session()
+        failure = None
+        try:
+            results = cluster.collectives.allgather(function(cluster))
+            if any(repr(result) != repr(results[0]) for result in results):
+                failure = f"the ranks differ: {results}"
+        except Exception:
+            failure = traceback.format_exc()
+        failures = cluster.collectives.allgather(failure)
+        report[name] = next((failure for failure in failures if failure), None)
+        print(name, "failed" if report[name] else "passed", flush=True)
+    if cluster.is_chief:
+        Path(sys.argv[1]).write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

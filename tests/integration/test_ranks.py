@@ -1,0 +1,97 @@
+"""Whether several ranks compute what one process would, and act as one.
+
+The checks themselves are in `rank_checks.py`. One job of 2 ranks makes all of them, and one of 3
+ranks those where a third rank can make a difference.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import JOB, environment, launch, result
+
+from distrib.checkpoint.directory import CheckpointDirectory
+
+SCRIPT = Path(__file__).with_name("rank_checks.py")
+CHECKS = [
+    node.name
+    for node in ast.parse(SCRIPT.read_text()).body
+    if isinstance(node, ast.FunctionDef) and node.decorator_list
+]
+ON_THREE = [
+    "collectives_of_objects",
+    "gradients_in_half_precision",
+    "gradients_of_embeddings",
+    "a_gradient_that_only_one_rank_has",
+    "statistics_are_those_of_all_ranks",
+    "metrics_are_those_of_all_the_data",
+    "losses_of_batches_are_those_of_one_process",
+    "a_stop_on_one_rank_stops_all_after_the_next_batch",
+]
+
+ON_MPI = ["collectives_of_arrays", "plain_optimizers", "adasum_works_on_mpi_only"]
+
+pytestmark = pytest.mark.slow
+
+
+def failures(size: int, folder: Path, checks: list[str]) -> dict[str, Any]:
+    path = folder / "report.json"
+    done = launch(size, SCRIPT, str(path), *checks)
+    assert done.returncode == 0, done.stderr[-4000:]
+    report = json.loads(path.read_text())
+    assert list(report) == checks
+    return {check: failure for check, failure in report.items() if failure}
+
+
+def test_two_ranks(tmp_path: Path) -> None:
+    assert failures(2, tmp_path, CHECKS) == {}
+
+
+def test_three_ranks(tmp_path: Path) -> None:
+    assert failures(3, tmp_path, ON_THREE) == {}
+
+
+def mpirun(size: int, script: Path, *arguments: str) -> subprocess.Popen[str]:
+    hvd = pytest.importorskip("horovod.tensorflow", reason="Horovod is not installed")
+    if shutil.which("mpirun") is None or not hvd.mpi_built():
+        pytest.skip("Horovod was built without MPI: `apt-get install libopenmpi-dev openmpi-bin`")
+    allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    command = ["mpirun", "-np", str(size), "--oversubscribe", sys.executable, str(script)]
+    return subprocess.Popen(
+        [*command, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**environment(), **allowed},
+    )
+
+
+def test_ranks_of_mpirun(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    job = mpirun(2, SCRIPT, str(path), *ON_MPI)
+    _, errors = job.communicate(timeout=200)
+    assert job.returncode == 0, errors[-4000:]
+    assert json.loads(path.read_text()) == dict.fromkeys(ON_MPI)
+
+
+def test_the_signal_that_mpirun_hands_on_saves_and_ends_the_run(tmp_path: Path) -> None:
+    calm, run = tmp_path / "calm", tmp_path / "run"
+    assert launch(2, JOB, "--run", str(calm)).returncode == 0
+    job = mpirun(2, JOB, "--run", str(run))
+    while max(CheckpointDirectory(run).steps(), default=0) < 9:
+        assert job.poll() is None, job.communicate()[1][-4000:]
+        time.sleep(0.02)
+    job.send_signal(signal.SIGUSR1)
+    _, errors = job.communicate(timeout=60)
+    assert "asked to stop: checkpoint" in errors
+    assert launch(2, JOB, "--run", str(run)).returncode == 0
+    assert result(run) == result(calm)
