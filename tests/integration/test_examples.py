@@ -1,15 +1,25 @@
-"""The example that users try first, run as they run it."""
+"""The examples that users try first, run as they run them."""
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
-DIGITS = Path(__file__).parents[2] / "examples" / "digits.py"
+from distrib.errors import EXIT_LOST_PEER
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+from demo import rank_process  # noqa: E402
+
+DIGITS, MNIST = EXAMPLES / "digits.py", EXAMPLES / "mnist.py"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -46,3 +56,32 @@ def test_digits_takes_an_mnist_file(tmp_path: Path) -> None:
     done = run("--run", str(tmp_path / "run"), "--data", str(tmp_path / "mnist.npz"), "--epochs=1")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "validation accuracy" in done.stdout
+
+
+@pytest.mark.slow
+def test_mnist_goes_on_after_a_rank_was_killed(tmp_path: Path) -> None:
+    """Horovod's example, on two ranks; what it leaves opens in plain Keras."""
+    pytest.importorskip("horovod", reason="Horovod is not installed: `distrib horovod build`")
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (512, 28, 28), np.uint8), np.arange(512) % 10
+    np.savez(tmp_path / "mnist.npz", x_train=images, y_train=labels.astype(np.uint8))
+    run = tmp_path / "run"
+    command = [str(Path(sys.executable).with_name("distrib")), "run", "-np", "2", str(MNIST)]
+    command += ["--run", str(run), "--data", str(tmp_path / "mnist.npz"), "--epochs=4"]
+    command += ["--batch-size=32"]
+    job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (run / "checkpoint-01.keras").exists():
+        assert job.poll() is None, job.communicate()[1][-3000:]
+        time.sleep(0.02)
+    os.kill(rank_process(1, str(run)), signal.SIGKILL)
+    _, errors = job.communicate(timeout=60)
+    assert job.returncode == EXIT_LOST_PEER, errors[-3000:]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "distrib: resuming from" in done.stderr
+    assert sorted(path.name for path in run.glob("*.keras")) == [
+        f"checkpoint-0{epoch}.keras" for epoch in range(1, 5)
+    ]
+    model = keras.models.load_model(run / "checkpoint-04.keras")
+    assert type(model.optimizer) is keras.optimizers.Adam
+    assert int(model.optimizer.iterations.numpy()) == 4 * 8
