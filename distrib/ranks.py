@@ -61,6 +61,8 @@ class RanksFit(keras.callbacks.CallbackList):
             add_progbar = False
             params["verbose"] = 0
         self._epoch = 0
+        # Batches of the epoch that are done; `None` before the first one begins.
+        self._done: int | None = None
         super().__init__(callbacks, add_history, add_progbar, model, **params)
 
     def set_model(self, model: Any) -> None:
@@ -71,6 +73,7 @@ class RanksFit(keras.callbacks.CallbackList):
             self._call = call
             reduce_outside_of_loss_scaling(model.optimizer)
             _check(model, call, self.callbacks)
+            _check_steps(call)
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Give all ranks the chief's state."""
@@ -85,17 +88,19 @@ class RanksFit(keras.callbacks.CallbackList):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Begin the epoch with the chief's learning rate."""
-        self._epoch = epoch
+        self._epoch, self._done = epoch, None
         super().on_epoch_begin(epoch, logs)
         self._agree(stop=False)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Weigh the rank's piece of the batch."""
+        self._done = batch
         self._cluster.riders.weigh(self._share(batch))
         super().on_train_batch_begin(batch, logs)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Show the global loss, and stop if a rank had wished so before the batch."""
+        self._done = batch + 1
         riders = self._cluster.riders
         loss = riders.take()
         if loss is not None and logs and "loss" in logs:
@@ -112,6 +117,21 @@ class RanksFit(keras.callbacks.CallbackList):
         stop = self.model.stop_training or riders.wishes(Wish.STOP)
         self.model.stop_training = self._agree(stop)
         riders.wish(Wish.STOP, False)
+
+    def check_data_lasted(self) -> None:
+        """Check, after the last batch, that this rank's data had all batches of the epoch.
+
+        Raises:
+            ConfigurationError: If not: the others are waiting for a step that it cannot make.
+        """
+        steps = self.params["steps"]
+        if self._done is not None and self._done < steps and not self.model.stop_training:
+            raise ConfigurationError(
+                f"Rank {self._cluster.rank} ran out of data in epoch {self._epoch + 1} after "
+                f"{self._done} of {steps} batches, and the other ranks would wait for it. Train on "
+                "`cluster.dataset(...)`, or give every rank data for `steps_per_epoch * epochs` "
+                "batches, for example by `.repeat()`."
+            )
 
     def _share(self, batch: int) -> float:
         """Weight of this rank's losses in the batches that one execution trains."""
@@ -170,13 +190,34 @@ def _check(model: Any, call: FitCall, callbacks: list[Any]) -> None:
             )
 
 
+def _check_steps(call: FitCall) -> None:
+    """Refuse data of which ranks have, or may have, different numbers of batches."""
+    steps = call.iterator.num_batches
+    everybody = current().collectives.allgather(steps if steps and steps > 0 else None)
+    if None in everybody:
+        raise ConfigurationError(
+            f"It is not known how many batches {type(call.data).__name__} has, and a rank with "
+            "fewer than the others would leave them waiting. Pass `steps_per_epoch`, or train on "
+            "`cluster.dataset(...)`."
+        )
+    if len(set(everybody)) > 1:
+        raise ConfigurationError(
+            f"The ranks have {everybody} batches in an epoch, and those with fewer would leave the "
+            "others waiting. Train on `cluster.dataset(...)`, or pass a `steps_per_epoch` that all "
+            "of them have."
+        )
+
+
 _own_logs = Trainer._get_metrics_result_or_logs
 
 
 def _agreed_logs(model: Any, logs: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the results over all ranks' data if all ranks are sharing the work."""
-    if not _is_shared(sys._getframe(1).f_locals):
+    caller = sys._getframe(1).f_locals
+    if not _is_shared(caller):
         return _own_logs(model, logs)
+    if isinstance(caller["callbacks"], RanksFit):
+        caller["callbacks"].check_data_lasted()
     cluster = current()
     _average_statistics(model)
     results, all_logs = global_result(model, logs, cluster.collectives)

@@ -20,13 +20,12 @@ Environment = dict[str, str]
 LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 
 
-def common_environment(slot: Slot, backend: str) -> Environment:
+def common_environment(slot: Slot) -> Environment:
     """Return what every rank gets, unless the user has set it: see docs/launching.md."""
     defaults = {"PYTHONUNBUFFERED": "1", "HOROVOD_GLOO_TIMEOUT_SECONDS": "30"}
     if slot.rank > 0:  # Rank 0 says the same already.
         defaults[LOG_LEVEL] = "2"
-    unset = {name: value for name, value in defaults.items() if name not in os.environ}
-    return {**unset, "DISTRIB_BACKEND": backend}
+    return {name: value for name, value in defaults.items() if name not in os.environ}
 
 
 def horovod_environment(slot: Slot, view: View, port: int) -> Environment:
@@ -90,11 +89,7 @@ def multiworker_environment(slot: Slot, addresses: Sequence[str]) -> Environment
         "cluster": {"worker": list(addresses)},
         "task": {"type": "worker", "index": slot.rank},
     }
-    return {
-        "TF_CONFIG": json.dumps(config),
-        "DISTRIB_LOCAL_RANK": str(slot.local_rank),
-        "DISTRIB_LOCAL_SIZE": str(slot.local_size),
-    }
+    return {"TF_CONFIG": json.dumps(config)}
 
 
 def worker_addresses(

@@ -119,7 +119,7 @@ def _grace() -> float:
 def _environments(
     backend: str, slots: Sequence[Slot], views: dict[Host, View], first_port: int | None
 ) -> list[rendezvous.Environment]:
-    common = [rendezvous.common_environment(slot, backend) for slot in slots]
+    common = [rendezvous.common_environment(slot) for slot in slots]
     if backend == "horovod":
         port = rendezvous.start_server(slots, views)
         own = [rendezvous.horovod_environment(slot, views[slot.host], port) for slot in slots]

@@ -49,9 +49,12 @@ def _start_nursery() -> subprocess.Popen[str]:
     return _nursery
 
 
-def launch(size: int, script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def launch(
+    size: int, script: Path, *arguments: str, backend: str = "horovod"
+) -> subprocess.CompletedProcess[str]:
     """Run a script on several ranks of this machine, to its end or its death."""
     command = [str(Path(sys.executable).with_name("distrib")), "run", "-np", str(size)]
+    command += ["--backend", backend]
     return subprocess.run(
         [*command, str(script), *arguments],
         capture_output=True,

@@ -126,13 +126,12 @@ def two_ways() -> keras.Model:
         "kind": layers.Dense(3, activation="softmax", name="kind")(both),
         "size": layers.Dense(1, name="size")(layers.Dropout(0.2)(both)),
     }
-    model = keras.Model({"left": left, "right": right}, outputs)
-    model.compile(
+    return compiled(
+        keras.Model({"left": left, "right": right}, outputs),
         optimizer=keras.optimizers.RMSprop(1e-2),
         loss={"kind": "sparse_categorical_crossentropy", "size": "mse"},
         metrics={"kind": ["accuracy", Hits()], "size": ["mae"]},
     )
-    return model
 
 
 def two_ways_data(n: int) -> tuple[Any, Any]:

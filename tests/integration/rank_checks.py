@@ -637,6 +637,21 @@ def wrong_use_is_refused(cluster: Cluster) -> Any:
 
 
 @check
+def data_that_would_leave_ranks_waiting_is_refused(cluster: Cluster) -> Any:
+    x, y = data(8 * cluster.size)
+
+    def fit(rows: int, **how: Any) -> None:
+        batches = tf.data.Dataset.from_tensor_slices((x[:rows], y[:rows])).batch(2)
+        if how.pop("unknown", False):
+            batches = batches.filter(lambda x, y: True)
+        model_of(cluster, "sgd").fit(batches, verbose=0, **how)
+
+    refused("batches in an epoch, and those with fewer", lambda: fit(8 - 2 * cluster.rank))
+    refused("It is not known how many batches _FilterDataset has", lambda: fit(8, unknown=True))
+    fit(8, unknown=True, steps_per_epoch=4)
+
+
+@check
 def what_horovod_cannot_do_is_refused(cluster: Cluster) -> Any:
     if cluster.kind != "horovod":
         return
@@ -650,9 +665,7 @@ def what_horovod_cannot_do_is_refused(cluster: Cluster) -> Any:
 
 @check
 def adasum_works_on_mpi_only(cluster: Cluster) -> Any:
-    import horovod.tensorflow as hvd
-
-    if not hvd.mpi_enabled():
+    if cluster.kind != "horovod" or not mpi_is_used():
         refused("`op='adasum'` needs Horovod on MPI", lambda: cluster.optimizer("sgd", op="adasum"))
         return None
     x, y = data(12)
@@ -669,6 +682,12 @@ def adasum_works_on_mpi_only(cluster: Cluster) -> Any:
         combined = (1 - product / (2 * (a**2).sum())) * a + (1 - product / (2 * (b**2).sum())) * b
         np.testing.assert_allclose(before - value, combined, rtol=1e-4, atol=1e-5)
     return [value.tolist() for value in after]
+
+
+def mpi_is_used() -> bool:
+    import horovod.tensorflow as hvd
+
+    return bool(hvd.mpi_enabled())
 
 
 def different_models(cluster: Cluster) -> keras.Model:

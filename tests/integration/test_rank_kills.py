@@ -1,4 +1,4 @@
-"""SIGKILL of any rank at every kind of moment, and restarts on other numbers of ranks.
+"""SIGKILL of any rank at every kind of moment, and restarts on other ranks and backends.
 
 The launcher ends with 76 when a rank was killed, and the same command goes on. The weights,
 optimizer states, metrics and logs of all ranks must end as those of a job that nobody disturbed.
@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from harness import JOB, finish, launch, result
+from harness import JOB, KILLED, finish, launch, result
+from harness import start as start_alone
 
 from distrib.checkpoint.directory import CheckpointDirectory
-from distrib.errors import EXIT_LOST_PEER, EXIT_PREEMPTED
+from distrib.errors import EXIT_CONFIGURATION, EXIT_LOST_PEER, EXIT_PREEMPTED
 
-# Number of ranks: which rank dies, and where; see `job.py`.
+# Of the ranks of each backend: which one dies, and where; see `job.py`.
 KILLS = {
-    2: [
+    ("horovod", 2): [
         (1, "before_step:2"),
         (0, "save_uncommitted:2"),
         (1, "in_step:10"),
@@ -29,30 +30,56 @@ KILLS = {
         (1, "signal_in_validation:2"),
         (1, "train_end:0"),
     ],
-    3: [(2, "in_step:5"), (0, "save_manifest:1"), (1, "epoch_begin:1"), (2, "restore_callbacks:1")],
-    4: [(3, "in_step:17"), (0, "validation:2")],
+    ("horovod", 3): [
+        (2, "in_step:5"),
+        (0, "save_manifest:1"),
+        (1, "epoch_begin:1"),
+        (2, "restore_callbacks:1"),
+    ],
+    ("horovod", 4): [(3, "in_step:17"), (0, "validation:2")],
+    ("multiworker", 2): [
+        (1, "before_step:3"),
+        (0, "in_step:9"),
+        (1, "signal:12"),
+        (0, "save_uncommitted:1"),
+        (1, "validation:1"),
+        (1, "restore_callbacks:1"),
+        (0, "epoch_end:2"),
+    ],
 }
+
+# Backends and numbers of ranks that continue one run, each until the chief is killed.
+MOVES = [
+    ("horovod", 4, "after_step:7"),
+    ("multiworker", 2, "after_step:15"),
+    ("local", 1, "after_step:22"),
+    ("mirrored", 1, "after_step:30"),
+    ("horovod", 3, "after_step:37"),
+    ("multiworker", 2, None),
+]
 
 pytestmark = pytest.mark.slow
 
 
-def start(size: int, run: Path, *arguments: str) -> int:
+def start(backend: str, size: int, run: Path, *arguments: str) -> int:
+    """Run the job once and return its exit code, which is that of a finish, a kill or a stop."""
     if size == 1:
-        finish(run, *arguments)
-        return 0
-    done = launch(size, JOB, "--run", str(run), *arguments)
-    if done.returncode not in (0, EXIT_LOST_PEER, EXIT_PREEMPTED):
+        done = start_alone(run, "--backend", backend, *arguments)
+    else:
+        done = launch(size, JOB, "--run", str(run), *arguments, backend=backend)
+    if done.returncode not in (0, KILLED, EXIT_LOST_PEER, EXIT_PREEMPTED):
         raise AssertionError(done.stderr[-4000:])
     return done.returncode
 
 
-@pytest.mark.parametrize("size", KILLS)
-def test_ranks_end_as_if_nothing_had_happened(size: int, tmp_path: Path) -> None:
-    assert start(size, tmp_path / "calm") == 0
-    for rank, kill in KILLS[size]:
-        code = start(size, tmp_path / "run", "--kill-rank", str(rank), "--kill", kill)
+@pytest.mark.parametrize(("backend", "size"), KILLS)
+def test_ranks_end_as_if_nothing_had_happened(backend: str, size: int, tmp_path: Path) -> None:
+    assert start(backend, size, tmp_path / "calm") == 0
+    for rank, kill in KILLS[backend, size]:
+        killed = ["--kill-rank", str(rank), "--kill", kill]
+        code = start(backend, size, tmp_path / "run", *killed)
         assert code == (EXIT_PREEMPTED if "signal" in kill else EXIT_LOST_PEER), kill
-    assert start(size, tmp_path / "run") == 0
+    assert start(backend, size, tmp_path / "run") == 0
     calm = result(tmp_path / "calm")
     assert len(calm["weights"]) == size
     assert len(set(calm["weights"])) == 1
@@ -60,7 +87,7 @@ def test_ranks_end_as_if_nothing_had_happened(size: int, tmp_path: Path) -> None
     assert result(tmp_path / "run") == calm
 
 
-def test_a_job_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
+def test_a_job_moves_to_other_ranks_and_backends(tmp_path: Path) -> None:
     """The same samples in the same global batches: what differs is the order of additions.
 
     In float32 one step differs by about 1e-7, and training carries that on; 1e-4 after 44 steps is
@@ -68,13 +95,10 @@ def test_a_job_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
     """
     run = tmp_path / "run"
     model = ["--model", "steady"]
-    for size, kill in ((4, "after_step:9"), (2, "after_step:21"), (1, "signal:30")):
-        killed = ["--kill", kill]
-        if size == 1:
-            launch_alone(run, *model, *killed)
-        else:
-            assert start(size, run, *model, *killed) == EXIT_LOST_PEER
-    assert start(3, run, *model) == 0
+    for backend, size, kill in MOVES:
+        killed = [] if kill is None else ["--kill", kill]
+        expected = 0 if kill is None else KILLED if size == 1 else EXIT_LOST_PEER
+        assert start(backend, size, run, *model, *killed) == expected
     calm = finish(tmp_path / "calm", *model)
     moved = result(run)
     np.testing.assert_allclose(moved["losses"], calm["losses"], rtol=1e-4)
@@ -82,16 +106,10 @@ def test_a_job_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
         np.testing.assert_allclose(moved["history"][name], values, rtol=1e-4, err_msg=name)
 
 
-def launch_alone(run: Path, *arguments: str) -> None:
-    from harness import start as start_alone
-
-    assert start_alone(run, *arguments).returncode == EXIT_PREEMPTED
-
-
 def test_all_ranks_fall_back_together(tmp_path: Path) -> None:
     run, calm = tmp_path / "run", tmp_path / "calm"
-    assert start(2, calm) == 0
-    assert start(2, run, "--kill", "after_step:20") == EXIT_LOST_PEER
+    assert start("horovod", 2, calm) == 0
+    assert start("horovod", 2, run, "--kill", "after_step:20") == EXIT_LOST_PEER
     newest = max(CheckpointDirectory(run).steps())
     folder = CheckpointDirectory(run).step_path(newest)
     damaged = max(folder.rglob("*"), key=lambda path: path.stat().st_size)
@@ -102,29 +120,51 @@ def test_all_ranks_fall_back_together(tmp_path: Path) -> None:
     assert result(run) == result(calm)
 
 
-def test_a_bug_on_one_rank_ends_the_job_with_its_traceback(tmp_path: Path) -> None:
-    script = tmp_path / "train.py"
-    script.write_text(BUG)
-    done = launch(3, script)
+@pytest.mark.parametrize("backend", ["horovod", "multiworker"])
+def test_a_bug_on_one_rank_ends_the_job_with_its_traceback(backend: str, tmp_path: Path) -> None:
+    done = launch(3, script(tmp_path, BUG), backend=backend)
     assert done.returncode == 1
     assert "ValueError: a bug on rank 1" in done.stderr
     assert done.stderr.index("ValueError: a bug") < done.stderr.index("lost another rank")
     assert done.stderr.count("lost another rank") == 2
 
 
-BUG = """
-import keras, numpy as np, distrib
+@pytest.mark.parametrize("backend", ["horovod", "multiworker"])
+def test_a_rank_that_runs_out_of_data_ends_the_job(backend: str, tmp_path: Path) -> None:
+    done = launch(2, script(tmp_path, SHORT), backend=backend)
+    assert done.returncode == EXIT_CONFIGURATION
+    assert "Rank 1 ran out of data in epoch 1 after 3 of 8 batches" in done.stderr
+    assert done.stderr.count("lost another rank") == 1
 
-class Bug(keras.callbacks.Callback):
-    def on_train_batch_end(self, batch, logs=None):
-        if distrib.current().rank == 1 and batch == 3:
-            raise ValueError("a bug on rank 1")
+
+def script(folder: Path, training: str) -> Path:
+    path = folder / "train.py"
+    path.write_text(START + training)
+    return path
+
+
+START = """
+import keras, numpy as np, tensorflow as tf, distrib
 
 cluster = distrib.init()
-model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
-model.compile(cluster.optimizer("sgd"), "mse")
+with cluster.scope():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile(cluster.optimizer("sgd"), "mse")
 x = np.ones((64, 4), "float32")
+"""
+
+BUG = """
+class Bug(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        if cluster.rank == 1 and batch == 3:
+            raise ValueError("a bug on rank 1")
+
 model.fit(cluster.dataset((x, x[:, :1]), 4), epochs=2, verbose=0, callbacks=[Bug()])
+"""
+
+SHORT = """
+data = tf.data.Dataset.from_tensor_slices((x, x[:, :1])).batch(8).take(3 if cluster.rank else 8)
+model.fit(data.filter(lambda x, y: True), steps_per_epoch=8, verbose=0)
 """
 
 

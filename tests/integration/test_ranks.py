@@ -1,7 +1,7 @@
 """Whether several ranks compute what one process would, and act as one.
 
-The checks themselves are in `rank_checks.py`. One job of 2 ranks makes all of them, and one of 3
-ranks those where a third rank can make a difference.
+The checks themselves are in `rank_checks.py`. With each backend one job of 2 ranks makes all of
+them, and one of 3 ranks those where a third rank can make a difference.
 """
 
 from __future__ import annotations
@@ -43,21 +43,28 @@ ON_MPI = ["collectives_of_arrays", "plain_optimizers", "adasum_works_on_mpi_only
 pytestmark = pytest.mark.slow
 
 
-def failures(size: int, folder: Path, checks: list[str]) -> dict[str, Any]:
+@pytest.fixture(params=["horovod", "multiworker"])
+def backend(request: pytest.FixtureRequest) -> str:
+    if request.param == "horovod":
+        pytest.importorskip("horovod", reason="Horovod is not installed: `distrib horovod build`")
+    return str(request.param)
+
+
+def failures(size: int, folder: Path, checks: list[str], backend: str) -> dict[str, Any]:
     path = folder / "report.json"
-    done = launch(size, SCRIPT, str(path), *checks)
+    done = launch(size, SCRIPT, str(path), *checks, backend=backend)
     assert done.returncode == 0, done.stderr[-4000:]
     report = json.loads(path.read_text())
     assert list(report) == checks
     return {check: failure for check, failure in report.items() if failure}
 
 
-def test_two_ranks(tmp_path: Path) -> None:
-    assert failures(2, tmp_path, CHECKS) == {}
+def test_two_ranks(backend: str, tmp_path: Path) -> None:
+    assert failures(2, tmp_path, CHECKS, backend) == {}
 
 
-def test_three_ranks(tmp_path: Path) -> None:
-    assert failures(3, tmp_path, ON_THREE) == {}
+def test_three_ranks(backend: str, tmp_path: Path) -> None:
+    assert failures(3, tmp_path, ON_THREE, backend) == {}
 
 
 def mpirun(size: int, script: Path, *arguments: str) -> subprocess.Popen[str]:

@@ -52,12 +52,13 @@ except tf.errors.UnknownError as error:  # As distrib does.
     sys.exit(76)
 """
 
-# Waits to be asked to stop; the last rank takes its time.
+# Waits to be asked to stop; all ranks but the first one take their time.
 WAIT = """
-import os, signal, sys, time
-index, count = int(os.environ["DISTRIB_LOCAL_RANK"]), int(os.environ["DISTRIB_LOCAL_SIZE"])
+import json, os, signal, sys, time
+rank = os.environ.get("HOROVOD_RANK") or os.environ.get("OMPI_COMM_WORLD_RANK")
+rank = rank or json.loads(os.environ["TF_CONFIG"])["task"]["index"]
 def stop(number, frame):
-    if index == count - 1:
+    if int(rank) > 0:
         time.sleep(1)
     print("saved on", os.uname().nodename)
     sys.exit(75)
@@ -408,8 +409,8 @@ def test_scripts_start_ranks(script: str, write: Any, start: Any) -> None:
 @pytest.mark.usefixtures("path")
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="mpirun not found")
 def test_mpirun_asks_before_it_kills(write: Any, start: Any) -> None:
-    script = WAIT.replace("SIGTERM", "SIGUSR1").replace("DISTRIB_LOCAL", "OMPI_COMM_WORLD_LOCAL")
-    command = [str(ROOT / "launch" / "mpirun.sh"), write(script)]
+    script = write(WAIT.replace("SIGTERM", "SIGUSR1"))
+    command = [str(ROOT / "launch" / "mpirun.sh"), script]
     job = start(command, {"NP": "2", "PYTHONUNBUFFERED": "1"})
     job.wait_for("ready", 2)
     job.process.terminate()
@@ -451,8 +452,7 @@ def test_slurm_queues_again_what_may_go_on(
 
 @needs_horovod
 def test_slurms_signal_gives_time_to_save(slurm: Path, write: Any, start: Any) -> None:
-    script = WAIT.replace("DISTRIB_LOCAL", "HOROVOD_LOCAL")
-    job = start(["bash", str(ROOT / "launch" / "slurm.sbatch"), write(script)])
+    job = start(["bash", str(ROOT / "launch" / "slurm.sbatch"), write(WAIT)])
     job.wait_for("ready", 2)
     job.process.terminate()
     assert job.end() == 75

@@ -51,25 +51,20 @@ def test_multiworker(first_port: int | None, ports: tuple[int, ...]) -> None:
         "cluster": {"worker": addresses},
         "task": {"type": "worker", "index": 2},
     }
-    assert (environment["DISTRIB_LOCAL_RANK"], environment["DISTRIB_LOCAL_SIZE"]) == ("1", "2")
 
 
 def test_what_every_rank_gets(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TF_CPP_MIN_LOG_LEVEL", "PYTHONUNBUFFERED", "HOROVOD_GLOO_TIMEOUT_SECONDS"):
         monkeypatch.delenv(name, raising=False)
-    chief = common_environment(SLOTS[0], "horovod")
-    assert chief == {
-        "PYTHONUNBUFFERED": "1",
-        "HOROVOD_GLOO_TIMEOUT_SECONDS": "30",
-        "DISTRIB_BACKEND": "horovod",
-    }
-    assert common_environment(SLOTS[1], "horovod") == {**chief, "TF_CPP_MIN_LOG_LEVEL": "2"}
+    chief = common_environment(SLOTS[0])
+    assert chief == {"PYTHONUNBUFFERED": "1", "HOROVOD_GLOO_TIMEOUT_SECONDS": "30"}
+    assert common_environment(SLOTS[1]) == {**chief, "TF_CPP_MIN_LOG_LEVEL": "2"}
 
 
 def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TF_CPP_MIN_LOG_LEVEL", "PYTHONUNBUFFERED", "HOROVOD_GLOO_TIMEOUT_SECONDS"):
         monkeypatch.setenv(name, "")
-    assert common_environment(SLOTS[1], "multiworker") == {"DISTRIB_BACKEND": "multiworker"}
+    assert common_environment(SLOTS[1]) == {}
 
 
 def test_the_server() -> None:

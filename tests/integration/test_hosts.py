@@ -1,0 +1,98 @@
+"""A training job on three hosts that loses one of them: switched off, or cut off.
+
+The ranks that are left must notice, whichever it is, and the same training must go on to the same
+bits: on the hosts that are left, with as many ranks as before.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hosts as rig
+import pytest
+from harness import JOB, environment, launch, result
+
+from distrib.checkpoint.directory import CheckpointDirectory
+from distrib.errors import EXIT_LOST_PEER
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(rig.missing() is not None, reason=str(rig.missing())),
+]
+# How long a peer behind a network that was cut may be silent.
+PATIENCE = {"HOROVOD_GLOO_TIMEOUT_SECONDS": "5", "DISTRIB_PEER_TIMEOUT_SECONDS": "5"}
+
+
+@pytest.fixture
+def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[rig.Host]]:
+    with rig.hosts(tmp_path_factory.mktemp("hosts")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module", params=["horovod", "multiworker"])
+def backend(request: pytest.FixtureRequest) -> str:
+    if request.param == "horovod":
+        pytest.importorskip("horovod", reason="Horovod is not installed: `distrib horovod build`")
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def calm(backend: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    run = tmp_path_factory.mktemp("calm")
+    done = launch(3, JOB, "--run", str(run), backend=backend)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return result(run)
+
+
+def command(backend: str, places: str, run: Path) -> list[str]:
+    distrib = Path(sys.executable).with_name("distrib")
+    options = ["run", "--backend", backend, "-H", places]
+    return [str(distrib), *options, str(JOB), "--run", str(run)]
+
+
+def start(host: rig.Host, backend: str, run: Path, errors: Path) -> subprocess.Popen[bytes]:
+    """Start the job on three hosts, and return when it has saved several checkpoints."""
+    with errors.open("wb") as file:
+        job = host.start(
+            command(backend, "h0:1,h1:1,h2:1", run),
+            env={**environment(), **PATIENCE},
+            stdout=subprocess.DEVNULL,
+            stderr=file,
+        )
+    while max(CheckpointDirectory(run).steps(), default=0) < 12:
+        assert job.poll() is None, errors.read_text()[-4000:]
+        time.sleep(0.02)
+    return job
+
+
+@pytest.mark.parametrize("fault", ["kill", "cut"])
+def test_the_job_goes_on_without_a_host(
+    fault: str, backend: str, calm: dict[str, Any], three: list[rig.Host], tmp_path: Path
+) -> None:
+    run, errors = tmp_path / "run", tmp_path / "errors"
+    job = start(three[0], backend, run, errors)
+    if fault == "kill":
+        three[1].kill()
+    else:
+        three[1].cut()
+    assert job.wait(60) == EXIT_LOST_PEER, errors.read_text()[-4000:]
+    lines = errors.read_text().splitlines()
+    assert sum("lost another rank" in line for line in lines) == 2
+    assert "Traceback" not in errors.read_text()
+    for host in three:
+        deadline = time.monotonic() + 30
+        while host.processes(JOB.name) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert host.processes(JOB.name) == []
+    again = three[0].run(
+        command(backend, "h0:2,h2:1", run), env={**os.environ, **environment()}, timeout=200
+    )
+    assert again.returncode == 0, again.stderr[-4000:]
+    assert "distrib: resuming from" in again.stderr
+    assert result(run) == calm
