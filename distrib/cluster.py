@@ -216,9 +216,19 @@ def init(backend: Kind = "auto", *, devices: int | None = None) -> Cluster:
 
 
 def current() -> Cluster:
-    """Return the cluster that `init()` made, or a local one of this process alone."""
+    """Return the cluster that `init()` made, or a local one of this process alone.
+
+    Raises:
+        ConfigurationError: If this process is one of several, which only `init()` can join.
+    """
     global _current
     if _current is None:
+        launched = launched_as()
+        if launched is not None:
+            raise ConfigurationError(
+                f"This process was started as one of several ({launched}) and has not joined "
+                "them; call `distrib.init()` at the beginning of the script."
+            )
         _current = Cluster(_make_backend("local", None))
     return _current
 

@@ -4,13 +4,54 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from distrib.errors import ConfigurationError
 
 # Set by Open MPI's mpirun, and by MPICH's and Intel's. Slurm sets the latter for any program.
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+_FORM = '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}'
+
+
+@dataclass(frozen=True)
+class TFConfig:
+    """What TF_CONFIG says.
+
+    Attributes:
+        cluster: Addresses of the tasks of each type.
+        task_type: Of this process; empty if it does not say.
+        task_index: This process's number among the tasks of its type; -1 if it does not say.
+    """
+
+    cluster: Mapping[str, Sequence[str]]
+    task_type: str = ""
+    task_index: int = -1
+
+    @property
+    def workers(self) -> list[str]:
+        """Addresses of the processes that train, the chief first."""
+        return [address for role in ("chief", "worker") for address in self.cluster.get(role, ())]
+
+
+def tf_config(environment: Mapping[str, str] = os.environ) -> TFConfig:
+    """Return what TF_CONFIG says; nothing if it is not there.
+
+    Args:
+        environment: Variables of the process.
+
+    Raises:
+        ConfigurationError: If it is not what TensorFlow documents.
+    """
+    text = environment.get("TF_CONFIG", "")
+    try:
+        config = json.loads(text or "{}")
+        cluster = {role: list(addresses) for role, addresses in config.get("cluster", {}).items()}
+        task = config.get("task", {})
+        return TFConfig(cluster, str(task.get("type", "")), int(task.get("index", -1)))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ConfigurationError(f"TF_CONFIG={text!r} is not of the form {_FORM}.") from error
 
 
 def launched_as(
@@ -28,27 +69,6 @@ def launched_as(
     many = any(size.isdecimal() and int(size) > 1 for size in sizes)
     if many or "HOROVOD_SIZE" in environment:  # That is set by horovodrun and `distrib run`.
         return "horovod"
-    if len(workers(environment)) > 1:
+    if len(tf_config(environment).workers) > 1:
         return "multiworker"
     return None
-
-
-def workers(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Return the addresses of the training processes that TF_CONFIG names, the chief first.
-
-    Raises:
-        ConfigurationError: If it is not what TensorFlow documents.
-    """
-    cluster = _tf_config(environment).get("cluster", {})
-    return [address for role in ("chief", "worker") for address in cluster.get(role, ())]
-
-
-def _tf_config(environment: Mapping[str, str]) -> dict[str, Any]:
-    text = environment.get("TF_CONFIG", "")
-    try:
-        config = json.loads(text or "{}")
-    except ValueError as error:
-        raise ConfigurationError(f"TF_CONFIG is not JSON ({error}): {text!r}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("cluster", {}), dict):
-        raise ConfigurationError(f"TF_CONFIG is not an object with a `cluster`: {text!r}")
-    return config

@@ -7,7 +7,7 @@ callbacks keep is theirs to give (`StatefulCallback`).
 
 A variable that may differ between replicas, in this process or another, is kept once a replica.
 Weights and optimizer slots cannot differ, so they are kept once. Restored on another number of
-replicas, statistics are averaged, metric sums are added up in one replica, seeds are made anew from
+replicas, statistics are averaged, metric sums are added up and shared out, seeds are made anew from
 the first one, and counters are taken from it.
 """
 
@@ -335,7 +335,10 @@ def _redistribute(slot: Slot, values: list[npt.NDArray[Any]]) -> list[npt.NDArra
         return [seed_of_replica(values[0], number) for number in range(count)]
     if slot.group == METRICS:
         total = np.sum(values, axis=0, dtype=values[0].dtype)
-        return [total] + [np.zeros_like(total)] * (count - 1)
+        if total.dtype.kind in "iub":
+            return [total] + [np.zeros_like(total)] * (count - 1)
+        # In equal parts, because Keras shows the mean of the replicas' results after a batch.
+        return [(total / count).astype(total.dtype)] * count
     if len(values) == 1 or values[0].dtype.kind in "iub":
         return [values[0]] * count
     mean = np.mean([value.astype(np.float64) for value in values], axis=0)

@@ -6,7 +6,6 @@ It needs nothing but TensorFlow, which brings NCCL for GPUs. What of it is used,
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -15,12 +14,12 @@ from typing import Any
 
 import tensorflow as tf
 
-from distrib import environment
 from distrib.backends import keras_strategy
 from distrib.backends.devices import take_gpu
 from distrib.backends.peers import Watch
 from distrib.backends.worker_collectives import WorkerCollectives, translate
 from distrib.backends.worker_strategy import WorkerStrategy
+from distrib.environment import tf_config
 from distrib.errors import ConfigurationError, LostPeerError
 from distrib.gradients import Compression, Op, Reduction
 from distrib.optimizer import accumulate, distribute
@@ -153,29 +152,31 @@ def place_of_this_process(variables: Mapping[str, str] = os.environ) -> Place:
     Raises:
         ConfigurationError: If that is not a worker, or there is no TF_CONFIG.
     """
-    addresses = environment.workers(variables)
-    if not addresses:
+    config = tf_config(variables)
+    if not config.workers:
         raise ConfigurationError(
             "Backend 'multiworker' needs TF_CONFIG in the environment, which names the workers; "
             "start the script with `distrib run --backend multiworker`, or see docs/multiworker.md."
         )
-    config = json.loads(variables["TF_CONFIG"])
-    task = config.get("task", {})
-    job, index = task.get("type"), int(task.get("index", -1))
-    jobs = {name: len(config["cluster"].get(name, ())) for name in ("chief", "worker")}
-    others = [name for name in (*config["cluster"], job) if name not in jobs]
+    counts = {job: len(config.cluster.get(job, ())) for job in ("chief", "worker")}
+    others = [job for job in (*config.cluster, config.task_type) if job not in counts]
     if others:
         raise ConfigurationError(
             f"TF_CONFIG has a task of type {others[0]!r}; here all tasks train alike, and are of "
             "type 'chief' or 'worker'."
         )
-    if not 0 <= index < jobs[job]:
+    if not 0 <= config.task_index < counts[config.task_type]:
         raise ConfigurationError(
-            f"TF_CONFIG has the task {task}, but its cluster has {jobs[job]} of that type."
+            f"TF_CONFIG has the task {config.task_type} {config.task_index}, but its cluster has "
+            f"{counts[config.task_type]} of that type."
         )
-    names = [f"/job:{name}/replica:0/task:{i}" for name in jobs for i in range(jobs[name])]
-    rank = names.index(f"/job:{job}/replica:0/task:{index}")
-    return Place(rank, addresses, [name for name in names if name != names[rank]])
+    names = [_name(job, index) for job, count in counts.items() for index in range(count)]
+    rank = names.index(_name(config.task_type, config.task_index))
+    return Place(rank, config.workers, names[:rank] + names[rank + 1 :])
+
+
+def _name(job: str, index: int) -> str:
+    return f"/job:{job}/replica:0/task:{index}"
 
 
 def _make_strategy(local_rank: int) -> WorkerStrategy:

@@ -48,13 +48,14 @@ KILLS = {
     ],
 }
 
-# Backends and numbers of ranks that continue one run, each until the chief is killed.
+# Backends and numbers of ranks that continue one run, each until the chief is killed. Two mirrored
+# replicas have no last batch of an epoch among theirs: Keras weighs uneven pieces of it alike.
 MOVES = [
     ("horovod", 4, "after_step:7"),
     ("multiworker", 2, "after_step:15"),
-    ("local", 1, "after_step:22"),
-    ("mirrored", 1, "after_step:30"),
-    ("horovod", 3, "after_step:37"),
+    ("local", 1, "after_step:27"),
+    ("mirrored", 1, "after_step:32"),
+    ("horovod", 3, "after_step:38"),
     ("multiworker", 2, None),
 ]
 

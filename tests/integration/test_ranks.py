@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pytest
 from harness import JOB, environment, launch, result
 
 from distrib.checkpoint.directory import CheckpointDirectory
+from distrib.launch.probe import free_ports
 
 SCRIPT = Path(__file__).with_name("rank_checks.py")
 CHECKS = [
@@ -80,6 +82,48 @@ def mpirun(size: int, script: Path, *arguments: str) -> subprocess.Popen[str]:
         text=True,
         env={**environment(), **allowed},
     )
+
+
+# As docs/launching.md has it.
+SERVER = """
+import sys
+from horovod.runner.common.util.hosts import get_host_assignments, parse_hosts
+from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
+
+server = RendezvousHTTPServer(("127.0.0.1", int(sys.argv[1])), RendezvousHandler, 0)
+server.init(get_host_assignments(parse_hosts("localhost:2"), 2))
+print("ready", flush=True)
+server.serve_forever()
+"""
+
+
+def variables(rank: int, port: int) -> dict[str, str]:
+    values: dict[str, Any] = {
+        **{"RANK": rank, "SIZE": 2, "LOCAL_RANK": rank, "LOCAL_SIZE": 2},
+        **{"CROSS_RANK": 0, "CROSS_SIZE": 1, "HOSTNAME": "localhost"},
+        **{"CONTROLLER": "gloo", "CPU_OPERATIONS": "gloo", "GLOO_IFACE": "lo"},
+        **{"GLOO_RENDEZVOUS_ADDR": "127.0.0.1", "GLOO_RENDEZVOUS_PORT": port},
+    }
+    return {f"HOROVOD_{name}": str(value) for name, value in values.items()}
+
+
+def test_ranks_of_bare_environment_variables(tmp_path: Path) -> None:
+    pytest.importorskip("horovod", reason="Horovod is not installed: `distrib horovod build`")
+    path, (port,) = tmp_path / "report.json", free_ports(1)
+    command = [sys.executable, "-P", "-c", SERVER, str(port)]
+    with ExitStack() as stack:
+        server = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE))
+        stack.callback(server.kill)
+        assert server.stdout is not None
+        assert server.stdout.readline() == b"ready\n"
+        ranks = []
+        for rank in range(2):
+            command = [sys.executable, str(SCRIPT), str(path), "collectives_of_arrays"]
+            environs = {**environment(), **variables(rank, port)}
+            ranks.append(stack.enter_context(subprocess.Popen(command, env=environs)))
+            stack.callback(ranks[-1].kill)
+        assert [rank.wait(100) for rank in ranks] == [0, 0]
+    assert json.loads(path.read_text()) == {"collectives_of_arrays": None}
 
 
 def test_ranks_of_mpirun(tmp_path: Path) -> None:

@@ -2,11 +2,11 @@ import json
 
 import pytest
 
-from distrib.environment import launched_as, workers
+from distrib.environment import launched_as, tf_config
 from distrib.errors import ConfigurationError
 
 
-def tf_config(cluster: object) -> dict[str, str]:
+def variables(cluster: object) -> dict[str, str]:
     return {"TF_CONFIG": json.dumps({"cluster": cluster})}
 
 
@@ -18,9 +18,9 @@ def tf_config(cluster: object) -> dict[str, str]:
         ({"OMPI_COMM_WORLD_SIZE": "4"}, "horovod"),
         ({"PMI_SIZE": "2"}, "horovod"),
         ({"OMPI_COMM_WORLD_SIZE": "1", "PMI_SIZE": "1"}, None),
-        (tf_config({"worker": ["a:1"]}), None),
-        (tf_config({"chief": ["a:1"], "worker": ["b:1"]}), "multiworker"),
-        ({"HOROVOD_SIZE": "2", **tf_config({"worker": ["a:1", "b:1"]})}, "horovod"),
+        (variables({"worker": ["a:1"]}), None),
+        (variables({"chief": ["a:1"], "worker": ["b:1"]}), "multiworker"),
+        ({"HOROVOD_SIZE": "2", **variables({"worker": ["a:1", "b:1"]})}, "horovod"),
     ],
 )
 def test_the_launcher_is_recognized(environment: dict[str, str], backend: str | None) -> None:
@@ -28,10 +28,17 @@ def test_the_launcher_is_recognized(environment: dict[str, str], backend: str | 
 
 
 def test_the_chief_is_the_first_worker() -> None:
-    assert workers(tf_config({"worker": ["b:1", "c:1"], "chief": ["a:1"]})) == ["a:1", "b:1", "c:1"]
+    config = tf_config(variables({"worker": ["b:1", "c:1"], "chief": ["a:1"]}))
+    assert config.workers == ["a:1", "b:1", "c:1"]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"cluster": []}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{", "[]", '{"cluster": []}', '{"cluster": {"worker": 2}}'),
+        *('{"task": "worker"}', '{"task": {"type": "worker", "index": "x"}}'),
+    ],
+)
 def test_a_wrong_tf_config_is_named(text: str) -> None:
-    with pytest.raises(ConfigurationError, match="TF_CONFIG is not"):
+    with pytest.raises(ConfigurationError, match=r"TF_CONFIG=.* is not of the form \{"):
         launched_as({"TF_CONFIG": text})

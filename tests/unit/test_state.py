@@ -204,8 +204,9 @@ def test_values_for_another_number_of_replicas() -> None:
 
     sums = [np.float32([1, 2]), np.float32([3, 4])]
     assert spread(METRICS, sums, 1) == [[4, 6]]
-    assert spread(METRICS, sums, 3) == [[4, 6], [0, 0], [0, 0]]
-    assert spread(METRICS, sums[:1], 2) == [[1, 2], [0, 0]]
+    assert spread(METRICS, sums, 4) == [[1, 1.5]] * 4
+    assert spread(METRICS, [np.int32(7)], 3) == [7, 0, 0]
+    assert spread(METRICS, sums[:1], 2) == [[0.5, 1]] * 2
     assert spread("model", sums, 1) == [[2, 3]]
     assert spread("model", sums, 2) == [[1, 2], [3, 4]]
     counters = [np.int64([7, 1]), np.int64([9, 2])]
