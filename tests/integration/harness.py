@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,53 +15,47 @@ from distrib.errors import EXIT_PREEMPTED
 
 JOB = Path(__file__).with_name("job.py")
 KILLED = -signal.SIGKILL
+_kept: list[subprocess.Popen[str]] = []
 
 
-_nursery: subprocess.Popen[str] | None = None
+@functools.cache
+def nursery() -> str:
+    """Return the address of the process that jobs are forked from; see `nursery.py`."""
+    address = f"distrib-nursery-{os.getpid()}"
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("nursery.py")), address],
+        stdin=subprocess.PIPE,  # It ends when this process does.
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    _kept.append(process)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return address
+
+
+def forked(script: Path, *arguments: str) -> list[str]:
+    """Return the command of a process that a script runs in, with everything imported already."""
+    stand_in = str(Path(__file__).with_name("stand_in.py"))
+    return [sys.executable, "-I", "-S", stand_in, nursery(), str(script), *arguments]
 
 
 def start(run: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the job once, to its end or its death."""
-    nursery = _start_nursery()
-    assert nursery.stdin is not None
-    assert nursery.stdout is not None
-    with tempfile.TemporaryDirectory() as folder:
-        output, errors = Path(folder, "output"), Path(folder, "errors")
-        command = ["--run", str(run), *arguments]
-        order = {"script": str(JOB), "arguments": command}
-        order |= {"output": str(output), "errors": str(errors)}
-        print(json.dumps(order), file=nursery.stdin, flush=True)
-        status = int(nursery.stdout.readline())
-        return subprocess.CompletedProcess(command, status, output.read_text(), errors.read_text())
-
-
-def _start_nursery() -> subprocess.Popen[str]:
-    """Return the process that jobs are forked from; see `nursery.py`."""
-    global _nursery
-    if _nursery is None:
-        _nursery = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("nursery.py"))],
-            stdin=subprocess.PIPE,  # It ends when this process does.
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment(),
-        )
-    return _nursery
+    return _complete(forked(JOB, "--run", str(run), *arguments))
 
 
 def launch(
     size: int, script: Path, *arguments: str, backend: str = "horovod"
 ) -> subprocess.CompletedProcess[str]:
     """Run a script on several ranks of this machine, to its end or its death."""
-    command = [str(Path(sys.executable).with_name("distrib")), "run", "-np", str(size)]
-    command += ["--backend", backend]
-    return subprocess.run(
-        [*command, str(script), *arguments],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=400,
-    )
+    launcher = [str(Path(sys.executable).with_name("distrib")), "run", "-np", str(size)]
+    return _complete([*launcher, "--backend", backend, *forked(script, *arguments)])
+
+
+def _complete(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=400)
 
 
 def environment() -> dict[str, str]:

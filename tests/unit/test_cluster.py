@@ -28,9 +28,7 @@ def test_without_init_a_process_is_a_job_of_its_own() -> None:
 
 def test_without_init_one_of_many_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOROVOD_SIZE", "2")
-    with pytest.raises(
-        ConfigurationError, match=r"one of several \(horovod\) and has not"
-    ):
+    with pytest.raises(ConfigurationError, match=r"one of several \(horovod\) and has not"):
         distrib.current()
 
 
