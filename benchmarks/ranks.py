@@ -8,8 +8,8 @@
 - `distrib`: `model.fit` with `cluster.optimizer` and `cluster.dataset`.
 - `upstream`: Horovod's own `DistributedOptimizer`, on legacy Keras, if `tf-keras` is installed.
 
-The first three run in turn within one job, so that they share the machine's moods; upstream needs
-another Keras and has jobs of its own, in between. Medians of several rounds are compared.
+The first two run without distrib, and so with Horovod's own settings; upstream needs another Keras.
+So there are three kinds of jobs, in turn, several times. Medians over all of them are compared.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 import sysconfig
 import tempfile
 import time
@@ -33,7 +32,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 
 WARM, STEPS, BATCH = 20, 150, 32
-RANKS = 2
+RANKS, ROUNDS = 2, 3
 MODELS = ("mlp", "convnet", "large mlp")
 LAUNCHER = Path(sysconfig.get_path("scripts")) / "distrib"
 
@@ -80,7 +79,7 @@ def stopwatch(keras: Any) -> Any:
 
 def fit(keras: Any, model: Any, data: Any) -> float:
     watch = stopwatch(keras)
-    model.fit(data, verbose=0, callbacks=[watch])
+    model.fit(data, shuffle=False, verbose=0, callbacks=[watch])
     return float(watch.seconds)
 
 
@@ -124,15 +123,9 @@ def bare_fit(hvd: Any, keras: Any, name: str) -> float:
         def apply(self, grads: Any, trainable_variables: Any = None) -> None:
             super().apply(hvd.grouped_allreduce(list(grads)), trainable_variables)
 
-    from keras.src import callbacks
-
     model = build(keras, name)
     model.compile(Adam(), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    here, callbacks.CallbackList = callbacks.CallbackList, keras.callbacks.CallbackList
-    try:  # Plain Keras, as before `distrib.init`.
-        return fit(keras, model, own_data(*examples(name), hvd.rank()))
-    finally:
-        callbacks.CallbackList = here
+    return fit(keras, model, own_data(*examples(name), hvd.rank()))
 
 
 def with_distrib(cluster: Any, keras: Any, name: str) -> float:
@@ -154,79 +147,81 @@ def upstream(hvd: Any, keras: Any, name: str) -> float:
     return fit(keras, model, own_data(*examples(name), hvd.rank()))
 
 
-def rank_of_keras_3(name: str, rounds: int) -> dict[str, list[float]]:
+def rank_of_plain(name: str) -> dict[str, Callable[[], float]]:
     import horovod.tensorflow as hvd
+    import keras
+
+    hvd.init()
+    return {
+        "loop": lambda: loop(hvd, keras, name),
+        "bare fit": lambda: bare_fit(hvd, keras, name),
+    }
+
+
+def rank_of_distrib(name: str) -> dict[str, Callable[[], float]]:
     import keras
 
     import distrib
 
     cluster = distrib.init()
-    cases: dict[str, Callable[[], float]] = {
-        "loop": lambda: loop(hvd, keras, name),
-        "bare fit": lambda: bare_fit(hvd, keras, name),
-        "distrib": lambda: with_distrib(cluster, keras, name),
-    }
-    times: dict[str, list[float]] = {case: [] for case in cases}
-    for _ in range(rounds):
-        for case, run in cases.items():
-            cluster.collectives.barrier()
-            times[case].append(run())
-    return times
+    return {"distrib": lambda: with_distrib(cluster, keras, name)}
 
 
-def rank_of_upstream(name: str, rounds: int) -> dict[str, list[float]]:
+def rank_of_upstream(name: str) -> dict[str, Callable[[], float]]:
     import horovod.tensorflow.keras as hvd
     import tf_keras
 
     hvd.init()
-    return {"upstream": [upstream(hvd, tf_keras, name) for _ in range(rounds)]}
+    return {"upstream": lambda: upstream(hvd, tf_keras, name)}
 
 
-def job(kind: str, name: str, rounds: int, folder: Path) -> dict[str, list[float]]:
+KINDS = {"plain": rank_of_plain, "distrib": rank_of_distrib, "upstream": rank_of_upstream}
+
+
+def job(kind: str, name: str, folder: Path) -> dict[str, list[float]]:
     """Start the ranks of one job, and return the chief's times."""
     report = folder / "times.json"
     legacy = {"TF_USE_LEGACY_KERAS": "1"} if kind == "upstream" else {}
     command = [str(LAUNCHER), "run", "-np", str(RANKS), __file__, "--rank", kind]
-    command += ["--model", name, "--rounds", str(rounds), "--report", str(report)]
+    command += ["--model", name, "--report", str(report)]
     subprocess.run(command, env={**os.environ, **legacy}, check=True)
     return dict(json.loads(report.read_text()))
 
 
 def table(name: str, times: dict[str, list[float]]) -> Iterator[str]:
     yield f"\n{name}: batch {BATCH} on each of {RANKS} ranks"
-    yield f"{'':12}{'ms/step':>10}{'best':>10}{'distrib is':>14}"
+    yield f"{'':12}{'ms/step':>10}{'best':>10}{'distrib takes':>16}"
     middle = {case: statistics.median(values) for case, values in times.items()}
     for case, values in times.items():
         ratio = middle["distrib"] / middle[case]
-        yield f"{case:12}{middle[case] * 1e3:10.3f}{min(values) * 1e3:10.3f}{ratio:13.3f}x"
+        yield f"{case:12}{middle[case] * 1e3:10.3f}{min(values) * 1e3:10.3f}{ratio:15.3f}x"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--jobs", type=int, default=4, help="of each kind")
     parser.add_argument("--model", choices=MODELS, help="only this one")
-    parser.add_argument("--rank", choices=("keras 3", "upstream"), help=argparse.SUPPRESS)
+    parser.add_argument("--rank", choices=KINDS, help=argparse.SUPPRESS)
     parser.add_argument("--report", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.rank:
-        rank = rank_of_upstream if args.rank == "upstream" else rank_of_keras_3
-        times = rank(args.model, args.rounds)
+        cases = KINDS[args.rank](args.model)
+        seconds = {case: [run() for _ in range(ROUNDS)] for case, run in cases.items()}
         if os.environ["HOROVOD_RANK"] == "0":
-            args.report.write_text(json.dumps(times))
+            args.report.write_text(json.dumps(seconds))
         return
-    kinds = ["keras 3"]
-    if importlib.util.find_spec("tf_keras") is not None:
-        kinds.append("upstream")
-    else:
+    kinds = list(KINDS)
+    if importlib.util.find_spec("tf_keras") is None:
+        kinds.remove("upstream")
         print("without upstream's optimizer: `pip install tf-keras` to compare with it, too")
     with tempfile.TemporaryDirectory() as folder:
         for name in [args.model] if args.model else MODELS:
             times: dict[str, list[float]] = {}
-            for kind in kinds * 2:
-                for case, values in job(kind, name, args.rounds // 2, Path(folder)).items():
+            for kind in kinds * args.jobs:
+                for case, values in job(kind, name, Path(folder)).items():
                     times.setdefault(case, []).extend(values)
             print("\n".join(table(name, times)), flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

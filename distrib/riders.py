@@ -91,7 +91,8 @@ class Riders:
             The mean loss over all ranks since the epoch began; `None` if the train step does not
             keep it in Keras's loss tracker. The same on all ranks.
         """
-        arrived = self._in.numpy()
+        # What `self._in.numpy()` does, in a third of the time.
+        arrived = tf.raw_ops.ReadVariableOp(resource=self._in.handle, dtype=tf.float32).numpy()
         total, count = arrived[len(Wish) :]
         self.last = frozenset(wish for wish in Wish if arrived[wish] != 0)
         for wish in self.last:
