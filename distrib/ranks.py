@@ -118,6 +118,11 @@ class RanksFit(keras.callbacks.CallbackList):
         self.model.stop_training = self._agree(stop)
         riders.wish(Wish.STOP, False)
 
+    def on_train_end(self, logs: Any = None) -> None:
+        """Weigh what is trained without `fit` afterwards as whole batches."""
+        super().on_train_end(logs)
+        self._cluster.riders.weigh(1.0)
+
     def check_data_lasted(self) -> None:
         """Check, after the last batch, that this rank's data had all batches of the epoch.
 
@@ -159,9 +164,9 @@ class RanksFit(keras.callbacks.CallbackList):
 def _check(model: Any, call: FitCall, callbacks: list[Any]) -> None:
     """Refuse, before training, what would hang or go wrong without a word."""
     size = current().size
-    if current().kind == "horovod" and model.jit_compile and not model.run_eagerly:
+    if model.jit_compile and not model.run_eagerly:
         raise ConfigurationError(
-            "`jit_compile=True`: Horovod's operations cannot be compiled by XLA. Leave "
+            "`jit_compile=True`: XLA cannot compile what the ranks exchange in a train step. Leave "
             "`jit_compile` out of `model.compile`, and call `distrib.init()` before it."
         )
     if not any(reduction_of(optimizer) for optimizer in optimizers_of(model)):

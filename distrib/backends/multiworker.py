@@ -6,7 +6,9 @@ It needs nothing but TensorFlow, which brings NCCL for GPUs. What of it is used,
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ START_VARIABLE = "DISTRIB_START_TIMEOUT_SECONDS"
 START_SECONDS = 600.0
 PEER_VARIABLE = "DISTRIB_PEER_TIMEOUT_SECONDS"
 PEER_SECONDS = 30.0
+PART_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class MultiWorkerBackend:
         self.collectives = WorkerCollectives(self.rank, self.size)
         self._wait_for_all(start_seconds, place.addresses)
         Watch(place.peers, peer_seconds).start()
+        atexit.register(self._part)
         self.riders = Riders()
         keras_strategy.build_by_element_spec()
         keras_strategy.keep_results_of_steps()
@@ -119,6 +123,11 @@ class MultiWorkerBackend:
                 f"{', '.join(addresses)}. Start the job again; {START_VARIABLE} gives it more time "
                 f"(exit code {LostPeerError.exit_code})."
             ) from error
+
+    def _part(self) -> None:
+        # After an exception the others are not at their ends, and must learn of it at once.
+        if not hasattr(sys, "last_type"):
+            self.collectives.part(PART_SECONDS)
 
     def _reduce(self, tensors: Sequence[Any], op: Op, name: str) -> Sequence[Any]:
         return self._strategy.all_reduce([self._weighted(tensor, op) for tensor in tensors])

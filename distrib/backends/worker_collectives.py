@@ -6,6 +6,7 @@ made. Those operations know few dtypes, so everything travels as 32-bit words.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ Words = npt.NDArray[np.int32]
 
 # TensorFlow numbers the groups of its own collectives from 1.
 _GROUP = 1 << 20
+# Of the collective at the end, which must not be taken for one that others are still in.
+_FAREWELL = 1 << 30
 # 32-bit words sent at once: 64 MiB. Collectives of much more are slower, those of 2 GiB fail.
 _PIECE = 1 << 24
 
@@ -53,6 +56,19 @@ class WorkerCollectives(ArrayCollectives):
             LostPeerError: If they have not done so after `seconds`.
         """
         self._gather_piece(np.zeros(1, np.int32), timeout_seconds=seconds)
+
+    def part(self, seconds: float) -> None:
+        """Wait for the other processes at the end, so that they receive what is on its way.
+
+        To have sent something means here that it was handed over. Were this process to end now, the
+        others might not get it.
+
+        Args:
+            seconds: How long to wait for processes that are not at their ends.
+        """
+        self._count = _FAREWELL
+        with suppress(LostPeerError):  # They have ended.
+            self.meet(seconds)
 
     def allreduce(self, value: npt.ArrayLike, op: ReduceOp = "sum") -> npt.NDArray[Any]:
         """Combine one array of every process elementwise; all receive the same result."""
@@ -126,7 +142,7 @@ def translate(error: BaseException, rank: int, size: int) -> BaseException:
     lost = isinstance(error, _LOST) and any(words in str(error) for words in _WORDS)
     if not lost:
         return error
-    return LostPeerError.of(rank, size)
+    return LostPeerError.of(rank, size, error)
 
 
 def _words(data: Bytes, size: int | None = None) -> Words:

@@ -75,6 +75,13 @@ class _Extended(CollectiveAllReduceExtended):
     def _use_merge_call(self) -> bool:
         return False
 
+    def _create_variable(self, next_creator: Any, **kwargs: Any) -> Any:
+        # A variable that is assigned in a step would otherwise be averaged over the workers, or
+        # sent by the first one, which must not stand inside of a conditional either.
+        if kwargs.get("synchronization") != tf.VariableSynchronization.ON_READ:
+            kwargs["aggregation"] = tf.VariableAggregation.NONE
+        return super()._create_variable(next_creator, **kwargs)
+
     def _call_for_each_replica(self, fn: Any, args: Any, kwargs: Any) -> Any:
         if not tf.executing_eagerly():
             return super()._call_for_each_replica(fn, args, kwargs)

@@ -11,6 +11,7 @@ with the exit status, negative for a signal. When the client hangs up, the job i
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import json
 import os
@@ -51,6 +52,7 @@ def become(order: dict[str, Any], outputs: list[int]) -> NoReturn:
     except SystemExit as ended:
         code = ended.code or 0
     except BaseException:
+        sys.last_type, sys.last_value, sys.last_traceback = sys.exc_info()
         try:
             sys.excepthook(*sys.exc_info())
             code = 1
@@ -59,6 +61,7 @@ def become(order: dict[str, Any], outputs: list[int]) -> NoReturn:
         except BaseException:
             traceback.print_exc()
             code = 1
+    atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

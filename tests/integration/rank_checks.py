@@ -162,6 +162,17 @@ def loss_scaling(cluster: Cluster) -> Any:
 
 
 @check
+def loss_scaling_in_the_scope(cluster: Cluster) -> Any:
+    with cluster.scope():
+        inner = keras.optimizers.Adam(0.01)
+        optimizer = keras.optimizers.LossScaleOptimizer(inner, 2.0**10, dynamic_growth_steps=2)
+        model = model_of(cluster, optimizer)
+    model.fit(cluster.dataset(data(), 8, shuffle=True), epochs=1, verbose=0)
+    assert int(inner.iterations.numpy()) == 12
+    return [variable.numpy().tolist() for variable in model.trainable_variables]
+
+
+@check
 def a_rank_that_overflows_makes_all_skip_the_step(cluster: Cluster) -> Any:
     optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), 2.0**10)
     model = model_of(cluster, optimizer)
@@ -652,12 +663,10 @@ def data_that_would_leave_ranks_waiting_is_refused(cluster: Cluster) -> Any:
 
 
 @check
-def what_horovod_cannot_do_is_refused(cluster: Cluster) -> Any:
-    if cluster.kind != "horovod":
-        return
+def what_xla_cannot_compile_is_refused(cluster: Cluster) -> Any:
     train = cluster.dataset(data(), 8, shuffle=True)
     refused(
-        "`jit_compile=True`: Horovod's operations cannot be compiled",
+        "`jit_compile=True`: XLA cannot compile what the ranks exchange",
         lambda: model_of(cluster, "sgd", jit_compile=True).fit(train, verbose=0),
     )
     assert not keras.Sequential()._resolve_auto_jit_compile()
