@@ -88,6 +88,24 @@ def test_ranks_end_as_if_nothing_had_happened(backend: str, size: int, tmp_path:
     assert result(tmp_path / "run") == calm
 
 
+@pytest.mark.parametrize(
+    ("backend", "model"),
+    [
+        ("horovod", "two_optimizers"),
+        ("horovod", "steps_per_execution"),
+        ("multiworker", "mixed_precision"),
+        ("multiworker", "two_ways"),
+    ],
+)
+def test_other_models_resume_exactly(backend: str, model: str, tmp_path: Path) -> None:
+    how = ["--model", model, "--order", "7"]
+    assert start(backend, 2, tmp_path / "calm", *how) == 0
+    killed = ["--kill-rank", "1", "--kill", "after_step:20"]
+    assert start(backend, 2, tmp_path / "run", *how, *killed) == EXIT_LOST_PEER
+    assert start(backend, 2, tmp_path / "run", *how) == 0
+    assert result(tmp_path / "run") == result(tmp_path / "calm")
+
+
 def test_a_job_moves_to_other_ranks_and_backends(tmp_path: Path) -> None:
     """The same samples in the same global batches: what differs is the order of additions.
 
