@@ -73,11 +73,11 @@ class RanksFit(keras.callbacks.CallbackList):
             self._call = call
             reduce_outside_of_loss_scaling(model.optimizer)
             _check(model, call, self.callbacks)
-            _check_steps(call)
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Give all ranks the chief's state."""
         model = self.model
+        _check_steps(self._call)
         if not model.built or (model.optimizer is not None and not model.optimizer.built):
             build(model, self._call.element_spec)
         # Gradients that are reduced only now and then would bring the loss of some steps only.

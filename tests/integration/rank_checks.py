@@ -613,6 +613,25 @@ def arrays_without_a_dataset(cluster: Cluster) -> Any:
     return history.history["val_loss"], alone
 
 
+class ChiefLooks(keras.callbacks.Callback):
+    """Uses the model on the chief alone, in the middle of a fit."""
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if distrib.current().is_chief:
+            x, y = data(20)
+            self.model.predict(x, verbose=0)
+            self.model.evaluate(x, y, verbose=0)
+            self.model.save(Path(tempfile.mkdtemp()) / "model.keras")
+
+
+@check
+def the_chief_may_use_the_model_alone(cluster: Cluster) -> Any:
+    model = model_of(cluster, keras.optimizers.Adam(0.05))
+    train = cluster.dataset(data(), 8, shuffle=True)
+    model.fit(train, epochs=2, verbose=0, callbacks=[ChiefLooks()])
+    return [variable.numpy().tolist() for variable in model.trainable_variables]
+
+
 # What cannot work is refused
 
 
