@@ -372,6 +372,22 @@ def metrics_are_those_of_all_the_data(cluster: Cluster) -> Any:
 
 
 @check
+def a_rank_may_have_no_validation_data(cluster: Cluster) -> Any:
+    x, y = data(1)
+    model = model_of(cluster, keras.optimizers.SGD(0.0), metrics=metrics())
+    history = model.fit(
+        cluster.dataset(data(16), 8, shuffle=True),
+        validation_data=cluster.dataset((x, y), 4),
+        epochs=2,
+        verbose=0,
+    ).history
+    expected = model.evaluate(x, y, return_dict=True, verbose=0)
+    for name, value in expected.items():
+        np.testing.assert_allclose(history[f"val_{name}"], [value] * 2, rtol=1e-6, err_msg=name)
+    return [np.asarray(value).tolist() for value in history.values()]
+
+
+@check
 def every_epoch_costs_the_metrics_one_collective(cluster: Cluster) -> Any:
     from distrib import metrics as module
 
