@@ -22,8 +22,6 @@ EXIT_PREEMPTED = 75
 EXIT_LOST_PEER = 76
 EXIT_CONFIGURATION = 78
 
-_SHOWN_OF_CAUSE = 200
-
 
 def _as_it_is(error: BaseException) -> BaseException:
     return error
@@ -71,19 +69,18 @@ class LostPeerError(DistribError):
     exit_code = EXIT_LOST_PEER
 
     @classmethod
-    def of(cls, rank: int, size: int, cause: BaseException) -> LostPeerError:
+    def of(cls, rank: int, size: int, reason: str = "") -> LostPeerError:
         """Return the error of one rank, whose message says which rank, where, and what to do.
 
         Args:
             rank: Number of this process.
             size: Number of processes.
-            cause: What the backend raised; the first line of its text is quoted.
+            reason: What is known of the other rank.
         """
-        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0][:_SHOWN_OF_CAUSE]
         return cls(
             f"rank {rank} of {size} (pid {os.getpid()} on {socket.gethostname()}) lost another "
-            "rank, which has ended or cannot be reached. Start the job again: it goes on from its "
-            f"last checkpoint (exit code {cls.exit_code}). [{reason}]"
+            f"rank, which has ended or cannot be reached{reason and f' ({reason})'}. Start the job "
+            f"again: it goes on from its last checkpoint (exit code {cls.exit_code})."
         )
 
 

@@ -198,4 +198,4 @@ def _translate(error: BaseException, rank: int, size: int) -> BaseException:
     # collective under way or still to come fails with this type.
     if not isinstance(error, tf.errors.UnknownError) or "orovod" not in str(error):
         return error
-    return LostPeerError.of(rank, size, error)
+    return LostPeerError.of(rank, size)

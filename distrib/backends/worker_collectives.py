@@ -139,10 +139,10 @@ def translate(error: BaseException, rank: int, size: int) -> BaseException:
         rank: This process's number.
         size: Number of processes.
     """
-    lost = isinstance(error, _LOST) and any(words in str(error) for words in _WORDS)
-    if not lost:
+    told = [line for line in str(error).splitlines() if any(words in line for words in _WORDS)]
+    if not isinstance(error, _LOST) or not told:
         return error
-    return LostPeerError.of(rank, size, error)
+    return LostPeerError.of(rank, size, told[0].rpartition("aborted by: ")[2].strip())
 
 
 def _words(data: Bytes, size: int | None = None) -> Words:
