@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import keras
@@ -27,7 +28,7 @@ from keras.src.utils.python_utils import pythonify_logs
 from distrib.build import build
 from distrib.cluster import current
 from distrib.data import Dataset
-from distrib.errors import ConfigurationError
+from distrib.errors import ConfigurationError, LostPeerError
 from distrib.fit import FitCall, fit_in_progress
 from distrib.metrics import global_result
 from distrib.optimizer import reduce_outside_of_loss_scaling, reduction_of
@@ -219,26 +220,30 @@ _own_logs = Trainer._get_metrics_result_or_logs
 def _agreed_logs(model: Any, logs: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the results over all ranks' data if all ranks are sharing the work."""
     caller = sys._getframe(1).f_locals
-    if not _is_shared(caller):
+    # Every rank takes part in `fit` and in its validation. An `evaluate` on its own may be the
+    # chief's, unless its data is a dataset of which each rank has a piece.
+    in_fit = caller.get("use_cached_eval_dataset", True)
+    if not in_fit and not isinstance(caller["x"], Dataset):
         return _own_logs(model, logs)
     if isinstance(caller["callbacks"], RanksFit):
         caller["callbacks"].check_data_lasted()
-    cluster = current()
-    _average_statistics(model)
-    results, all_logs = global_result(model, logs, cluster.collectives)
+    with nullcontext() if in_fit else _explaining_evaluate():
+        _average_statistics(model)
+        results, all_logs = global_result(model, logs, current().collectives)
     # A train step of the user's may report other things than its metrics.
     return results if sorted(all_logs[0]) == sorted(results) else logs
 
 
-def _is_shared(caller: Mapping[str, Any]) -> bool:
-    """Tell whether the running `fit` or `evaluate` is done by all ranks together.
-
-    Every rank takes part in `fit` and in its validation. An `evaluate` on its own may be the
-    chief's, unless its data is a dataset of which each rank has a piece.
-    """
-    if caller.get("use_cached_eval_dataset", True):
-        return True
-    return isinstance(caller["x"], Dataset)
+@contextmanager
+def _explaining_evaluate() -> Iterator[None]:
+    """Name the mistake that looks like a lost peer: the chief evaluates, the others have ended."""
+    try:
+        yield
+    except LostPeerError as error:
+        raise LostPeerError(
+            f"{error} This was in `model.evaluate` of a cluster.dataset, which all ranks have to "
+            "call; if only the chief does, give it arrays."
+        ) from error
 
 
 def _average_statistics(model: Any) -> None:

@@ -156,6 +156,13 @@ def test_a_rank_that_runs_out_of_data_ends_the_job(backend: str, tmp_path: Path)
     assert done.stderr.count("lost another rank") == 1
 
 
+@pytest.mark.parametrize("backend", ["horovod", "multiworker"])
+def test_a_chief_that_evaluates_all_ranks_data_alone_is_told(backend: str, tmp_path: Path) -> None:
+    done = launch(2, script(tmp_path, ALONE), backend=backend)
+    assert done.returncode == EXIT_LOST_PEER
+    assert "`model.evaluate` of a cluster.dataset, which all ranks have to call" in done.stderr
+
+
 def script(folder: Path, training: str) -> Path:
     path = folder / "train.py"
     path.write_text(START + training)
@@ -184,6 +191,13 @@ model.fit(cluster.dataset((x, x[:, :1]), 4), epochs=2, verbose=0, callbacks=[Bug
 SHORT = """
 data = tf.data.Dataset.from_tensor_slices((x, x[:, :1])).batch(8).take(3 if cluster.rank else 8)
 model.fit(data.filter(lambda x, y: True), steps_per_epoch=8, verbose=0)
+"""
+
+
+ALONE = """
+model.fit(cluster.dataset((x, x[:, :1]), 8), verbose=0)
+if cluster.is_chief:
+    model.evaluate(cluster.dataset((x, x[:, :1]), 8), verbose=0)
 """
 
 
