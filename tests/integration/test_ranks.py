@@ -40,7 +40,7 @@ ON_THREE = [
     "a_stop_on_one_rank_stops_all_after_the_next_batch",
 ]
 
-ON_MPI = ["collectives_of_arrays", "plain_optimizers", "adasum_works_on_mpi_only"]
+ON_MPI = ["collectives_of_arrays", "sums_instead_of_averages", "adasum_works_on_mpi_only"]
 
 pytestmark = pytest.mark.slow
 
