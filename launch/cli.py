@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import distrib
 from distrib.errors import EXIT_FINISHED, EXIT_USAGE, DistribError
 
-from . import checkpoints, horovod_build, run
+from . import checkpoints, horovod_build, plan, run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_arguments(
         commands.add_parser("run", help="train with many processes", allow_abbrev=False)
     )
+    plan.add_arguments(commands.add_parser("plan", help="how often to save, what failures cost"))
     horovod_build.add_commands(commands.add_parser("horovod", help="make Horovod work here"))
     return parser
 
