@@ -3,6 +3,8 @@
 The state holds the file's bytes: restoring it puts the file back to what it was when the state was
 taken. Keras opens the file, and wipes it unless told to append, when training begins; a resumed run
 does not know yet that it is one at that moment. So the file is opened when the first epoch begins.
+
+A remote file is written in a working copy, which is sent after every row.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from distrib.cluster import current
-from distrib.store import local_path, replacing
+from distrib.store import check_writable, locate, replacing
+from distrib.uploads import uploads
+from distrib.working_copy import WorkingCopy
 
 from .leftovers import remove_leftovers
 
@@ -28,13 +32,16 @@ class CSVLogger(keras.callbacks.CSVLogger):
     again when the epoch is repeated.
 
     Args:
-        filename: Local path of the file; its folder is made if need be.
+        filename: Local path or fsspec URL of the file; its folder is made if need be.
         separator: Separates the values of a row.
         append: Whether to write below what the file holds at the start, instead of replacing it. A
             resumed run continues the file in either case.
+        storage_options: For the file system of a URL.
 
     Raises:
-        ConfigurationError: If `filename` is not on the local disk.
+        ConfigurationError: If `filename` or `storage_options` does not fit (here), or the folder
+            cannot be written (when training starts).
+        UploadError: While training, if a remote file cannot be written.
 
     Example:
     >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
@@ -50,8 +57,11 @@ class CSVLogger(keras.callbacks.CSVLogger):
         filename: str | os.PathLike[str],
         separator: str = ",",
         append: bool = False,
+        storage_options: dict[str, Any] | None = None,
     ) -> None:
-        self._path = local_path(filename, "filename")
+        self._place = locate(filename, "filename", storage_options)
+        self._copy = WorkingCopy(self._place.parent)
+        self._path = self._copy.path / self._place.name
         super().__init__(str(self._path), separator, append)
         self.keys: list[str] | None = None
         self._is_open = False
@@ -64,7 +74,9 @@ class CSVLogger(keras.callbacks.CSVLogger):
         self.keys = None
         self.append_header = True
         if current().is_chief:
-            remove_leftovers(self._path)
+            check_writable(self._place.parent, "filename")
+            remove_leftovers(self._place)
+            self._copy.fetch(self._place.name)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Open the file if it is the first epoch."""
@@ -75,11 +87,13 @@ class CSVLogger(keras.callbacks.CSVLogger):
         self._open()
         if self._is_open:
             super().on_epoch_end(epoch, logs)
+            self._copy.publish()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Close the file."""
+        """Close the file, and wait until it is where it belongs."""
         self._open()
         self._close()
+        uploads.finish()
 
     def get_state(self) -> dict[str, Any]:
         """Return the file's bytes, its columns, and whether their header is still to be written."""
@@ -101,10 +115,12 @@ class CSVLogger(keras.callbacks.CSVLogger):
         self.keys = None if state["keys"] is None else list(state["keys"])
         self.append_header = state["append_header"]
         content = np.asarray(state["content"], np.uint8).tobytes()
-        if not current().is_chief or (self._path.exists() and self._path.read_bytes() == content):
+        if not current().is_chief:
             return
-        with replacing(self._path) as temporary:
-            temporary.write_bytes(content)
+        if not self._path.exists() or self._path.read_bytes() != content:
+            with replacing(self._path) as temporary:
+                temporary.write_bytes(content)
+        self._copy.publish()
 
     def _content(self) -> npt.NDArray[np.uint8]:
         # A file that is yet to be wiped counts as wiped.
@@ -121,6 +137,7 @@ class CSVLogger(keras.callbacks.CSVLogger):
         else:
             super().on_train_begin()
         self._is_open = True
+        self._copy.publish()
 
     def _close(self) -> None:
         super().on_train_end()

@@ -1,6 +1,6 @@
-"""Removes the temporary files that killed attempts left beside a file.
+"""Removes the temporary files that killed attempts left beside a file on the local disk.
 
-`distrib.store.replacing` names them `.tmp-<pid>-<8 hex digits>-<name>`. One is removed only when
+`distrib.local_files` names them `.tmp-<pid>-<8 hex digits>-<name>`. One is removed only when
 its name says that it was to become one of our files and the process that wrote it is gone.
 """
 
@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
+
+from distrib.store import Location
 
 
-def remove_leftovers(target: Path) -> None:
-    """Remove the temporary files of dead processes that were to become `target`.
+def remove_leftovers(location: Location) -> None:
+    """Remove the temporary files of dead processes that were to become `location`.
 
     Args:
-        target: The file. Its name may hold `str.format` placeholders, its folder may not (then
-            nothing is removed).
+        location: The file; a remote store holds nothing unfinished. Its name may hold `str.format`
+            placeholders, its folder may not (then nothing is removed).
     """
+    target = location.local
+    if target is None or not target.parent.is_dir():
+        return
     literals = re.split(r"\{[^{}]*\}", target.name)
     name = ".+".join(re.escape(literal) for literal in literals)
     pattern = re.compile(rf"\.tmp-(\d+)-[0-9a-f]{{8}}-{name}")
-    if not target.parent.is_dir():
-        return
     for path in target.parent.iterdir():
         match = pattern.fullmatch(path.name)
         if match and not _in_use(int(match[1])):

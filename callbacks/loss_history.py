@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from distrib.cluster import current
 from distrib.errors import ConfigurationError
-from distrib.store import local_path, write_text
+from distrib.store import check_writable, locate
+from distrib.uploads import uploads
 
 from .leftovers import remove_leftovers
 from .loss_plots import save_epoch_plot, save_run_plot
@@ -39,14 +40,18 @@ class LossHistory(keras.callbacks.Callback):
     and highest value. The CSV file has every batch. After a restart no batch is missing or doubled.
 
     Args:
-        directory: Local folder for the files; made if need be. One run, one folder.
+        directory: Local path or fsspec URL of the folder for the files; made if need be. One run,
+            one folder.
+        storage_options: For the file system of a URL.
 
     Attributes:
         losses: Losses of all batches of the run so far, a list of float (a new one each time).
         per_batch_losses: Losses of the present or last epoch's batches, likewise.
 
     Raises:
-        ConfigurationError: If `directory` is not on the local disk, or matplotlib is missing.
+        ConfigurationError: If `directory` or `storage_options` does not fit, or matplotlib is
+            missing (here), or the folder cannot be written (when training starts).
+        UploadError: While training, if a remote file cannot be written.
 
     Example:
     >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
@@ -58,14 +63,16 @@ class LossHistory(keras.callbacks.Callback):
     (12, 4)
     """
 
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
+    def __init__(
+        self, directory: str | os.PathLike[str], storage_options: dict[str, Any] | None = None
+    ) -> None:
         super().__init__()
         if find_spec("matplotlib") is None:
             raise ConfigurationError(
                 "LossHistory needs the package `matplotlib`, which is not installed; "
                 'run: pip install "distrib[plots]"'
             )
-        self.directory = local_path(directory, "directory")
+        self.directory = locate(directory, "directory", storage_options)
         self._reset()
 
     def _reset(self) -> None:
@@ -90,6 +97,7 @@ class LossHistory(keras.callbacks.Callback):
         """Forget the losses of an earlier `fit`."""
         self._reset()
         if current().is_chief:
+            check_writable(self.directory, "directory")
             for name in ("loss.csv", "loss.png", "plot_at_epoch_{}.png"):
                 remove_leftovers(self.directory / name)
 
@@ -99,6 +107,7 @@ class LossHistory(keras.callbacks.Callback):
 
     def on_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Keep the batch's loss."""
+        uploads.check()
         if not logs or "loss" not in logs:
             raise ConfigurationError(
                 "LossHistory needs `loss` in the batch's logs, which hold: "
@@ -115,15 +124,19 @@ class LossHistory(keras.callbacks.Callback):
         if not current().is_chief:
             return
         self._rows.append(self._rows_of(len(self._ends) - 1))
-        # The numbers first: where they agree with a state, so do the plots.
-        write_text(self.directory / "loss.csv", "".join(self._rows))
-        save_epoch_plot(
-            self.directory / f"plot_at_epoch_{epoch}.png",
-            epoch,
-            np.array(self._batches[self._epoch_start :]),
-            np.array(self._losses[self._epoch_start :]),
-        )
+        self._save_numbers()
+        with uploads.replacing(self.directory / f"plot_at_epoch_{epoch}.png") as path:
+            save_epoch_plot(
+                path,
+                epoch,
+                np.array(self._batches[self._epoch_start :]),
+                np.array(self._losses[self._epoch_start :]),
+            )
         self._save_run_plot()
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Wait until all files are where they belong."""
+        uploads.finish()
 
     def get_state(self) -> dict[str, Any]:
         """Return the losses and where each epoch ends."""
@@ -157,15 +170,17 @@ class LossHistory(keras.callbacks.Callback):
 
         Plots of single epochs stay: repeating the epoch replaces them by the same.
         """
-        numbers, plot = self.directory / "loss.csv", self.directory / "loss.png"
-        if not self._ends:
-            numbers.unlink(missing_ok=True)
-            plot.unlink(missing_ok=True)
-            return
-        text = "".join(self._rows)
-        if not numbers.exists() or numbers.read_bytes() != text.encode() or not plot.exists():
-            write_text(numbers, text)
+        if self._ends:
+            self._save_numbers()
             self._save_run_plot()
+        else:
+            uploads.finish()
+            (self.directory / "loss.csv").remove()
+            (self.directory / "loss.png").remove()
+
+    def _save_numbers(self) -> None:
+        with uploads.replacing(self.directory / "loss.csv") as path:
+            path.write_text("".join(self._rows), encoding="utf-8", newline="")
 
     def _save_run_plot(self) -> None:
         steps = np.array(self._batches, np.int64) + 1
@@ -176,20 +191,18 @@ class LossHistory(keras.callbacks.Callback):
             epoch_steps.append(done)
             start = end
         end_losses = {name: np.array(v) for name, v in self._epoch_losses.items()}
-        save_run_plot(
-            self.directory / "loss.png",
-            steps[:start],
-            np.array(self._losses[:start]),
-            np.array(epoch_steps),
-            {
-                label: end_losses[name]
-                for name, label in (
-                    ("loss", "Training loss of the epoch"),
-                    ("val_loss", "Validation loss"),
-                )
-                if not np.isnan(end_losses[name]).all()
-            },
-        )
+        labelled = {
+            label: end_losses[name]
+            for name, label in (
+                ("loss", "Training loss of the epoch"),
+                ("val_loss", "Validation loss"),
+            )
+            if not np.isnan(end_losses[name]).all()
+        }
+        with uploads.replacing(self.directory / "loss.png") as path:
+            save_run_plot(
+                path, steps[:start], np.array(self._losses[:start]), np.array(epoch_steps), labelled
+            )
 
 
 def _array(typecode: str, values: npt.ArrayLike) -> array[Any]:

@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from distrib.store import replacing
-
 Array = npt.NDArray[Any]
 
 MOST_POINTS = 4000
@@ -24,7 +22,7 @@ def save_epoch_plot(path: Path, epoch: int, batches: Array, losses: Array) -> No
     """Draw the losses of one epoch's batches.
 
     Args:
-        path: PNG file to replace.
+        path: PNG file to write.
         epoch: Number of the epoch, from 0.
         batches: Batch numbers, from 0, shape (n,).
         losses: The batches' losses, shape (n,).
@@ -41,7 +39,7 @@ def save_run_plot(
     """Draw the losses of all batches of a run, with the results of its epochs.
 
     Args:
-        path: PNG file to replace.
+        path: PNG file to write.
         steps: Steps done after each batch, from 1, shape (n,).
         losses: The batches' losses, shape (n,).
         epoch_steps: Steps done at the end of each epoch, shape (e,).
@@ -106,5 +104,4 @@ def _finish(figure: Any, axes: Any, path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+    figure.savefig(path, format="png")

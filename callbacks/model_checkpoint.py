@@ -10,7 +10,8 @@ import keras
 from keras.src.utils import io_utils
 
 from distrib.cluster import current
-from distrib.store import local_path, replacing
+from distrib.store import Location, check_writable, locate, relocate
+from distrib.uploads import uploads
 
 from .base import ChiefSpeaks, Resumable
 from .leftovers import remove_leftovers
@@ -24,9 +25,13 @@ class ModelCheckpoint(Resumable, ChiefSpeaks, keras.callbacks.ModelCheckpoint):
     the process is killed or the disk is full while writing. The chief writes. The best value and
     the count of batches are kept over restarts.
 
+    A remote file is written on the local disk first and sent in the background. A checkpoint of
+    `BackupAndRestore` that knows of it is committed only when it has arrived.
+
     Args:
-        filepath: Local path, with placeholders such as `{epoch:02d}` and `{val_loss:.2f}` if
-            wanted. Ends in `.keras` (or `.h5`), with `save_weights_only=True` in `.weights.h5`.
+        filepath: Local path or fsspec URL, with placeholders such as `{epoch:02d}` and
+            `{val_loss:.2f}` if wanted. Ends in `.keras` (or `.h5`), with `save_weights_only=True`
+            in `.weights.h5`.
         monitor: Name of the quantity in `logs` that tells which model is best.
         verbose: 1 prints what is saved and why, 0 does not.
         save_best_only: Whether to save only when the quantity improves.
@@ -34,11 +39,14 @@ class ModelCheckpoint(Resumable, ChiefSpeaks, keras.callbacks.ModelCheckpoint):
         mode: `"min"`, `"max"`, or `"auto"`, which goes by the metric.
         save_freq: `"epoch"`, or a number of batches.
         initial_value_threshold: Value that the first save must beat.
+        storage_options: For the file system of a URL.
 
     Raises:
-        ConfigurationError: If `filepath` is not on the local disk.
+        ConfigurationError: If `filepath` or `storage_options` does not fit (here), or the folder
+            cannot be written (when training starts).
         ValueError: If `filepath`'s ending or `save_freq` does not fit.
-        OSError: While training, if `filepath` is a directory or cannot be written.
+        OSError: While training, if `filepath` is a directory or cannot be written; of a remote
+            file an `UploadError`, which may come a little later.
 
     Example:
     >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
@@ -60,8 +68,9 @@ class ModelCheckpoint(Resumable, ChiefSpeaks, keras.callbacks.ModelCheckpoint):
         mode: str = "auto",
         save_freq: int | str = "epoch",
         initial_value_threshold: float | None = None,
+        storage_options: dict[str, Any] | None = None,
     ) -> None:
-        local_path(filepath, "filepath")
+        self._place = locate(filepath, "filepath", storage_options)
         super().__init__(
             filepath,
             monitor,
@@ -74,9 +83,19 @@ class ModelCheckpoint(Resumable, ChiefSpeaks, keras.callbacks.ModelCheckpoint):
         )
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Remove what killed attempts left half written."""
+        """Look whether files can be written, and remove what killed attempts left half written."""
         if current().is_chief:
-            remove_leftovers(local_path(self.filepath, "filepath"))
+            check_writable(_fixed_folder(self._place), "filepath")
+            remove_leftovers(self._place)
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Save if it is time."""
+        uploads.check()
+        super().on_train_batch_end(batch, logs)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Wait until all files are where they belong."""
+        uploads.finish()
 
     def _save_model(self, epoch: int, batch: int | None, logs: dict[str, Any]) -> None:
         # Keras (3.15.1) sets this up at the first epoch's end only, so that saving the best by
@@ -86,13 +105,13 @@ class ModelCheckpoint(Resumable, ChiefSpeaks, keras.callbacks.ModelCheckpoint):
         filepath = self._get_file_path(epoch, batch, logs)
         if not self._should_save_model(epoch, batch, logs, filepath) or not current().is_chief:
             return
-        target = local_path(filepath, "filepath")
-        if target.is_dir():
+        target = relocate(self._place, filepath, "filepath")
+        if target.local is not None and target.local.is_dir():
             raise OSError(
                 "Please specify a non-directory filepath for ModelCheckpoint. "
                 f"Filepath used is an existing directory: {filepath}"
             )
-        with replacing(target) as temporary:
+        with uploads.replacing(target) as temporary:
             self._write(temporary)
         if self.verbose > 0:
             io_utils.print_msg(f"\nEpoch {epoch + 1}: finished saving model to {filepath}")
@@ -102,3 +121,11 @@ class ModelCheckpoint(Resumable, ChiefSpeaks, keras.callbacks.ModelCheckpoint):
             self.model.save_weights(str(path), overwrite=True)
         else:
             self.model.save(str(path), overwrite=True)
+
+
+def _fixed_folder(place: Location) -> Location:
+    """The deepest folder of `place` whose name has no placeholder."""
+    folder = place.parent
+    while "{" in folder.path and folder.parent != folder:
+        folder = folder.parent
+    return folder

@@ -5,6 +5,9 @@ in the names of its event files and in its state together with their sizes; rest
 the files back to those sizes, removes the run's files that are not listed (they come from attempts
 that died later), and goes on in a new file. Other files in the folder are never touched.
 
+For a remote folder TensorFlow writes into a working copy. What has changed there is sent after
+every epoch, and whenever a state is taken, whose sizes hold only for files that have arrived.
+
 Keras writes the model's summary when the callback is given its model, at which time a resumed run
 does not know yet that it is one. Here nothing is written before the first epoch or test begins.
 """
@@ -21,9 +24,13 @@ import keras
 
 from distrib.cluster import current
 from distrib.errors import ConfigurationError
-from distrib.store import local_path
+from distrib.store import check_writable, locate
+from distrib.uploads import uploads
+from distrib.working_copy import WorkingCopy
 
 from .base import Resumable
+
+_FOLDERS = ("train", "validation")
 
 
 class TensorBoard(Resumable, keras.callbacks.TensorBoard):
@@ -33,7 +40,7 @@ class TensorBoard(Resumable, keras.callbacks.TensorBoard):
     checkpoint was taken, and no point is missing or doubled. Profiles are not part of the state.
 
     Args:
-        log_dir: Local folder for the event files.
+        log_dir: Local path or fsspec URL of the folder for the event files.
         histogram_freq: Epochs between histograms of the weights; 0 for none.
         write_graph: Whether to write the graph of the model.
         write_images: Whether to write the weights as images, along with the histograms.
@@ -42,10 +49,13 @@ class TensorBoard(Resumable, keras.callbacks.TensorBoard):
         profile_batch: Number of the batch, or pair of first and last, to profile; 0 for none.
         embeddings_freq: Epochs between saves of embedding layers; 0 for none.
         embeddings_metadata: File name of metadata, or dict from layer names to such.
+        storage_options: For the file system of a URL.
 
     Raises:
-        ConfigurationError: If `log_dir` is not on the local disk, or the package `tensorboard` is
-            not installed.
+        ConfigurationError: If `log_dir` or `storage_options` does not fit, or the package
+            `tensorboard` is not installed (here), or the folder cannot be written (when training
+            starts).
+        UploadError: While training, if a remote file cannot be written.
 
     Example:
     >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
@@ -74,14 +84,16 @@ class TensorBoard(Resumable, keras.callbacks.TensorBoard):
         profile_batch: int | str | tuple[int, int] = 0,
         embeddings_freq: int = 0,
         embeddings_metadata: str | dict[str, str] | None = None,
+        storage_options: dict[str, Any] | None = None,
     ) -> None:
         if find_spec("tensorboard") is None:
             raise ConfigurationError(
                 "TensorBoard needs the package `tensorboard`, which is not installed; "
                 'run: pip install "distrib[tensorboard]"'
             )
+        self._copy = WorkingCopy(locate(log_dir, "log_dir", storage_options))
         super().__init__(
-            str(local_path(log_dir, "log_dir")),
+            str(self._copy.path),
             histogram_freq,
             write_graph,
             write_images,
@@ -95,6 +107,7 @@ class TensorBoard(Resumable, keras.callbacks.TensorBoard):
         self._run_id = _new_run_id()
         self._should_write_summary = False
         self._is_writing = False
+        self._earlier_sizes: dict[str, int] = {}  # Of the run's files that earlier processes wrote.
 
     def set_model(self, model: Any) -> None:
         """Take the model; its summary is written later."""
@@ -107,6 +120,9 @@ class TensorBoard(Resumable, keras.callbacks.TensorBoard):
         self._global_train_batch = 0
         self._previous_epoch_iterations = 0
         self._is_writing = False
+        self._earlier_sizes = {}
+        if current().is_chief:
+            check_writable(self._copy.folder, "log_dir")
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Start writing if it is the first epoch."""
@@ -115,6 +131,7 @@ class TensorBoard(Resumable, keras.callbacks.TensorBoard):
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Count the batch and give its number to summaries written inside it."""
+        uploads.check()
         self._start_writing()
         super().on_train_batch_begin(batch, logs)
 
@@ -123,17 +140,32 @@ class TensorBoard(Resumable, keras.callbacks.TensorBoard):
         self._write_summary()
         super().on_test_begin(logs)
 
+    def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Write the results of the test."""
+        super().on_test_end(logs)
+        if not self._is_writing:  # An `evaluate` of its own.
+            self._publish()
+            uploads.finish()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Write the epoch's results."""
+        super().on_epoch_end(epoch, logs)
+        self._publish()
+
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Close the event files."""
+        """Close the event files, and wait until they are where they belong."""
         if self._is_writing:
             super().on_train_end(logs)
         self._is_writing = False
+        self._publish()
+        uploads.finish()
 
     def get_state(self) -> dict[str, Any]:
         """Return the counters, the run's id, and the sizes of its event files in bytes."""
-        for writer in self._writers.values():
-            writer.flush()
-        return super().get_state() | {"files": {n: p.stat().st_size for n, p in self._files()}}
+        self._flush()
+        sizes = self._earlier_sizes | {name: path.stat().st_size for name, path in self._files()}
+        self._publish()
+        return super().get_state() | {"files": sizes}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue the run that the state is from, with its event files as they were then."""
@@ -144,24 +176,32 @@ class TensorBoard(Resumable, keras.callbacks.TensorBoard):
         self._writers = {}
         self._is_writing = False
         super().set_state(state)
-        self._remove_later_events(state["files"])
+        self._earlier_sizes = dict(state["files"])
+        if current().is_chief:
+            for folder in _FOLDERS:
+                self._copy.cut_back(folder, state["files"], self._is_ours)
         if was_writing:
             self._start_writing()
 
     def _files(self) -> list[tuple[str, Path]]:
-        """List the run's event files, as paths relative to `log_dir` and in full."""
+        """List the run's event files here, as paths relative to `log_dir` and in full."""
         if not current().is_chief:
             return []
-        root = Path(self.log_dir)
-        paths = root.glob(f"*/events.out.tfevents.*{self._suffix}")
-        return [(path.relative_to(root).as_posix(), path) for path in sorted(paths)]
+        root = self._copy.path
+        paths = [path for folder in _FOLDERS for path in sorted((root / folder).glob("*"))]
+        return [(p.relative_to(root).as_posix(), p) for p in paths if self._is_ours(p.name)]
 
-    def _remove_later_events(self, sizes: dict[str, int]) -> None:
-        for name, path in self._files():
-            if name not in sizes:
-                path.unlink()
-            elif path.stat().st_size > sizes[name]:
-                os.truncate(path, sizes[name])
+    def _is_ours(self, name: str) -> bool:
+        return name.startswith("events.out.tfevents.") and name.endswith(self._suffix)
+
+    def _flush(self) -> None:
+        for writer in self._writers.values():
+            writer.flush()
+
+    def _publish(self) -> None:
+        if current().is_chief:
+            self._flush()
+            self._copy.publish()
 
     @property
     def _suffix(self) -> str:

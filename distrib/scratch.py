@@ -1,0 +1,61 @@
+"""A private folder on the local disk for files on their way to a store.
+
+It is removed when the process ends. A killed process cannot do that, so whoever makes such a folder
+first removes those whose owner is gone: each owner holds a lock on its own, which the kernel drops
+when it dies.
+"""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import functools
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+_PREFIX, _UNFINISHED = "distrib-scratch-", "distrib-unlocked-"
+
+
+def scratch() -> Path:
+    """Return this process's folder, in Python's `tempfile.gettempdir()`, which TMPDIR sets."""
+    return _scratch_of(os.getpid())
+
+
+@functools.cache
+def _scratch_of(pid: int) -> Path:
+    """A forked process has another folder than the one that it was forked from."""
+    _remove_orphans(Path(tempfile.gettempdir()))
+    made = Path(tempfile.mkdtemp(prefix=_UNFINISHED))
+    _lock(made)  # Until the process ends; and before the name is one that others look for.
+    folder = made.rename(made.with_name(made.name.replace(_UNFINISHED, _PREFIX)))
+    atexit.register(_remove, folder, pid)
+    return folder
+
+
+def _remove(folder: Path, pid: int) -> None:
+    if os.getpid() == pid:
+        shutil.rmtree(folder)
+
+
+def _remove_orphans(temporary: Path) -> None:
+    for folder in temporary.glob(f"{_PREFIX}*"):
+        try:
+            if folder.stat().st_uid != os.getuid():
+                continue
+            descriptor = _lock(folder)
+        except (BlockingIOError, FileNotFoundError):
+            continue  # In use, or just removed by another process.
+        shutil.rmtree(folder)
+        os.close(descriptor)
+
+
+def _lock(folder: Path) -> int:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    return descriptor

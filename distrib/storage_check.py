@@ -1,0 +1,91 @@
+"""Whether a place can be written, found out before training starts by doing it once.
+
+A run that cannot save is worth nothing, and permissions cannot be asked for: only a write, a read,
+a listing and a removal show that each is allowed. So a small file with a random name goes there and
+back. Servers that never answer are given up on, because a job that hangs looks like one that works.
+"""
+
+from __future__ import annotations
+
+import secrets
+from concurrent.futures import Future
+from dataclasses import replace
+from threading import Thread
+from typing import TYPE_CHECKING
+
+from distrib.errors import ConfigurationError
+from distrib.storage_errors import MEANINGS, explain, meaning
+
+if TYPE_CHECKING:
+    from distrib.location import Location
+
+# For errors that may pass, and for everything together, in seconds.
+PATIENCE, LIMIT = 10.0, 40.0
+
+
+def check_writable(location: Location, argument: str, limit: float = LIMIT) -> None:
+    """Write a small file in a folder, read it, list it and remove it again.
+
+    Args:
+        location: The folder; made if need be.
+        argument: Name of the user's argument, for the message.
+        limit: Seconds after which a store that has not answered is given up.
+
+    Raises:
+        ConfigurationError: Says what failed, why, and what to do.
+
+    Example:
+    >>> check_writable(locate("s3://bucket/runs/17", "directory"), "directory")
+    """
+    done: Future[None] = Future()
+    # A daemon, because the library may wait for the server for ever.
+    Thread(target=_fulfil, args=(done, location, argument), daemon=True).start()
+    try:
+        done.result(limit)
+    except TimeoutError:
+        raise ConfigurationError(
+            f"`{argument}`: {location} did not answer within {limit:g} s; look whether the server "
+            "runs, and correct the endpoint's address."
+        ) from None
+
+
+def _fulfil(done: Future[None], location: Location, argument: str) -> None:
+    try:
+        _check(location, argument)
+    except BaseException as error:
+        done.set_exception(error)
+    else:
+        done.set_result(None)
+
+
+def _check(location: Location, argument: str) -> None:
+    content = secrets.token_bytes(16)
+    name = f".distrib-probe-{secrets.token_hex(8)}"
+    probe = replace(location, patience=PATIENCE) / name
+    doing = "write to"
+    try:
+        probe.write_bytes(content)
+        doing = "read from"
+        same = probe.read_bytes() == content
+        doing = "list"
+        listed = name in probe.parent.names()
+        doing = "remove from"
+        probe.remove()
+    except OSError as error:
+        raise ConfigurationError(_message(location, argument, doing, error)) from error
+    if not same or not listed:
+        raise ConfigurationError(
+            f"`{argument}`: {location} does not {'list' if same else 'return'} what was written to "
+            "it a moment ago; checkpoints need a store that does."
+        )
+
+
+def _message(location: Location, argument: str, doing: str, error: OSError) -> str:
+    known = meaning(error)
+    cause = explain(error, location)
+    if location.local is None and doing == "write to" and isinstance(error, FileNotFoundError):
+        known = MEANINGS[0]  # GCS does not say what it is that does not exist.
+        cause = known.cause.format(bucket=location.path.split("/")[0])
+    if location.local is not None and isinstance(error, FileExistsError):
+        cause = f"a file is in the way ({error.filename})"
+    return f"`{argument}`: cannot {doing} {location}: {cause}; {known.way_out}."

@@ -1,0 +1,206 @@
+"""Object stores on this machine, for tests that need a server and not a stand-in for one.
+
+| fixture | what it is | after `kill9()` | conditional create |
+|---|---|---|---|
+| `ceph` | Ceph's S3 gateway on one disk, see `ceph.py`: the real store | everything is there | exact |
+| `moto` | a Python program that speaks S3; quick | everything is lost | exact |
+| `gcs` | a Python program that speaks GCS, see `gcs_emulator.py` | everything is there | mended by us |
+
+A test asks for one of them by its name, and gets a `Server`:
+
+    def test_something(ceph):
+        url = ceph.bucket() + "/runs/17"
+        BackupAndRestore(url, storage_options=ceph.storage_options)  # in this process
+        subprocess.run(command + [url], env=os.environ | ceph.environment)  # or in another
+
+The servers start when the first test asks for them, serve all tests of this process, and die with
+it: each is told to by the kernel. No test may count on an empty server, only on a new bucket.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import boto3
+import fsspec
+import requests
+from botocore.client import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+KEY, SECRET = "AKIDTEST", "SECRETSECRETTEST"
+START_LIMIT = 60.0
+
+
+class Daemon:
+    """A server's process, which is killed when this one ends in whatever way.
+
+    The kernel looks at the thread that started it, so start it on the main thread.
+    """
+
+    def __init__(self, command: Sequence[str], log: Path) -> None:
+        self.command, self.log = command, log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", "--", *self.command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def signal(self, number: int) -> None:
+        """Send a signal, such as SIGSTOP and SIGCONT."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def kill9(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running object store.
+
+    Attributes:
+        protocol: `"s3"` or `"gs"`.
+        endpoint: `http://127.0.0.1:PORT`.
+        daemons: Its processes, in the order in which they are started.
+    """
+
+    protocol: str
+    endpoint: str
+    daemons: Mapping[str, Daemon] = field(repr=False)
+
+    @property
+    def storage_options(self) -> dict[str, Any]:
+        """What s3fs or gcsfs needs to find it."""
+        if self.protocol == "s3":
+            return {"endpoint_url": self.endpoint, "key": KEY, "secret": SECRET}
+        return {"endpoint_url": self.endpoint, "token": "anon"}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process needs in its environment to find it without options."""
+        if self.protocol == "s3":
+            return {
+                "AWS_ENDPOINT_URL": self.endpoint,
+                "AWS_ACCESS_KEY_ID": KEY,
+                "AWS_SECRET_ACCESS_KEY": SECRET,
+                "AWS_REGION": "us-east-1",
+                "AWS_DEFAULT_REGION": "us-east-1",
+                "AWS_EC2_METADATA_DISABLED": "true",
+            }
+        return {
+            "STORAGE_EMULATOR_HOST": self.endpoint,
+            "FSSPEC_GCS_TOKEN": "anon",  # Read when fsspec is imported,
+            "NO_GCE_CHECK": "true",  # and where it was before, this leads to the same.
+            # Else gcsfs looks for a server that speaks gRPC, for a minute.
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+        }
+
+    def bucket(self) -> str:
+        """Make a bucket, and return its URL."""
+        name = f"test-{secrets.token_hex(6)}"
+        if self.protocol == "s3":
+            self.client().create_bucket(Bucket=name)
+        else:
+            self._gcs("POST", json={"name": name}).raise_for_status()
+        return f"{self.protocol}://{name}"
+
+    def filesystem(self) -> Any:
+        """An fsspec filesystem of its own, which remembers nothing of what it has seen."""
+        return fsspec.filesystem(
+            self.protocol,
+            skip_instance_cache=True,
+            use_listings_cache=False,
+            **self.storage_options,
+        )
+
+    def client(self) -> Any:
+        """A boto3 client, which tries everything once."""
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=KEY,
+            aws_secret_access_key=SECRET,
+            region_name="us-east-1",
+            config=Config(retries={"max_attempts": 0}, connect_timeout=5, read_timeout=20),
+        )
+
+    def at(self, endpoint: str) -> Server:
+        """The same server as seen at another address, that of a proxy."""
+        return replace(self, endpoint=endpoint)
+
+    def start(self) -> None:
+        """Start all processes that do not run, and wait until it answers."""
+        for daemon in self.daemons.values():
+            if not daemon.alive:
+                daemon.start()
+        deadline = time.monotonic() + START_LIMIT
+        while not self._answers():
+            for name, daemon in self.daemons.items():
+                if not daemon.alive or time.monotonic() > deadline:
+                    log = daemon.log.read_text(errors="replace")[-2000:]
+                    raise RuntimeError(f"{name} does not run:\n{log}")
+            time.sleep(0.02)
+
+    def kill9(self, *names: str) -> None:
+        """Kill some processes, or all of them; `start()` brings them back at the same address."""
+        for name in names or self.daemons:
+            self.daemons[name].kill9()
+
+    def _answers(self) -> bool:
+        try:
+            if self.protocol == "s3":
+                self.client().list_buckets()
+            else:
+                self._gcs("GET").raise_for_status()
+        except (BotoCoreError, ClientError, requests.RequestException):
+            return False
+        return True
+
+    def _gcs(self, method: str, **content: Any) -> requests.Response:
+        url = f"{self.endpoint}/storage/v1/b?project=test"
+        return requests.request(method, url, timeout=20, **content)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def start_moto(folder: Path) -> Server:
+    port = free_port()
+    program = "from moto.server import main; main()"
+    command = [sys.executable, "-P", "-c", program, "-H", "127.0.0.1", "-p", str(port)]
+    return _started("s3", port, Daemon(command, folder / "moto.log"))
+
+
+def start_gcs(folder: Path) -> Server:
+    port = free_port()
+    script = str(Path(__file__).with_name("gcs_emulator.py"))
+    command = [sys.executable, script, str(port), str(folder / "data")]
+    return _started("gs", port, Daemon(command, folder / "gcs.log"))
+
+
+def _started(protocol: str, port: int, daemon: Daemon) -> Server:
+    server = Server(protocol, f"http://127.0.0.1:{port}", {"server": daemon})
+    server.start()
+    return server
