@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import Any, Literal
 
 import keras
 
+from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.errors import ConfigurationError, install_exit_codes
 from distrib.fit import adopt
 from distrib.resume import Resume, Schedule
-from distrib.store import local_path
+from distrib.retention import AnyOf, LatestN, RetentionPolicy
+from distrib.store import locate
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -30,21 +33,32 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     Checkpoints are written in the background in Orbax format to `<directory>/checkpoints/<step>/`.
     One counts only when its manifest, with the size and CRC32C of every file, is in place. A
-    damaged one is set aside with a warning, and the one before is used.
+    damaged one is set aside with a warning, and the one before is used. Should an older attempt of
+    the run still be alive somewhere, it cannot save any more and stops.
 
     Training data from `cluster.dataset(...)` can be resumed at any step. Other data (arrays, a
     plain `tf.data.Dataset`) can be resumed at the beginning of an epoch, and the order of its
     samples is Keras's business.
 
     Args:
-        directory: Where to keep the run's checkpoints. One run, one directory.
-        save_freq: `"epoch"`, a number of train steps, or a time such as `"30s"`, `"5m"` or `"1h"`.
-            A save that is due while another is still being written is made as soon as that is
-            done. The end of training is always saved.
+        directory: Where to keep the run's checkpoints: a local path, or any URL that fsspec knows,
+            such as `"s3://bucket/runs/17"` or `"gs://bucket/runs/17"`. One run, one directory.
+        save_freq: `"epoch"`, a number of train steps, a time such as `"30s"`, `"5m"` or `"1h"`, or
+            `"auto"`, which chooses the time from what saving is found to cost and from how often
+            the run has failed, at no more than 3.5 % of the training time (see
+            `distrib.interval`). A save that is due while another is still being written is
+            skipped, with a message. The end of training is always saved.
         keep_last: How many checkpoints to keep; an older one is removed only after a newer one
             is committed. `None` keeps all.
         delete_checkpoint: Remove the checkpoints when training has finished. By default they
             stay, so that a script that is started once more finds its run finished, not absent.
+        retention: Names checkpoints to keep besides the last ones, such as
+            `BestN(1, "val_loss")` or `EveryNHours(6)` from `distrib.retention`.
+        local_cache: Local folder for copies of the newest checkpoint's files, so that a restart on
+            the same machine does not fetch them. What is read there is compared with the
+            checksums of the checkpoint in `directory`, which alone counts.
+        storage_options: Passed to fsspec's file system: credentials, an endpoint. By default they
+            are found in the usual places of the store's own tools (see docs/storage.md).
 
     Raises:
         ConfigurationError: If an argument does not fit (here), or the directory cannot be written
@@ -73,29 +87,49 @@ class BackupAndRestore(keras.callbacks.Callback):
         save_freq: Literal["epoch"] | int | str = "epoch",
         keep_last: int | None = 3,
         delete_checkpoint: bool = False,
+        retention: RetentionPolicy | None = None,
+        local_cache: str | os.PathLike[str] | None = None,
+        storage_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         install_exit_codes()
         if keep_last is not None and (not isinstance(keep_last, int) or keep_last < 1):
             raise ConfigurationError(f"`keep_last={keep_last!r}` must be at least 1, or None.")
-        self.directory = local_path(directory, "directory")
+        self.directory = locate(directory, "directory", storage_options)
         self.save_freq = save_freq
         self.keep_last = keep_last
         self.delete_checkpoint = delete_checkpoint
+        self.retention = retention
+        self.local_cache = None if local_cache is None else self._local_folder(local_cache)
         self._schedule = _parse(save_freq)
 
     def set_model(self, model: Any) -> None:
         """Take part in the `fit` that is about to start."""
         super().set_model(model)
-        adopt(
-            self,
-            Resume(self.directory, self._schedule, self.keep_last, self.delete_checkpoint),
-        )
+        directory = CheckpointDirectory(self.directory, self.local_cache)
+        adopt(self, Resume(directory, self._schedule, self._policy(), self.delete_checkpoint))
+
+    def _local_folder(self, local_cache: str | os.PathLike[str]) -> Path:
+        folder = locate(local_cache, "local_cache").local
+        if folder is None or self.directory.local is not None:
+            raise ConfigurationError(
+                f"`local_cache={os.fspath(local_cache)!r}` must be a local folder, for a "
+                f"`directory` on an object store; here that is {str(self.directory)!r}."
+            )
+        return folder
+
+    def _policy(self) -> RetentionPolicy | None:
+        if self.keep_last is None:
+            return None
+        latest = LatestN(self.keep_last)
+        return latest if self.retention is None else AnyOf(latest, self.retention)
 
 
 def _parse(save_freq: Any) -> Schedule:
     if save_freq == "epoch":
         return Schedule(epochs=True)
+    if save_freq == "auto":
+        return Schedule(auto=True)
     if isinstance(save_freq, int) and not isinstance(save_freq, bool) and save_freq > 0:
         return Schedule(steps=save_freq)
     if isinstance(save_freq, str):
@@ -103,6 +137,6 @@ def _parse(save_freq: Any) -> Schedule:
         if match and float(match[1]) > 0:
             return Schedule(seconds=float(match[1]) * _UNITS[match[2]])
     raise ConfigurationError(
-        f"`save_freq={save_freq!r}` must be 'epoch', a positive number of steps, or a time such as "
-        "'30s', '5m' or '1h'."
+        f"`save_freq={save_freq!r}` must be 'epoch', 'auto', a positive number of steps, or a time "
+        "such as '30s', '5m' or '1h'."
     )

@@ -1,9 +1,8 @@
 """When to save and when to leave: one decision for all ranks.
 
-A run in one process decides for itself, at the end of each step. Of many ranks any may be asked to
-leave, the chief alone knows whether a save is due, and all must do it after the same step. They ask
-before the step, and the answer comes back with the gradients; between epochs they ask each other
-directly.
+A run in one process decides for itself. Of many ranks any may be asked to leave, the chief alone
+knows whether a save is due, and all must do it after the same step. They ask before the step, and
+the answer comes back with the gradients; between epochs they ask each other directly.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ class Agreement(Protocol):
     def before_step(self, leave: bool, save: bool) -> None:
         """Say what this rank wishes for after the step that is about to begin."""
 
-    def after_step(self, leave: bool, save: bool) -> Decision:
-        """Return what all ranks do after the step, given what this one wishes for by now."""
+    def after_step(self, leave: bool) -> Decision:
+        """Return what all ranks do after the step; a rank alone may wish to leave by now."""
 
     def ask(self, leave: bool, save: bool) -> Decision:
         """Return what all ranks do now, given what this one wishes for."""
@@ -39,12 +38,16 @@ class Agreement(Protocol):
 class Alone:
     """One process does what it wishes."""
 
-    def before_step(self, leave: bool, save: bool) -> None:
-        """Do nothing: what counts is what is wished after the step."""
+    def __init__(self) -> None:
+        self._save = False
 
-    def after_step(self, leave: bool, save: bool) -> Decision:
+    def before_step(self, leave: bool, save: bool) -> None:
+        """Remember the wish."""
+        self._save = save
+
+    def after_step(self, leave: bool) -> Decision:
         """Return the wishes."""
-        return Decision(leave, save)
+        return Decision(leave, self._save)
 
     def ask(self, leave: bool, save: bool) -> Decision:
         """Return the wishes."""
@@ -62,7 +65,7 @@ class Together:
         self._riders.wish(Wish.LEAVE, leave)
         self._riders.wish(Wish.SAVE, save)
 
-    def after_step(self, leave: bool, save: bool) -> Decision:
+    def after_step(self, leave: bool) -> Decision:
         """Return what came back with the gradients."""
         return Decision(Wish.LEAVE in self._riders.last, Wish.SAVE in self._riders.last)
 

@@ -12,18 +12,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
+from keras.src.saving.serialization_lib import ObjectSharingScope
 from keras.src.utils.python_utils import pythonify_logs
 
 from distrib import tree
-from distrib.checkpoint import arrays as array_files
+from distrib.checkpoint.layout import ArrayGroups
 from distrib.checkpoint.saver import Content
+from distrib.checkpoint.stored import StoredCheckpoint
 from distrib.cluster import current
 from distrib.errors import CheckpointMismatchError
 from distrib.riders import Wish
@@ -77,16 +79,27 @@ class Logs:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint in memory."""
+    """A verified checkpoint in memory.
 
-    path: Path
+    Attributes:
+        place: Path or URL that it was read from.
+        training: The JSON item.
+        arrays: By group and name.
+    """
+
+    place: str
     training: Mapping[str, Any]
-    arrays: array_files.ArrayGroups
+    arrays: ArrayGroups
 
     @classmethod
-    def load(cls, path: Path) -> Checkpoint:
-        """Read the checkpoint at `path`."""
-        return cls(path, array_files.read_training(path), array_files.read_arrays(path))
+    def load(cls, stored: StoredCheckpoint) -> Checkpoint:
+        """Read a checkpoint.
+
+        Raises:
+            DamagedCheckpointError: If its bytes are not those that were committed.
+        """
+        loaded = stored.read()
+        return cls(str(stored.place), loaded.training, loaded.arrays)
 
     @property
     def position(self) -> Position:
@@ -130,8 +143,10 @@ class RunContents:
     def __init__(self, model: Any, data: Mapping[str, Any] | None) -> None:
         self._model = model
         self._data = data
+        self._config = _config_of(model)
         self._state = TrainingState(model, metrics=data is not None)
         self._buffers = HostBuffers()
+        self._fingerprint = _digest([self._state.describe(), data], "run")
         self._callbacks: Sequence[Any] = ()
 
     def add_callbacks(self, callbacks: Sequence[Any]) -> None:
@@ -189,6 +204,7 @@ class RunContents:
         history = self._model.history
         training = {
             "position": asdict(position),
+            "model": self._config,
             "state": self._state.describe(),
             "data": self._data,
             "states": {name: split(state, name) for name, state in states.items()},
@@ -200,12 +216,16 @@ class RunContents:
             "logs": split({"batch": pythonify_logs(logs.batch), "epoch": logs.epoch}, "logs"),
             "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
         }
+        shown = pythonify_logs(logs.batch) if position.batch else logs.epoch or {}
         return Content(
             position.step,
             position.epoch,
             position.batch,
             {**arrays, _CALLBACKS: kept},
             training,
+            current().size,
+            self._fingerprint,
+            {name: float(value) for name, value in shown.items() if isinstance(value, int | float)},
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -243,6 +263,21 @@ class RunContents:
                 kind = type(callback).__name__
                 count[kind] = count.get(kind, 0) + 1
                 yield (kind if count[kind] == 1 else f"{kind}-{count[kind]}"), callback
+
+
+def _config_of(model: Any) -> dict[str, Any] | None:
+    """Return what Keras can make the model of where nobody has its code, JSON-able.
+
+    `None` if the model cannot tell: Keras asks for `get_config` where a class has arguments of other
+    types than numbers and text, and for the source of every lambda.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # They are about loading, which nobody may ever do.
+        try:
+            with ObjectSharingScope():
+                return json.loads(json.dumps(keras.saving.serialize_keras_object(model)))
+        except (NotImplementedError, TypeError, ValueError, OSError):
+            return None
 
 
 def _differing(states: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:

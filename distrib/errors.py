@@ -54,6 +54,12 @@ class CheckpointMismatchError(ConfigurationError):
     """The checkpoint belongs to another model, optimizer or dataset. Nothing was overwritten."""
 
 
+class SupersededError(DistribError):
+    """A newer attempt of the same run has begun, so this process must not save any more."""
+
+    exit_code = EXIT_CONFIGURATION
+
+
 class NoLoadableCheckpointError(DistribError):
     """Checkpoints are there, but every one of them is damaged."""
 

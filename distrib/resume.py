@@ -14,22 +14,27 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 from keras.src.utils.python_utils import pythonify_logs
 
 from distrib.agreement import agreement
 from distrib.build import build, build_without_data
+from distrib.checkpoint import attempts
+from distrib.checkpoint.attempts import Attempt
 from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.checkpoint.saver import Saver
 from distrib.cluster import current
 from distrib.contents import BeforeValidation, Checkpoint, Logs, Position, RunContents
 from distrib.data import Dataset
-from distrib.errors import ConfigurationError, Preempted
+from distrib.errors import CheckpointError, ConfigurationError, DistribError, Preempted
 from distrib.fit import FitCall
+from distrib.interval import MAX_OVERHEAD, Observed, choose
+from distrib.pace import Pace
 from distrib.preemption import StopRequest
 from distrib.report import say
+from distrib.retention import RetentionPolicy
+from distrib.store import check_writable
 
 _FORGETFUL = {
     "CSVLogger",
@@ -50,11 +55,18 @@ class Schedule:
         epochs: At the end of every epoch.
         steps: Every so many train steps; `None` for never.
         seconds: When so much time has passed since the last one; `None` for never.
+        auto: In intervals that follow from what a save costs and how often the run has failed.
     """
 
     epochs: bool = False
     steps: int | None = None
     seconds: float | None = None
+    auto: bool = False
+
+    @property
+    def within_epochs(self) -> bool:
+        """Whether a checkpoint may be due in the middle of an epoch."""
+        return self.steps is not None or self.seconds is not None or self.auto
 
 
 class Resume:
@@ -63,16 +75,20 @@ class Resume:
     Args:
         directory: Where the run's checkpoints are.
         schedule: When to save.
-        keep_last: How many checkpoints to keep; `None` keeps all.
+        policy: Which checkpoints to keep; `None` keeps all.
         delete_checkpoint: Whether to remove them when training has finished.
     """
 
     def __init__(
-        self, directory: Path, schedule: Schedule, keep_last: int | None, delete_checkpoint: bool
+        self,
+        directory: CheckpointDirectory,
+        schedule: Schedule,
+        policy: RetentionPolicy | None,
+        delete_checkpoint: bool,
     ) -> None:
-        self._directory = CheckpointDirectory(directory)
+        self._directory = directory
         self._schedule = schedule
-        self._keep_last = keep_last
+        self._policy = policy
         self._delete_checkpoint = delete_checkpoint
         self._position = Position()
         self.stop = StopRequest()
@@ -82,6 +98,8 @@ class Resume:
         self._agreement = agreement()
         # The chief's: no other rank touches storage.
         self._saver: Saver | None = None
+        self._attempt: Attempt | None = None
+        self._failure: DistribError | None = None
 
     @property
     def batch(self) -> int:
@@ -116,13 +134,17 @@ class Resume:
             self._contents.check(self._checkpoint)
 
     def begin(self, callbacks: Sequence[Any]) -> None:
-        """Restore the checkpoint that `prepare` found, or save the first one."""
+        """Take the run over, and restore the checkpoint that `prepare` found or save the first."""
+        if self._cluster.is_chief:
+            self._take_over()
         self._contents.add_callbacks(callbacks)
         _warn_of_forgetful(callbacks)
         self._position = Position(epoch=self._call.initial_epoch)
-        self._last_save_time = time.monotonic()
-        self._last_saved_step = -1
-        self._epoch_save_due = False
+        self._last_due_time = time.monotonic()
+        self._last_due_step = self._last_saved_step = -1
+        self._epoch_save_due = self._told_of_skipping = False
+        self._interval = 0.0
+        self._pace = Pace()
         self._checked_complete = False
         self._model._initial_epoch = None
         self.logs = Logs({}, None)
@@ -134,15 +156,20 @@ class Resume:
         self.stop.listen(within=self._call.code)
 
     def _open_directory(self) -> Checkpoint | None:
-        """Become the only job that writes here, and load what it has left."""
+        """Make sure that the run can be saved here, and load what it has left."""
+        check_writable(self._directory.location, "directory")
         self._directory.lock()
-        self._saver = Saver(self._directory, self._keep_last)
-        self._directory.collect_leftovers()
         return self._directory.load_newest(Checkpoint.load)
+
+    def _take_over(self) -> None:
+        """Become the run's newest attempt. Not before all is found to fit: it ends an older one."""
+        self._attempt = self._directory.begin(self._cluster.size)
+        self._saver = Saver(self._directory, self._attempt, self._policy)
+        self._directory.collect_leftovers(self._attempt.number)
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         self._position = position = checkpoint.position
-        self._last_saved_step = position.step
+        self._last_due_step = self._last_saved_step = position.step
         self.logs = checkpoint.logs
         self._contents.restore(checkpoint)
         epochs = self._call.epochs
@@ -153,13 +180,13 @@ class Resume:
             self._model.stop_training = True
             say(
                 f"training was stopped by a callback after epoch {position.epoch}; nothing is left "
-                f"to do. To train again remove {self._directory.path}."
+                f"to do. To train again remove {self._directory.location}."
             )
         elif position.epoch >= epochs:
             say(f"training has finished ({position.epoch} epochs, step {position.step}).")
         else:
             say(
-                f"resuming from {checkpoint.path}: epoch {position.epoch + 1}/{epochs}, "
+                f"resuming from {checkpoint.place}: epoch {position.epoch + 1}/{epochs}, "
                 f"batch {position.batch}/{self._call.batches or '?'}."
             )
 
@@ -190,8 +217,8 @@ class Resume:
         batches = self._call.batches
         last = batches is not None and done >= batches
         step = self._position.step + done - self._position.batch
-        due = self._cluster.is_chief and not last and self._due(step) and self._idle
-        self._agreement.before_step(self.stop.requested, due)
+        save = not last and self._wants_save(step)
+        self._agreement.before_step(self._wants_leave, save)
 
     def after_batch(self, batch: int, logs: Mapping[str, Any] | None) -> None:
         """Count the batches up to number `batch`, and save or leave if it is time."""
@@ -205,13 +232,13 @@ class Resume:
         if not self._checked_complete:
             self._contents.check_complete()
             self._checked_complete = True
-        due = self._due(position.step) and self._idle
-        leave, save = self._agreement.after_step(self.stop.requested, due)
+        leave, save = self._agreement.after_step(self._wants_leave)
         if leave:
             self._leave()
         # A save that is due at the last batch waits for the end of the epoch.
         if save and self._can_save_here and not position.train_done:
             self._save()
+        self._pace.step(writing=not self._is_idle())
 
     def before_validation(self) -> None:
         """Keep a copy of what validation will change, in case it is left early."""
@@ -222,7 +249,7 @@ class Resume:
 
     def after_validation(self) -> None:
         """Leave if a process was asked to stop; the validation will be done again."""
-        if self._agreement.ask(self.stop.requested, False).leave:
+        if self._agreement.ask(self._wants_leave, False).leave:
             self._leave(self._before_validation)
 
     def after_epoch(self, epoch: int, logs: Mapping[str, Any] | None) -> None:
@@ -231,60 +258,107 @@ class Resume:
         self._position = Position(step=self._position.step, epoch=epoch + 1, stop=stop)
         self.logs.epoch = pythonify_logs(logs)
         self._epoch_save_due = self._schedule.epochs
-        due = self._due(self._position.step) and (self._idle or not self._can_save_in_epoch)
-        leave, save = self._agreement.ask(self.stop.requested, self._cluster.is_chief and due)
-        if stop or epoch + 1 >= self._call.epochs:
+        last = stop or epoch + 1 >= self._call.epochs
+        save = not last and self._wants_save(self._position.step)
+        leave, save = self._agreement.ask(self._wants_leave, save)
+        if last:
             self._save(wait=True)
         elif leave:
             self._leave()
         elif save:
             self._save()
+        self._pace.pause()
 
     def end(self) -> None:
         """Finish saving after the last `on_train_end`."""
         self.active = False
-        if self._saver is not None:
-            self._saver.close()
+        self._close(attempts.FINISHED)
         self.stop.ignore()
         self._model._initial_epoch = None
         if self._saver is not None and self._delete_checkpoint:
             self._directory.delete()
-        else:
-            self._directory.unlock()
+        self._directory.unlock()
         self._cluster.collectives.barrier()
 
     # Saving
 
     @property
-    def _can_save_in_epoch(self) -> bool:
-        return self._call.dataset is not None
-
-    @property
     def _can_save_here(self) -> bool:
-        return self._can_save_in_epoch or self._position.batch == 0
+        return self._call.dataset is not None or self._position.batch == 0
 
     @property
-    def _idle(self) -> bool:
-        return self._saver is None or self._saver.idle
+    def _wants_leave(self) -> bool:
+        return self.stop.requested or self._failure is not None
+
+    def _wants_save(self, step: int) -> bool:
+        """Whether this rank wants a save after `step`. One that would have to wait is skipped."""
+        if self._saver is None or not self._due(step):
+            return False
+        if self._is_idle():
+            return True
+        if not self._told_of_skipping and self._failure is None:
+            say(
+                f"skipped the checkpoint of step {step}: that of step {self._last_saved_step} is "
+                f"still being written to {self._directory.location}."
+            )
+            self._told_of_skipping = True
+        self._was_due(step)
+        return False
+
+    def _is_idle(self) -> bool:
+        """Whether a save could begin; an error of the one before is kept for all ranks to see."""
+        try:
+            return self._saver is None or self._saver.idle
+        except DistribError as error:
+            self._failure = error
+            return False
 
     def _due(self, step: int) -> bool:
         every = self._schedule.steps
-        if every and step // every > self._last_saved_step // every:
+        if every and step // every > self._last_due_step // every:
             return True
-        seconds = self._schedule.seconds
-        if seconds is not None and time.monotonic() - self._last_save_time >= seconds:
+        passed = time.monotonic() - self._last_due_time
+        if self._schedule.seconds is not None and passed >= self._schedule.seconds:
+            return True
+        # What is known of saves and failures may have changed since the interval was chosen.
+        if self._schedule.auto and passed >= self._interval and passed >= self._choose_interval():
             return True
         return self._epoch_save_due
+
+    def _was_due(self, step: int) -> None:
+        self._last_due_step = step
+        self._last_due_time = time.monotonic()
+        self._epoch_save_due = False
+
+    def _choose_interval(self) -> float:
+        """Seconds between saves, by what the run has been through; said when it changes by much."""
+        assert self._saver is not None
+        assert self._attempt is not None
+        entry = self._attempt.entry
+        chosen = choose(
+            Observed(
+                self._pace.save_cost,
+                self._saver.write_time,
+                entry.uptime + time.time() - entry.began,
+                entry.failures,
+            ),
+            MAX_OVERHEAD,
+        )
+        if not self._interval / 1.5 < chosen.seconds < self._interval * 1.5:
+            say(f"saving {chosen.reason}.")
+        self._interval = chosen.seconds
+        return self._interval
 
     def _leave(self, before_validation: BeforeValidation | None = None) -> NoReturn:
         if self._can_save_here:
             self._save(wait=True, before_validation=before_validation)
-            saved = f"checkpoint {self._directory.step_path(self._last_saved_step)} is saved"
+            place = self._directory.location / str(self._last_saved_step)
+            saved = f"checkpoint {place} is saved"
         else:
             self._wait()
+            self._raise_failure()
             saved = "the data cannot be resumed within an epoch, so this one will be repeated"
-        if self._saver is not None:
-            self._saver.close()
+        self._close(attempts.PREEMPTED)
         self.stop.leave()
         # A launcher may end the other ranks as soon as one has ended: not before all is saved.
         self._cluster.collectives.barrier()
@@ -300,18 +374,39 @@ class Resume:
         """
         if self._position.step != self._last_saved_step:
             self._wait()  # It may still be reading the buffers.
-            content = self._contents.capture(self._position, self.logs, before_validation)
-            if self._saver is not None and content is not None:
+            with self._pace.saving():
+                content = self._contents.capture(self._position, self.logs, before_validation)
+            if self._saver is not None and content is not None and self._failure is None:
                 self._saver.save(content)
             self._last_saved_step = self._position.step
-            self._last_save_time = time.monotonic()
-        self._epoch_save_due = False
+        self._was_due(self._position.step)
+        self._told_of_skipping = False
         if wait:
             self._wait()
+            self._raise_failure()
 
     def _wait(self) -> None:
-        if self._saver is not None:
-            self._saver.wait()
+        try:
+            if self._saver is not None:
+                self._saver.wait()
+        except DistribError as error:
+            self._failure = self._failure or error
+
+    def _raise_failure(self) -> None:
+        """Raise on all ranks, which call it together, what has failed on the chief."""
+        failed = self._cluster.collectives.broadcast(self._failure and str(self._failure))
+        if self._failure is not None:
+            raise self._failure
+        if failed:
+            raise CheckpointError(f"The chief could not save, so all ranks stop: {failed}")
+
+    def _close(self, how: str) -> None:
+        """Finish saving, and write down how the attempt has ended."""
+        if self._saver is None or self._attempt is None:
+            return
+        self._saver.close()
+        self._attempt.ended(how)
+        self._directory.collect_leftovers(self._attempt.number)
 
     def _describe_data(self) -> dict[str, Any] | None:
         if self._call.dataset is None:
@@ -320,7 +415,7 @@ class Resume:
 
     def _check_call(self) -> None:
         dataset, steps = self._call.dataset, self._call.steps_per_epoch
-        if dataset is None and (self._schedule.steps or self._schedule.seconds):
+        if dataset is None and self._schedule.within_epochs:
             raise ConfigurationError(
                 "`save_freq` in steps or time needs data that can be resumed in the middle of an "
                 f"epoch, but `fit` was given {type(self._call.data).__name__}. Pass "

@@ -27,7 +27,7 @@ import tensorflow as tf
 from keras.src.backend.common import global_state
 from keras.src.random.seed_generator import global_seed_generator
 
-from distrib.checkpoint.arrays import ArrayGroups
+from distrib.checkpoint.layout import ArrayGroups
 from distrib.cluster import current
 from distrib.errors import CheckpointMismatchError, ConfigurationError
 from distrib.variables import (
@@ -89,9 +89,10 @@ class Slot:
 
     @property
     def values(self) -> list[npt.NDArray[Any]]:
-        """What this process has of them."""
+        """What this process has of them: views, where TensorFlow keeps them in host memory."""
         replicas = self.replicas[:1] if self.same else self.replicas
-        return [replica.numpy() for replica in replicas]
+        # `numpy()` would copy. While a view lives, TensorFlow assigns to new memory.
+        return [np.asarray(replica.read_value()) for replica in replicas]
 
     def describe(self) -> dict[str, Any]:
         """Return what the checkpoint says of the variable, JSON-able."""

@@ -2,29 +2,33 @@
 
     <directory>/checkpoints/<step>/           a checkpoint, if it holds a manifest
     <directory>/checkpoints/<step>.damaged    one that failed its checksums, kept for a person
+    <directory>/checkpoints/attempts/         who has worked here, see `attempts.py`
 
-One process at a time may write here; a lock that the kernel drops when its holder dies makes a
-second one fail with a clear message instead of mixing two runs.
+On the local disk a lock that the kernel drops when its holder dies refuses a second process of the
+same machine at once. Everywhere, an older attempt that is still alive is fenced off (`commit.py`).
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from distrib.checkpoint import manifest
+from distrib.checkpoint import attempts, commit
+from distrib.checkpoint.attempts import Attempt, Commit, Entry
+from distrib.checkpoint.manifest import DamagedCheckpointError, Manifest
+from distrib.checkpoint.stored import StoredCheckpoint
+from distrib.checkpoint.transfer import WORKERS, each
 from distrib.errors import ConfigurationError, NoLoadableCheckpointError
-from distrib.store import fsync
+from distrib.retention import RetentionPolicy
+from distrib.store import Location, explain
 
 T = TypeVar("T")
 
 _LOCK = ".lock"
-_DAMAGED = ".damaged"
 _locks: dict[Path, int] = {}
 
 
@@ -32,26 +36,31 @@ class CheckpointDirectory:
     """The folder `<directory>/checkpoints` of a run.
 
     Args:
-        directory: Absolute local path; made when it is first written to.
+        directory: Of the run; made when it is first written to.
+        cache: Local folder for copies of the newest checkpoint's files; `None` for none.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.path = directory / "checkpoints"
+    def __init__(self, directory: Location, cache: Path | None = None) -> None:
+        self.location = directory / "checkpoints"
+        self.cache = cache
 
     def lock(self) -> None:
-        """Become the only process that writes here, until `unlock` or the process's end.
+        """Become the only process of this machine that writes here, until `unlock` or its end.
+
+        Does nothing on an object store, where attempts are fenced off.
 
         Raises:
             ConfigurationError: If another process holds the lock, or the folder cannot be made.
         """
-        if self.path in _locks:
+        path = self.location.local
+        if path is None or path in _locks:
             return
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+            path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise ConfigurationError(
-                f"`directory`: cannot write to {self.path}: {error.strerror}. "
+                f"`directory`: cannot write to {path}: {error.strerror}. "
                 "Give a directory that this user can create and write."
             ) from error
         try:
@@ -60,41 +69,55 @@ class CheckpointDirectory:
             holder = os.read(descriptor, 32).decode(errors="replace") or "unknown"
             os.close(descriptor)
             raise ConfigurationError(
-                f"Another process (pid {holder}) is training into {self.path}. Stop it first, or "
+                f"Another process (pid {holder}) is training into {path}. Stop it first, or "
                 "give this run its own `directory`."
             ) from error
         os.ftruncate(descriptor, 0)
         os.write(descriptor, str(os.getpid()).encode())
-        _locks[self.path] = descriptor
+        _locks[path] = descriptor
 
     def unlock(self) -> None:
-        """Let other processes write here."""
-        descriptor = _locks.pop(self.path, None)
+        """Let other processes of this machine write here."""
+        descriptor = _locks.pop(self.location.local, None) if self.location.local else None
         if descriptor is not None:
             os.close(descriptor)
 
-    def step_path(self, step: int) -> Path:
-        """Where the checkpoint of `step` stands."""
-        return self.path / str(step)
+    def begin(self, world_size: int) -> Attempt:
+        """Take the next attempt's number, which fences off all attempts before."""
+        return attempts.begin(self.location, world_size, self._known)
 
     def steps(self) -> list[int]:
-        """Steps of all committed checkpoints, oldest first; not verified."""
-        if not self.path.is_dir():
-            return []
-        return sorted(
-            int(path.name)
-            for path in self.path.iterdir()
-            if path.name.isdecimal() and manifest.is_committed(path)
-        )
+        """Steps of all checkpoints that count, oldest first; not verified."""
+        return [
+            checkpoint.manifest.step for checkpoint in self.checkpoints() if not checkpoint.late
+        ]
 
-    def load_newest(self, load: Callable[[Path], T]) -> T | None:
-        """Load the newest checkpoint whose bytes are all as committed.
-
-        A damaged one is renamed, never deleted, with a warning that names the file, and the one
-        before is taken.
+    def checkpoints(
+        self, unreadable: Callable[[int, DamagedCheckpointError], object] = lambda step, error: None
+    ) -> list[StoredCheckpoint]:
+        """Read the manifests of all committed checkpoints, oldest first, late ones included.
 
         Args:
-            load: Reads a verified checkpoint's folder.
+            unreadable: Called with the step of each manifest that is damaged, and the error.
+        """
+        newest = attempts.newest(self.location)
+        found = []
+        for step, manifest in self._manifests(newest):
+            if isinstance(manifest, DamagedCheckpointError):
+                unreadable(step, manifest)
+                continue
+            late = newest is not None and not newest.counts(Commit(step, manifest.attempt))
+            found.append(self._stored(manifest, step, late))
+        return found
+
+    def load_newest(self, load: Callable[[StoredCheckpoint], T]) -> T | None:
+        """Load the newest checkpoint whose bytes are all as committed.
+
+        A damaged one is set aside, never deleted, with a warning that names the file, and the one
+        before is taken. Late ones come last.
+
+        Args:
+            load: Reads a checkpoint; raises `DamagedCheckpointError` if it is damaged.
 
         Returns:
             What `load` returned, or `None` if the run has no checkpoint.
@@ -102,77 +125,124 @@ class CheckpointDirectory:
         Raises:
             NoLoadableCheckpointError: If there are checkpoints but all are damaged.
         """
-        steps = self.steps()
-        for step in reversed(steps):
-            path = self.step_path(step)
+        broken: list[int] = []
+
+        def unreadable(step: int, error: DamagedCheckpointError) -> None:
+            broken.append(step)
+            self._set_aside(step, error)
+
+        checkpoints = self.checkpoints(unreadable)
+        for checkpoint in sorted(checkpoints, key=_preference, reverse=True):
+            if checkpoint.late:
+                _warn_of_late(checkpoint)
             try:
-                manifest.verify(path)
-            except manifest.DamagedCheckpointError as error:
-                aside = self._set_aside(path)
-                warnings.warn(
-                    f"Checkpoint {step} is damaged: {error}. It was set aside as {aside}; trying "
-                    "the one before.",
-                    stacklevel=2,
-                )
-                continue
-            return load(path)
-        if steps or self._damaged():
+                return load(checkpoint)
+            except DamagedCheckpointError as error:
+                self._set_aside(checkpoint.manifest.step, error)
+        if checkpoints or broken or commit.damaged(self.location):
             raise NoLoadableCheckpointError(
-                f"None of the checkpoints in {self.path} can be loaded: all are damaged (see the "
-                f"folders *{_DAMAGED}). Restore one from a copy, or remove {self.path} to train "
-                "from the beginning."
+                f"None of the checkpoints in {self.location} can be loaded: all are damaged (see "
+                "what was set aside there). Restore one from a copy, or remove "
+                f"{self.location} to train from the beginning."
             )
         return None
 
-    def collect_leftovers(self) -> None:
-        """Remove what writers left that died before they committed; call it under the lock."""
-        for path in self.path.iterdir():
-            interrupted = ".orbax-checkpoint-tmp" in path.name or (
-                path.name.isdecimal() and not manifest.is_committed(path)
-            )
-            if interrupted:
-                remove_folder(path)
+    def collect_leftovers(self, attempt: int) -> None:
+        """Remove what attempts before this one left uncommitted."""
+        for folder in commit.leftovers(self.location, attempt):
+            try:
+                folder.remove_tree()
+            except OSError as error:
+                _warn_of_failed_removal(folder, error)
 
-    def prune(self, keep_last: int | None) -> None:
-        """Remove all but the newest checkpoints; call it after a commit.
+    def prune(self, policy: RetentionPolicy | None, own: Attempt) -> None:
+        """Remove the checkpoints that no policy keeps; call it after a commit.
 
-        A folder that cannot be removed is reported and tried again after the next save.
+        What cannot be removed is reported and tried again after the next save.
 
         Args:
-            keep_last: How many to keep; `None` keeps all.
+            policy: Says which to keep; `None` keeps all.
+            own: The attempt that has committed.
         """
-        if keep_last is None:
+        if policy is None:
             return
-        for step in self.steps()[:-keep_last]:
-            try:
-                remove_folder(self.step_path(step))
-            except OSError as error:
-                warnings.warn(
-                    f"Could not remove the old checkpoint {self.step_path(step)}: {error}. "
-                    "It will be tried again after the next save.",
-                    stacklevel=2,
-                )
+        manifests = [c.manifest for c in self.checkpoints() if not c.late]
+        keep = policy.keep(manifests)
+        gone = {m.step for m in manifests[:-1] if m.step not in keep and self._remove(m.step)}
+        own.forget(gone)
 
     def delete(self) -> None:
         """Remove all checkpoints of the run, damaged ones included."""
         self.unlock()
-        shutil.rmtree(self.path)
+        self.location.remove_tree()
 
-    def _damaged(self) -> bool:
-        return self.path.is_dir() and any(_DAMAGED in path.name for path in self.path.iterdir())
+    def _remove(self, step: int) -> bool:
+        try:
+            commit.remove(self.location, step)
+        except OSError as error:
+            _warn_of_failed_removal(self.location / str(step), error)
+            return False
+        return True
 
-    def _set_aside(self, path: Path) -> Path:
-        aside = path.with_name(path.name + _DAMAGED)
-        number = 1
-        while aside.exists():
-            number += 1
-            aside = path.with_name(f"{path.name}{_DAMAGED}-{number}")
-        path.rename(aside)
-        fsync(path.parent)
-        return aside
+    def _known(self, newest: Entry | None) -> tuple[Commit, ...]:
+        return tuple(
+            Commit(step, manifest.attempt)
+            for step, manifest in self._manifests(newest)
+            if isinstance(manifest, Manifest)
+            and (newest is None or newest.counts(Commit(step, manifest.attempt)))
+        )
+
+    def _manifests(
+        self, newest: Entry | None
+    ) -> list[tuple[int, Manifest | DamagedCheckpointError]]:
+        """All manifests, by step: those that a listing shows and those that the ledger tells of."""
+        listed = {int(name) for name in self.location.names() if name.isdecimal()}
+        told = {c.step for c in newest.commits} if newest is not None else set()
+        steps = sorted(listed | told)
+        found = each(self._read_manifest, steps, WORKERS)
+        return [(step, m) for step, m in zip(steps, found, strict=True) if m is not None]
+
+    def _read_manifest(self, step: int) -> Manifest | DamagedCheckpointError | None:
+        try:
+            return commit.read(self.location, step)
+        except FileNotFoundError:
+            return None
+        except DamagedCheckpointError as error:
+            return error
+
+    def _stored(self, manifest: Manifest, step: int, late: bool) -> StoredCheckpoint:
+        cache = self.cache and self.cache / cache_name(step, manifest.attempt)
+        return StoredCheckpoint(self.location / str(step), manifest, cache, late)
+
+    def _set_aside(self, step: int, error: DamagedCheckpointError) -> None:
+        aside = commit.set_aside(self.location, step, str(error))
+        warnings.warn(
+            f"Checkpoint {step} is damaged: {error}. It was set aside as {aside}; trying "
+            "the one before.",
+            stacklevel=4,
+        )
 
 
-def remove_folder(path: Path) -> None:
-    """Remove a checkpoint's folder, its manifest first, so that no half of it ever counts."""
-    (path / manifest.NAME).unlink(missing_ok=True)
-    shutil.rmtree(path)
+def cache_name(step: int, attempt: int) -> str:
+    """Return the name of the folder, in a cache, for copies of a checkpoint's files."""
+    return f"{step}.attempt-{attempt}"
+
+
+def _preference(checkpoint: StoredCheckpoint) -> tuple[bool, int]:
+    return not checkpoint.late, checkpoint.manifest.step
+
+
+def _warn_of_late(checkpoint: StoredCheckpoint) -> None:
+    warnings.warn(
+        f"{checkpoint.place} is not among the checkpoints that the newest attempt knew: attempt "
+        f"{checkpoint.manifest.attempt} committed it after a newer one had begun, or it was put "
+        "there by hand. Nothing else can be loaded, so it is used.",
+        stacklevel=3,
+    )
+
+
+def _warn_of_failed_removal(place: Location, error: OSError) -> None:
+    warnings.warn(
+        f"Could not remove {place}: {explain(error, place)}. It will be tried again later.",
+        stacklevel=3,
+    )

@@ -1,30 +1,23 @@
-"""The commit protocol: a folder is a checkpoint when it holds a manifest, and not before.
+"""The manifest: what a committed checkpoint says of itself, down to every byte.
 
-Writing many files cannot be atomic, replacing one can. So the data files are written first and
-flushed to the disk, then `manifest.json`, which lists each of them with its size and CRC32C, is
-put in place by one rename. A crash at any moment leaves a folder with a manifest that vouches for
-every byte, or a folder without one, which is not a checkpoint and is removed by the next run.
-
-The manifest stands inside the folder, so a checkpoint that was copied by other means still is one,
-and it carries a checksum of itself, so a flipped bit in it is found like any other.
+It stands beside the data, so a checkpoint that was copied by other means still is one. It lists
+every file with its size and CRC32C, and carries a checksum of itself, so that a flipped bit in it
+is found like any other. When it is written, and what that means, is told in `commit.py`.
 """
 
 from __future__ import annotations
 
 import json
-import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import google_crc32c
 
 from distrib.errors import DistribError
-from distrib.store import fsync, write_text
 
 NAME = "manifest.json"
-FORMAT = 1
-_CHUNK = 1 << 22
+FORMAT = 2
 
 
 class DamagedCheckpointError(DistribError):
@@ -36,7 +29,7 @@ class FileEntry:
     """One data file.
 
     Attributes:
-        path: Relative to the checkpoint's folder, with `/`.
+        path: Relative to the checkpoint's root, with `/`.
         size: In bytes.
         crc32c: Of the content.
     """
@@ -56,7 +49,13 @@ class Manifest:
         batch: Batches of that epoch that are done.
         created: Seconds since 1970, UTC.
         files: All data files.
-        format: Version of this layout.
+        attempt: Number of the attempt that wrote it.
+        world_size: Processes of that attempt.
+        fingerprint: Of the model, the optimizer and the data: equal for checkpoints that can be
+            restored into the same run.
+        metrics: What Keras reported last, by name.
+        root: Where the files are, relative to the manifest; empty for beside it.
+        format: Version of this layout. Format 1 has no fields after `files`.
     """
 
     step: int
@@ -64,6 +63,11 @@ class Manifest:
     batch: int
     created: float
     files: tuple[FileEntry, ...]
+    attempt: int = 0
+    world_size: int = 1
+    fingerprint: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    root: str = ""
     format: int = FORMAT
 
     @property
@@ -71,90 +75,39 @@ class Manifest:
         """Bytes of all data files together."""
         return sum(entry.size for entry in self.files)
 
+    def encode(self) -> bytes:
+        """Return the content of the manifest's file."""
+        body = asdict(self)
+        return json.dumps({**body, "crc32c": _self_checksum(body)}, indent=1).encode()
 
-def commit(folder: Path, step: int, epoch: int, batch: int) -> Manifest:
-    """Make the files in `folder` a checkpoint, durably.
+
+def decode(content: bytes, place: object) -> Manifest:
+    """Return the manifest that a file holds.
 
     Args:
-        folder: Holds the data files, complete.
-        step: See `Manifest`.
-        epoch: See `Manifest`.
-        batch: See `Manifest`.
-    """
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    entries = []
-    for path in paths:
-        fsync(path)
-        size, crc = _measure(path)
-        entries.append(FileEntry(path.relative_to(folder).as_posix(), size, crc))
-    for directory in sorted({folder, *(path.parent for path in paths)}):
-        fsync(directory)
-    manifest = Manifest(step, epoch, batch, time.time(), tuple(entries))
-    body = asdict(manifest)
-    write_text(folder / NAME, json.dumps({**body, "crc32c": _self_checksum(body)}, indent=1))
-    fsync(folder.parent)
-    return manifest
-
-
-def is_committed(folder: Path) -> bool:
-    """Tell whether `folder` holds a manifest, valid or not."""
-    return (folder / NAME).is_file()
-
-
-def read(folder: Path) -> Manifest:
-    """Read the manifest of a committed checkpoint.
+        content: Of the file.
+        place: Its path or URL, for messages.
 
     Raises:
         DamagedCheckpointError: If it is not what was committed.
+        DistribError: If a newer version of distrib wrote it.
     """
-    path = folder / NAME
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        body = json.loads(content)
         checksum = body.pop("crc32c")
         files = tuple(FileEntry(**entry) for entry in body["files"])
-        manifest = Manifest(**{**body, "files": files})
+        version = int(body["format"])
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DamagedCheckpointError(f"{path} is not a readable manifest: {error}") from error
+        raise DamagedCheckpointError(f"{place} is not a readable manifest: {error}") from error
     if checksum != _self_checksum(body):
-        raise DamagedCheckpointError(f"{path} does not match its own checksum")
-    if manifest.format > FORMAT:
+        raise DamagedCheckpointError(f"{place} does not match its own checksum")
+    if version > FORMAT:
         raise DistribError(
-            f"{path} was written by a newer distrib (format {manifest.format}, this one reads up "
+            f"{place} was written by a newer distrib (format {version}, this one reads up "
             f"to {FORMAT}); install that version to go on."
         )
-    return manifest
+    return Manifest(**{**body, "files": files})
 
 
-def verify(folder: Path) -> Manifest:
-    """Read every byte of a committed checkpoint and compare it with its manifest.
-
-    Raises:
-        DamagedCheckpointError: Names the first file that is missing, short or changed.
-    """
-    manifest = read(folder)
-    for entry in manifest.files:
-        path = folder / entry.path
-        try:
-            size, crc = _measure(path)
-        except FileNotFoundError as error:
-            raise DamagedCheckpointError(f"{path} is missing") from error
-        if size != entry.size:
-            raise DamagedCheckpointError(f"{path} has {size} bytes instead of {entry.size}")
-        if crc != entry.crc32c:
-            raise DamagedCheckpointError(
-                f"{path} has CRC32C {crc:08x} instead of {entry.crc32c:08x}"
-            )
-    return manifest
-
-
-def _measure(path: Path) -> tuple[int, int]:
-    size, crc = 0, 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            size += len(chunk)
-            crc = google_crc32c.extend(crc, chunk)
-    return size, crc
-
-
-def _self_checksum(body: dict[str, Any]) -> int:
+def _self_checksum(body: Mapping[str, Any]) -> int:
     return int(google_crc32c.value(json.dumps(body, sort_keys=True).encode()))

@@ -6,17 +6,26 @@ the step loop by the next call here, so nothing is lost in a log that nobody rea
 
 from __future__ import annotations
 
+import shutil
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from distrib.checkpoint import arrays, manifest
-from distrib.checkpoint.directory import CheckpointDirectory, remove_folder
-from distrib.errors import CheckpointError
+from distrib.checkpoint import commit, transfer
+from distrib.checkpoint.attempts import Attempt, Commit
+from distrib.checkpoint.directory import CheckpointDirectory, cache_name
+from distrib.checkpoint.layout import ArrayGroups
+from distrib.checkpoint.manifest import Manifest
+from distrib.checkpoint.orbax_format import files
+from distrib.errors import CheckpointError, SupersededError
+from distrib.retention import RetentionPolicy
+from distrib.store import Location, explain
+from distrib.uploads import Pending, uploads
 
-_open: dict[Path, Saver] = {}
+_open: dict[Location, Saver] = {}
 
 
 @dataclass(frozen=True)
@@ -29,13 +38,19 @@ class Content:
         batch: Batches of that epoch that are done.
         arrays: By group and name, in host memory; must not change until the save is done.
         training: JSON-able.
+        world_size: Number of processes.
+        fingerprint: Of the model, the optimizer and the data.
+        metrics: What Keras reported last.
     """
 
     step: int
     epoch: int
     batch: int
-    arrays: arrays.ArrayGroups
+    arrays: ArrayGroups
     training: Mapping[str, Any]
+    world_size: int = 1
+    fingerprint: str = ""
+    metrics: Mapping[str, float] | None = None
 
 
 class Saver:
@@ -46,17 +61,25 @@ class Saver:
 
     Args:
         directory: Locked by this process.
-        keep_last: How many checkpoints to keep; `None` keeps all.
+        attempt: This process's.
+        policy: Which checkpoints to keep; `None` keeps all.
+
+    Attributes:
+        write_time: Seconds from the beginning of the last save to its commit.
     """
 
-    def __init__(self, directory: CheckpointDirectory, keep_last: int | None) -> None:
+    def __init__(
+        self, directory: CheckpointDirectory, attempt: Attempt, policy: RetentionPolicy | None
+    ) -> None:
+        self.write_time = 0.0
         self._directory = directory
-        self._keep_last = keep_last
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="distrib-saver")
+        self._attempt = attempt
+        self._policy = policy
+        self._executor = ThreadPoolExecutor(1, "distrib-saver", transfer.yield_to_training)
         self._pending: Future[None] | None = None
-        if (abandoned := _open.pop(directory.path, None)) is not None:
+        if (abandoned := _open.pop(directory.location, None)) is not None:
             abandoned._executor.shutdown()
-        _open[directory.path] = self
+        _open[directory.location] = self
 
     @property
     def idle(self) -> bool:
@@ -68,13 +91,15 @@ class Saver:
     def save(self, content: Content) -> None:
         """Begin a save; waits for the one before if that still runs."""
         self.wait()
-        self._pending = self._executor.submit(self._save, content)
+        # Files that callbacks have handed over by now must be there when the checkpoint says so.
+        self._pending = self._executor.submit(self._save, content, uploads.pending())
 
     def wait(self) -> None:
         """Return when the save in flight is committed.
 
         Raises:
             CheckpointError: If it failed. Checkpoints committed before are intact.
+            SupersededError: If a newer attempt has begun.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
@@ -86,25 +111,66 @@ class Saver:
             self.wait()
         finally:
             self._executor.shutdown()
-            _open.pop(self._directory.path, None)
+            _open.pop(self._directory.location, None)
 
-    def _save(self, content: Content) -> None:
-        path = self._directory.step_path(content.step)
+    def _save(self, content: Content, handed_over: Pending) -> None:
+        began = time.monotonic()
+        checkpoints, number = self._directory.location, self._attempt.number
         try:
-            if path.exists():  # Left by a save that failed in this process.
-                remove_folder(path)
-            arrays.write(path, content.arrays, content.training)
-            manifest.commit(path, content.step, content.epoch, content.batch)
+            self._attempt.check()
+            draft = commit.draft(checkpoints, content.step, number)
+            cache = self._directory.cache and self._directory.cache / (
+                cache_name(content.step, number)
+            )
+            manifest = Manifest(
+                content.step,
+                content.epoch,
+                content.batch,
+                time.time(),
+                transfer.write(files(content.arrays, content.training), draft, cache),
+                number,
+                content.world_size,
+                content.fingerprint,
+                content.metrics or {},
+                commit.root_of(checkpoints, content.step, number),
+            )
+            handed_over.wait()
+            self._attempt.check()
+            commit.publish(checkpoints, manifest)
+        except SupersededError:
+            raise
         except Exception as error:
             raise self._explain(content.step, error) from error
-        self._directory.prune(self._keep_last)
+        self.write_time = time.monotonic() - began
+        self._after_commit(content.step)
 
-    def _explain(self, step: int, error: Exception) -> CheckpointError:
-        self._directory.collect_leftovers()
-        steps = self._directory.steps()
-        intact = f"The checkpoint of step {steps[-1]} is intact" if steps else "There is none yet"
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    def _after_commit(self, step: int) -> None:
+        number = self._attempt.number
+        try:
+            self._attempt.committed(Commit(step, number))
+        except OSError as error:
+            raise self._explain(step, error, "note in the ledger the") from error
+        self._directory.prune(self._policy, self._attempt)
+        if self._directory.cache is not None:
+            for folder in self._directory.cache.iterdir():
+                if folder.name != cache_name(step, number):
+                    shutil.rmtree(folder, ignore_errors=True)
+
+    def _explain(self, step: int, error: Exception, what: str = "write the") -> CheckpointError:
+        checkpoints = self._directory.location
+        if checkpoints.local is not None:
+            with suppress(
+                OSError
+            ):  # It is reported below what is wrong; the next start tries again.
+                commit.draft(checkpoints, step, self._attempt.number)
+        commits = self._attempt.entry.commits
+        intact = (
+            f"The checkpoint of step {max(commits).step} is intact"
+            if commits
+            else "There is none yet"
+        )
         return CheckpointError(
-            f"Could not write the checkpoint of step {step} to {self._directory.path}: {reason}. "
-            f"{intact}; free space or mend access and start the same command again."
+            f"Could not {what} checkpoint of step {step} to {checkpoints}: "
+            f"{explain(error, checkpoints)}. {intact}; free space or mend access and start the "
+            "same command again."
         )

@@ -35,7 +35,7 @@ from distrib.callbacks import (
     ModelCheckpoint,
     ReduceLROnPlateau,
 )
-from distrib.checkpoint import arrays, directory, manifest, saver
+from distrib.checkpoint import commit, transfer
 
 
 def die() -> None:
@@ -126,18 +126,18 @@ def during(call: Callable[..., Any], number: int) -> Callable[..., Any]:
 
 def arm(point: str, number: int) -> None:
     """Kill points inside distrib: the steps of a save and of a restore."""
-    if point == "save_arrays":  # somewhere while Orbax writes
-        arrays.write = during(arrays.write, number)
+    if point == "save_arrays":  # somewhere while the data are written
+        transfer.write = during(transfer.write, number)
     elif point == "save_uncommitted":  # all data there, no manifest
-        arrays.write = after(arrays.write, number)
+        transfer.write = after(transfer.write, number)
     elif point == "save_manifest":  # manifest written, not in place
-        manifest.fsync = after(manifest.fsync, 5 * number)
+        commit.fsync = after(commit.fsync, 3 * number - 2)
     elif point == "save_committed":  # before the old ones are removed
-        manifest.commit = after(manifest.commit, number)
+        commit.publish = after(commit.publish, number)
     elif point == "save_prune":  # an old one removed, or half of it
-        saver.remove_folder = directory.remove_folder = during(directory.remove_folder, number)
+        commit.remove = during(commit.remove, number)
     elif point == "restore_read":
-        arrays.read_arrays = during(arrays.read_arrays, number)
+        transfer.read = during(transfer.read, number)
     elif point == "restore_weights":  # variables restored, callbacks not
         state.TrainingState.restore = after(state.TrainingState.restore, number)
     elif point == "restore_callbacks":

@@ -31,9 +31,6 @@ def import_all(folder: Path) -> None:
 
     import distrib.callbacks
     import distrib.resume  # noqa: F401
-    from distrib.checkpoint import arrays
-
-    arrays._orbax()
     if importlib.util.find_spec("horovod"):
         import horovod.tensorflow  # noqa: F401
 

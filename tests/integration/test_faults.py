@@ -15,6 +15,7 @@ from harness import finish, kill_and_finish, start
 
 from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.errors import EXIT_CONFIGURATION, EXIT_NO_LOADABLE_CHECKPOINT, EXIT_PREEMPTED
+from distrib.store import locate
 
 SHORT = ["--epochs", "2"]
 
@@ -29,7 +30,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was asked to stop after step 16, with the checkpoint before it still there."""
     run = tmp_path_factory.mktemp("stopped") / "run"
     assert start(run, *SHORT, "--kill=signal:16").returncode == EXIT_PREEMPTED
-    assert CheckpointDirectory(run).steps() == [15, 16]
+    assert CheckpointDirectory(locate(run, "directory")).steps() == [15, 16]
     return run
 
 
@@ -112,7 +113,7 @@ def test_a_checkpoint_of_the_other_kind_of_cluster_goes_on(run: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_do_not_share_a_directory(run: Path) -> None:
-    directory = CheckpointDirectory(run)
+    directory = CheckpointDirectory(locate(run, "directory"))
     directory.lock()
     try:
         done = start(run, *SHORT)

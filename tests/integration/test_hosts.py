@@ -20,6 +20,7 @@ from harness import JOB, environment, launch, result
 
 from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.errors import EXIT_LOST_PEER
+from distrib.store import locate
 
 pytestmark = [
     pytest.mark.slow,
@@ -65,7 +66,7 @@ def start(host: rig.Host, backend: str, run: Path, errors: Path) -> subprocess.P
             stdout=subprocess.DEVNULL,
             stderr=file,
         )
-    while max(CheckpointDirectory(run).steps(), default=0) < 12:
+    while max(CheckpointDirectory(locate(run, "directory")).steps(), default=0) < 12:
         assert job.poll() is None, errors.read_text()[-4000:]
         time.sleep(0.02)
     return job

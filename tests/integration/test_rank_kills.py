@@ -16,6 +16,7 @@ from harness import start as start_alone
 
 from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.errors import EXIT_CONFIGURATION, EXIT_LOST_PEER, EXIT_PREEMPTED
+from distrib.store import locate
 
 # Of the ranks of each backend: which one dies, and where; see `job.py`.
 KILLS = {
@@ -123,8 +124,8 @@ def test_all_ranks_fall_back_together(tmp_path: Path) -> None:
     run, calm = tmp_path / "run", tmp_path / "calm"
     assert start("horovod", 2, calm) == 0
     assert start("horovod", 2, run, "--kill", "after_step:20") == EXIT_LOST_PEER
-    newest = max(CheckpointDirectory(run).steps())
-    folder = CheckpointDirectory(run).step_path(newest)
+    newest = max(CheckpointDirectory(locate(run, "directory")).steps())
+    folder = run / "checkpoints" / str(newest)
     damaged = max(folder.rglob("*"), key=lambda path: path.stat().st_size)
     damaged.write_bytes(damaged.read_bytes()[:-7] + b"garbage")
     done = launch(2, JOB, "--run", str(run))

@@ -22,6 +22,7 @@ from harness import JOB, environment, launch, result
 
 from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.launch.probe import free_ports
+from distrib.store import locate
 
 SCRIPT = Path(__file__).with_name("rank_checks.py")
 CHECKS = [
@@ -138,7 +139,7 @@ def test_the_signal_that_mpirun_hands_on_saves_and_ends_the_run(tmp_path: Path) 
     calm, run = tmp_path / "calm", tmp_path / "run"
     assert launch(2, JOB, "--run", str(calm)).returncode == 0
     job = mpirun(2, JOB, "--run", str(run))
-    while max(CheckpointDirectory(run).steps(), default=0) < 9:
+    while max(CheckpointDirectory(locate(run, "directory")).steps(), default=0) < 9:
         assert job.poll() is None, job.communicate()[1][-4000:]
         time.sleep(0.02)
     job.send_signal(signal.SIGUSR1)

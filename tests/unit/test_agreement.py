@@ -19,11 +19,13 @@ class OfTwo:
         return np.maximum(value, self.other)
 
 
-def test_one_process_decides_for_itself_at_once() -> None:
+def test_one_process_decides_for_itself() -> None:
     decide = agreement()
     assert isinstance(decide, Alone)
-    decide.before_step(leave=False, save=False)
-    assert decide.after_step(leave=True, save=False) == (True, False)
+    decide.before_step(leave=False, save=True)
+    assert decide.after_step(leave=True) == (True, True)
+    decide.before_step(leave=True, save=False)
+    assert decide.after_step(leave=False) == (False, False)
     assert decide.ask(leave=False, save=True) == (False, True)
 
 
@@ -42,8 +44,8 @@ def test_in_training_only_what_came_back_counts(monkeypatch: pytest.MonkeyPatch)
     cluster.riders.arrive(cluster.riders.depart())
     cluster.riders.take()
     # A signal during the step is for the next one: the other ranks have not heard of it.
-    assert decide.after_step(leave=True, save=False) == (False, True)
+    assert decide.after_step(leave=True) == (False, True)
     decide.before_step(leave=True, save=False)
     cluster.riders.arrive(cluster.riders.depart())
     cluster.riders.take()
-    assert decide.after_step(leave=True, save=False) == (True, False)
+    assert decide.after_step(leave=True) == (True, False)

@@ -1,30 +1,60 @@
 import os
+import secrets
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from distrib.checkpoint import manifest
+from distrib.checkpoint import commit, transfer
+from distrib.checkpoint.attempts import Attempt
 from distrib.checkpoint.directory import CheckpointDirectory
-from distrib.errors import ConfigurationError, NoLoadableCheckpointError
+from distrib.checkpoint.manifest import NAME, Manifest
+from distrib.checkpoint.orbax_format import DataFile
+from distrib.checkpoint.stored import StoredCheckpoint
+from distrib.errors import ConfigurationError, NoLoadableCheckpointError, SupersededError
+from distrib.retention import LatestN
+from distrib.store import Location, locate
+
+
+@pytest.fixture(params=["local", "memory"])
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+    """The directory of a run, on the local disk and on an object store."""
+    url = str(tmp_path) if request.param == "local" else f"memory://{secrets.token_hex(4)}/run"
+    return locate(url, "directory")
 
 
 @pytest.fixture
-def directory(tmp_path: Path) -> CheckpointDirectory:
-    return CheckpointDirectory(tmp_path)
+def directory(run: Location) -> CheckpointDirectory:
+    return CheckpointDirectory(run)
 
 
-def add(directory: CheckpointDirectory, *steps: int) -> None:
+def draft(directory: CheckpointDirectory, attempt: Attempt, step: int, text: str = "") -> Manifest:
+    content = (text or f"state {step}").encode()
+    place = commit.draft(directory.location, step, attempt.number)
+    files = transfer.write([DataFile.of("a/data", content)], place, None)
+    root = commit.root_of(directory.location, step, attempt.number)
+    return Manifest(step, 0, step, 0.0, files, attempt.number, root=root)
+
+
+def add(directory: CheckpointDirectory, attempt: Attempt, *steps: int) -> None:
     for step in steps:
-        path = directory.step_path(step)
-        path.mkdir(parents=True)
-        (path / "data").write_text(f"state {step}")
-        manifest.commit(path, step, 0, step)
+        commit.publish(directory.location, draft(directory, attempt, step))
 
 
-def load(path: Path) -> str:
-    return (path / "data").read_text()
+def load(stored: StoredCheckpoint) -> str:
+    stored.verify()
+    return (stored.root / "a/data").read_bytes().decode()
+
+
+def data(directory: CheckpointDirectory, step: int) -> Location:
+    (stored,) = (c for c in directory.checkpoints() if c.manifest.step == step)
+    return stored.root / "a/data"
+
+
+def files(place: Location) -> list[str]:
+    found = place.filesystem.find(place.path)
+    return sorted(path.removeprefix(place.path) for path in found)
 
 
 def test_nothing_there(directory: CheckpointDirectory) -> None:
@@ -33,57 +63,70 @@ def test_nothing_there(directory: CheckpointDirectory) -> None:
 
 
 def test_newest_by_number_not_by_name(directory: CheckpointDirectory) -> None:
-    add(directory, 9, 100, 20)
+    add(directory, directory.begin(1), 9, 100, 20)
     assert directory.steps() == [9, 20, 100]
     assert directory.load_newest(load) == "state 100"
 
 
-def test_uncommitted_folders_do_not_count_and_are_collected(
+def test_without_a_manifest_it_does_not_count_and_is_collected(
     directory: CheckpointDirectory,
 ) -> None:
-    add(directory, 1)
-    (directory.path / "2").mkdir()
-    (directory.path / "2" / "data").write_text("half")
-    (directory.path / "3.orbax-checkpoint-tmp-17").mkdir()
-    (directory.path / "notes").mkdir()
+    first = directory.begin(1)
+    add(directory, first, 1)
+    draft(directory, first, 2)
+    notes = directory.location / "notes.txt"
+    notes.write_bytes(b"mine")
+    before = files(directory.location)
     assert directory.load_newest(load) == "state 1"
-    directory.collect_leftovers()
-    assert sorted(path.name for path in directory.path.iterdir()) == ["1", "notes"]
+    directory.collect_leftovers(first.number)
+    assert files(directory.location) == before  # The writer may still be at work.
+    second = directory.begin(1)
+    mine = draft(directory, second, 3)
+    directory.collect_leftovers(second.number)
+    commit.publish(directory.location, mine)
+    assert directory.steps() == [1, 3]
+    assert not [path for path in files(directory.location) if path.startswith(("/2/", "/.2."))]
+    assert notes.exists()
 
 
 def test_damaged_ones_are_set_aside_and_the_one_before_is_used(
     directory: CheckpointDirectory,
 ) -> None:
-    add(directory, 1, 2, 3)
-    (directory.step_path(3) / "data").write_text("state 4")
-    (directory.step_path(2) / manifest.NAME).write_text("{")
+    add(directory, directory.begin(1), 1, 2, 3)
+    data(directory, 3).write_bytes(b"state 4")
+    (directory.location / "2" / NAME).write_bytes(b"{")
+    damaged_data = files(directory.location)
     with pytest.warns(UserWarning, match=r"is damaged: .*(data has CRC32C|not a readable)") as got:
         assert directory.load_newest(load) == "state 1"
     assert len(got) == 2
-    assert (directory.path / "3.damaged" / "data").read_text() == "state 4"
     assert directory.steps() == [1]
-    directory.collect_leftovers()
-    assert (directory.path / "2.damaged").is_dir()
+    assert len(commit.damaged(directory.location)) == 2
+    directory.collect_leftovers(99)
+    assert len(files(directory.location)) == len(damaged_data)  # Nothing was deleted.
+    add(directory, directory.begin(1), 3)
+    assert directory.load_newest(load) == "state 3"
 
 
 def test_the_same_step_damaged_twice_keeps_both(directory: CheckpointDirectory) -> None:
-    add(directory, 1)
-    for content in ("first", "second"):
-        add(directory, 2)
-        (directory.step_path(2) / "data").write_text(content)
+    add(directory, directory.begin(1), 1)
+    for content in (b"first", b"second"):
+        add(directory, directory.begin(1), 2)
+        data(directory, 2).write_bytes(content)
         with pytest.warns(UserWarning, match="damaged"):
-            directory.load_newest(load)
-    assert (directory.path / "2.damaged" / "data").read_text() == "first"
-    assert (directory.path / "2.damaged-2" / "data").read_text() == "second"
+            assert directory.load_newest(load) == "state 1"
+    assert len(commit.damaged(directory.location)) == 2
+    place = directory.location
+    contents = {place.filesystem.cat_file(path) for path in place.filesystem.find(place.path)}
+    assert {b"first", b"second"} <= contents
 
 
 def test_all_damaged_is_an_error_now_and_at_the_next_start(
     directory: CheckpointDirectory,
 ) -> None:
-    add(directory, 1)
-    (directory.step_path(1) / "data").unlink()
+    add(directory, directory.begin(1), 1)
+    data(directory, 1).remove()
     with (
-        pytest.warns(UserWarning, match="damaged"),
+        pytest.warns(UserWarning, match="data is missing"),
         pytest.raises(NoLoadableCheckpointError, match="None of the checkpoints"),
     ):
         directory.load_newest(load)
@@ -91,37 +134,121 @@ def test_all_damaged_is_an_error_now_and_at_the_next_start(
         directory.load_newest(load)
 
 
-def test_prune_keeps_the_newest(directory: CheckpointDirectory) -> None:
-    add(directory, 1, 2, 3)
-    directory.prune(None)
+def test_an_older_attempt_cannot_commit_and_damages_nothing(
+    directory: CheckpointDirectory,
+) -> None:
+    old = directory.begin(1)
+    add(directory, old, 1)
+    of_old = draft(directory, old, 2, "old")
+    old.check()
+    new = directory.begin(1)
+    with pytest.raises(SupersededError, match=r"Attempt 1 of this run .* attempt 2 \(pid"):
+        old.check()
+    add(directory, new, 2)
+    # It had looked before the new one began, and was held up since.
+    with pytest.raises(SupersededError, match="attempt 1, which is this process"):
+        commit.publish(directory.location, of_old)
+    assert directory.load_newest(load) == "state 2"
+
+
+def test_what_a_superseded_attempt_commits_late_does_not_count(
+    directory: CheckpointDirectory,
+) -> None:
+    old = directory.begin(1)
+    add(directory, old, 1)
+    late = draft(directory, old, 5, "late")
+    new = directory.begin(1)
+    commit.publish(directory.location, late)
+    assert directory.steps() == [1]
+    assert directory.load_newest(load) == "state 1"
+    directory.begin(1)  # And stays so.
+    assert directory.load_newest(load) == "state 1"
+    add(directory, new, 2)
+    newest = directory.begin(1)
+    add(directory, newest, 5)
+    assert directory.load_newest(load) == "state 5"
+
+
+def test_a_late_one_is_better_than_none(directory: CheckpointDirectory) -> None:
+    old = directory.begin(1)
+    late = draft(directory, old, 5, "late")
+    directory.begin(1)
+    commit.publish(directory.location, late)
+    with pytest.warns(UserWarning, match="not among the checkpoints that the newest attempt knew"):
+        assert directory.load_newest(load) == "late"
+
+
+def test_a_copy_by_other_means_is_a_checkpoint(
+    directory: CheckpointDirectory, tmp_path: Path
+) -> None:
+    """Of one checkpoint without the ledger, and the other way to another kind of store."""
+    add(directory, directory.begin(1), 7)
+    place = directory.location / "7"
+    for target in (tmp_path / "copy", f"memory://{secrets.token_hex(4)}"):
+        copy = CheckpointDirectory(locate(str(target), "directory"))
+        for path in files(place):
+            content = place.filesystem.cat_file(place.path + path)
+            (copy.location / ("7" + path)).write_bytes(content)
+        assert copy.load_newest(load) == "state 7"
+        copy.collect_leftovers(99)
+        copy.begin(1)
+        assert copy.load_newest(load) == "state 7"
+
+
+def test_the_ledger_tells_of_checkpoints_that_a_listing_lacks(
+    directory: CheckpointDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distrib.checkpoint.attempts import Commit
+
+    attempt = directory.begin(1)
+    add(directory, attempt, 1)
+    attempt.committed(Commit(1, attempt.number))
+    monkeypatch.setattr(Location, "names", lambda self: [])
+    assert directory.load_newest(load) == "state 1"
+    assert directory.begin(1).number == 2
+    assert directory.load_newest(load) == "state 1"
+
+
+def test_prune_keeps_what_the_policy_names(directory: CheckpointDirectory) -> None:
+    attempt = directory.begin(1)
+    add(directory, attempt, 1, 2, 3)
+    directory.prune(None, attempt)
     assert directory.steps() == [1, 2, 3]
-    directory.prune(2)
+    directory.prune(LatestN(2), attempt)
     assert directory.steps() == [2, 3]
+    assert not [path for path in files(directory.location) if path.startswith("/1/")]
 
 
 def test_a_deletion_that_fails_is_reported_and_tried_again(
     directory: CheckpointDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add(directory, 1, 2)
+    attempt = directory.begin(1)
+    add(directory, attempt, 1, 2)
 
-    def fail(path: Path) -> None:
-        raise PermissionError(13, "Permission denied", str(path))
+    def fail(location: Location) -> None:
+        raise PermissionError(13, "Permission denied", str(location))
 
     with monkeypatch.context() as patch:
-        patch.setattr("distrib.checkpoint.directory.remove_folder", fail)
-        with pytest.warns(UserWarning, match="Could not remove the old checkpoint .*/1"):
-            directory.prune(1)
-    directory.prune(1)
+        patch.setattr(Location, "remove", fail)
+        with pytest.warns(UserWarning, match="Could not remove .*1: "):
+            directory.prune(LatestN(1), attempt)
+    directory.prune(LatestN(1), attempt)
     assert directory.steps() == [2]
 
 
-def test_another_process_is_kept_out_until_the_first_is_dead(
-    directory: CheckpointDirectory, tmp_path: Path
-) -> None:
+def test_delete_leaves_nothing(directory: CheckpointDirectory) -> None:
+    add(directory, directory.begin(1), 1)
+    directory.lock()
+    directory.delete()
+    assert files(directory.location) == []
+
+
+def test_another_process_is_kept_out_until_the_first_is_dead(tmp_path: Path) -> None:
+    directory = CheckpointDirectory(locate(tmp_path, "directory"))
     code = (
-        "import sys, time; from pathlib import Path;"
+        "import sys, time; from distrib.store import locate;"
         "from distrib.checkpoint.directory import CheckpointDirectory;"
-        "CheckpointDirectory(Path(sys.argv[1])).lock(); print('locked', flush=True);"
+        "CheckpointDirectory(locate(sys.argv[1], 'd')).lock(); print('locked', flush=True);"
         "time.sleep(60)"
     )
     holder = subprocess.Popen(
@@ -145,10 +272,4 @@ def test_another_process_is_kept_out_until_the_first_is_dead(
 def test_unwritable_directory_for_a_user(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(ConfigurationError, match="cannot write to"):
-        CheckpointDirectory(tmp_path / "run").lock()
-
-
-def test_a_file_in_the_way(tmp_path: Path) -> None:
-    (tmp_path / "run").write_text("")
-    with pytest.raises(ConfigurationError, match=r"cannot write to .*Not a directory"):
-        CheckpointDirectory(tmp_path / "run").lock()
+        CheckpointDirectory(locate(tmp_path / "run", "directory")).lock()

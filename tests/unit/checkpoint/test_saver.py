@@ -1,15 +1,21 @@
+import secrets
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from distrib.checkpoint import arrays, manifest
+from distrib.checkpoint import transfer
+from distrib.checkpoint.attempts import Attempt
 from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.checkpoint.saver import Content, Saver
-from distrib.errors import CheckpointError
+from distrib.checkpoint.stored import StoredCheckpoint
+from distrib.errors import CheckpointError, SupersededError
+from distrib.retention import LatestN
+from distrib.store import locate
 
 
 def content(step: int) -> Content:
@@ -22,35 +28,49 @@ def wait_until_idle(saver: Saver) -> None:
         time.sleep(0.01)
 
 
-@pytest.fixture
-def directory(tmp_path: Path) -> CheckpointDirectory:
-    directory = CheckpointDirectory(tmp_path)
+@pytest.fixture(params=["local", "memory"])
+def directory(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[CheckpointDirectory]:
+    url = str(tmp_path) if request.param == "local" else f"memory://{secrets.token_hex(4)}/run"
+    directory = CheckpointDirectory(locate(url, "directory"))
     directory.lock()
-    return directory
+    yield directory
+    directory.unlock()
 
 
-def test_saves_commits_and_prunes(directory: CheckpointDirectory) -> None:
-    saver = Saver(directory, keep_last=2)
+@pytest.fixture
+def attempt(directory: CheckpointDirectory) -> Attempt:
+    return directory.begin(1)
+
+
+def newest(directory: CheckpointDirectory) -> StoredCheckpoint:
+    return directory.checkpoints()[-1]
+
+
+def test_saves_commits_and_prunes(directory: CheckpointDirectory, attempt: Attempt) -> None:
+    saver = Saver(directory, attempt, LatestN(2))
     for step in (1, 2, 3):
         saver.save(content(step))
     saver.close()
     assert directory.steps() == [2, 3]
-    manifest.verify(directory.step_path(3))
-    assert arrays.read_training(directory.step_path(3)) == {"step": 3}
+    loaded = newest(directory).read()
+    assert loaded.training == {"step": 3}
+    np.testing.assert_array_equal(loaded.arrays["model"]["w"], np.full(3, 3, np.float32))
+    assert saver.write_time > 0
+    assert [c.step for c in attempt.entry.commits] == [2, 3]
 
 
 def test_works_in_the_background_one_at_a_time(
-    directory: CheckpointDirectory, monkeypatch: pytest.MonkeyPatch
+    directory: CheckpointDirectory, attempt: Attempt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go = threading.Event()
-    write = arrays.write
+    write = transfer.write
 
-    def slow(*args: Any) -> None:
+    def slow(*args: Any) -> Any:
         assert go.wait(30)
-        write(*args)
+        return write(*args)
 
-    monkeypatch.setattr(arrays, "write", slow)
-    saver = Saver(directory, keep_last=None)
+    monkeypatch.setattr(transfer, "write", slow)
+    saver = Saver(directory, attempt, None)
     saver.save(content(1))
     assert not saver.idle
     assert directory.steps() == []
@@ -62,31 +82,67 @@ def test_works_in_the_background_one_at_a_time(
 
 
 def test_an_error_reaches_the_step_loop_and_costs_no_checkpoint(
-    directory: CheckpointDirectory, monkeypatch: pytest.MonkeyPatch
+    directory: CheckpointDirectory, attempt: Attempt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    saver = Saver(directory, keep_last=1)
+    saver = Saver(directory, attempt, LatestN(1))
     saver.save(content(1))
     saver.wait()
+    write = transfer.write
 
-    def fail(path: Path, *args: Any) -> None:
-        path.mkdir()
-        (path / "half").write_text("x")
+    def fail(*args: Any) -> None:
+        write(*args)
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(arrays, "write", fail)
+        patch.setattr(transfer, "write", fail)
         saver.save(content(2))
-        with pytest.raises(CheckpointError, match=r"step 2 .*No space left.*step 1 is intact"):
+        with pytest.raises(CheckpointError, match=r"step 2 .*no space.*step 1 is intact"):
             wait_until_idle(saver)
-    assert [path.name for path in directory.path.iterdir() if path.name[0] != "."] == ["1"]
+    assert directory.steps() == [1]
     saver.save(content(2))
     saver.close()
     assert directory.steps() == [2]
 
 
-def test_a_saver_left_behind_is_finished_first(directory: CheckpointDirectory) -> None:
-    abandoned = Saver(directory, keep_last=None)
+def test_an_older_attempt_does_not_even_begin(
+    directory: CheckpointDirectory, attempt: Attempt
+) -> None:
+    saver = Saver(directory, attempt, None)
+    directory.begin(1)
+    saver.save(content(1))
+    with pytest.raises(SupersededError):
+        wait_until_idle(saver)
+    saver.close()
+    assert "1" not in directory.location.names()
+
+
+def test_a_saver_left_behind_is_finished_first(
+    directory: CheckpointDirectory, attempt: Attempt
+) -> None:
+    abandoned = Saver(directory, attempt, None)
     abandoned.save(content(1))
-    saver = Saver(directory, keep_last=None)
+    saver = Saver(directory, attempt, None)
     assert directory.steps() == [1]
     saver.close()
+
+
+def test_a_cache_holds_the_newest_and_is_never_trusted(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    directory = CheckpointDirectory(locate(f"memory://{secrets.token_hex(4)}", "directory"), cache)
+    saver = Saver(directory, directory.begin(1), None)
+    for step in (1, 2):
+        saver.save(content(step))
+    saver.close()
+    assert [path.name for path in cache.iterdir()] == ["2.attempt-1"]
+    stored = newest(directory)
+    copies = {path.name: path for path in cache.rglob("*") if path.is_file()}
+    assert len(copies) == len(stored.manifest.files)
+
+    # What is gone from the store is read from the cache, and what is broken there from the store.
+    (stored.root / "arrays/d/000000").remove()
+    stored.read()
+    copies["metadata"].write_bytes(b"{}")
+    assert stored.read().training == {"step": 2}
+    (stored.root / "training/metadata").remove()
+    with pytest.raises(Exception, match="metadata is missing"):
+        stored.read()

@@ -1,0 +1,202 @@
+"""The ledger of a run's attempts: who may commit, and what has been committed.
+
+    <directory>/checkpoints/attempts/<number>.json
+
+Every start of a run takes the next number by creating the file of that name, which only one process
+can. The file says which checkpoints there were at that moment. From then on an older attempt is
+fenced off: it finds the newer file when it looks, before each commit, and stops. Should it look,
+be held up, and commit after the newer attempt has begun, its checkpoint is not among those that the
+newer one knew, and does not count (see `commit.py`). So no clock and no lease is needed.
+
+An attempt goes on writing its own file after each commit. So the next one need not trust a listing
+to be complete, and knows for how long its forerunners ran and how they ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+
+from distrib.errors import SupersededError
+from distrib.store import Location
+
+FOLDER = "attempts"
+FINISHED, PREEMPTED = "finished", "preempted"
+
+
+@dataclass(frozen=True, order=True)
+class Commit:
+    """One committed checkpoint: the step, and the attempt that committed it."""
+
+    step: int
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the ledger says of one attempt.
+
+    Attributes:
+        attempt: Its number, from 1.
+        token: Tells its own file from one that another process wrote over it.
+        host: Where its chief runs.
+        pid: The chief's process.
+        world_size: Number of its processes.
+        began: Seconds since 1970, UTC.
+        updated: The same, when it last wrote here.
+        end: `"finished"`, `"preempted"`, or `None` while it runs and if it died.
+        known: Checkpoints committed by older attempts that count; `None` if the file cannot be
+            read, and all of them do.
+        committed: Checkpoints that it has committed itself.
+        uptime: Seconds that all attempts before it ran, as far as they have told.
+        failures: Attempts before it that died.
+    """
+
+    attempt: int
+    token: str
+    host: str
+    pid: int
+    world_size: int
+    began: float
+    updated: float
+    end: str | None
+    known: tuple[Commit, ...] | None
+    committed: tuple[Commit, ...]
+    uptime: float
+    failures: int
+
+    @property
+    def commits(self) -> tuple[Commit, ...]:
+        """All checkpoints that count, unless they have been removed meanwhile."""
+        return (self.known or ()) + self.committed
+
+    def counts(self, commit: Commit) -> bool:
+        """Tell whether a checkpoint counts, this being the newest attempt."""
+        return self.known is None or commit.attempt >= self.attempt or commit in self.known
+
+    def encode(self) -> bytes:
+        """Return the content of its file."""
+        return json.dumps(asdict(self), indent=1).encode()
+
+    @classmethod
+    def decode(cls, content: bytes, attempt: int) -> Entry:
+        """Return what the file of an attempt says, or that it is unreadable."""
+        try:
+            body = json.loads(content)
+            for name in ("known", "committed"):
+                if body[name] is not None:
+                    body[name] = tuple(Commit(**commit) for commit in body[name])
+            return cls(**body)
+        except (ValueError, TypeError, KeyError):
+            return cls(attempt, "", "unknown", 0, 1, 0.0, 0.0, None, None, (), 0.0, 0)
+
+
+class Attempt:
+    """This process's own attempt.
+
+    Args:
+        checkpoints: The folder of the run's checkpoints.
+        entry: Its entry in the ledger.
+    """
+
+    def __init__(self, checkpoints: Location, entry: Entry) -> None:
+        self._ledger = checkpoints / FOLDER
+        self.entry = entry
+
+    @property
+    def number(self) -> int:
+        """Number of the attempt, from 1."""
+        return self.entry.attempt
+
+    def check(self) -> None:
+        """Make sure that this is still the newest attempt.
+
+        Raises:
+            SupersededError: If it is not.
+        """
+        newer = _place(self._ledger, self.number + 1)
+        own = _place(self._ledger, self.number)
+        if newer.exists():
+            raise self._superseded(Entry.decode(newer.read_bytes(), self.number + 1))
+        current = Entry.decode(own.read_bytes(), self.number)
+        if current.token != self.entry.token:
+            raise self._superseded(current)
+
+    def committed(self, commit: Commit) -> None:
+        """Write a commit down."""
+        self._update(replace(self.entry, committed=(*self.entry.committed, commit)))
+
+    def forget(self, steps: set[int]) -> None:
+        """Leave out checkpoints that were removed."""
+        self.entry = replace(
+            self.entry,
+            known=tuple(c for c in self.entry.known or () if c.step not in steps),
+            committed=tuple(c for c in self.entry.committed if c.step not in steps),
+        )
+
+    def ended(self, how: str) -> None:
+        """Write down that the attempt has ended: `FINISHED` or `PREEMPTED`."""
+        self._update(replace(self.entry, end=how))
+
+    def _update(self, entry: Entry) -> None:
+        self.entry = replace(entry, updated=time.time())
+        _place(self._ledger, self.number).write_bytes(self.entry.encode())
+
+    def _superseded(self, by: Entry) -> SupersededError:
+        return SupersededError(
+            f"Attempt {self.number} of this run (pid {os.getpid()} on {socket.gethostname()}) has "
+            f"been superseded: attempt {by.attempt} (pid {by.pid} on {by.host}) has taken over "
+            f"{self._ledger}. This process stops and has damaged nothing; its checkpoints up to "
+            "there were taken over. Give this job its own `directory` if both are meant to run."
+        )
+
+
+def newest(checkpoints: Location) -> Entry | None:
+    """Return the entry of the newest attempt; `None` before the first."""
+    ledger = checkpoints / FOLDER
+    numbers = [int(name[:-5]) for name in ledger.names() if name[:-5].isdecimal()]
+    number = max(numbers, default=0)
+    # A listing may be late; whether a file is there is always known.
+    while _place(ledger, number + 1).exists():
+        number += 1
+    return Entry.decode(_place(ledger, number).read_bytes(), number) if number else None
+
+
+def begin(
+    checkpoints: Location, world_size: int, known: Callable[[Entry | None], tuple[Commit, ...]]
+) -> Attempt:
+    """Take the next number.
+
+    Args:
+        checkpoints: The folder of the run's checkpoints.
+        world_size: Number of processes.
+        known: Returns the checkpoints that count, given the newest entry; asked right before.
+    """
+    while True:
+        previous = newest(checkpoints)
+        now = time.time()
+        entry = Entry(
+            attempt=1 if previous is None else previous.attempt + 1,
+            token=secrets.token_hex(8),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            world_size=world_size,
+            began=now,
+            updated=now,
+            end=None,
+            known=known(previous),
+            committed=(),
+            uptime=previous.uptime + previous.updated - previous.began if previous else 0.0,
+            failures=previous.failures + (previous.end is None) if previous else 0,
+        )
+        if _place(checkpoints / FOLDER, entry.attempt).create(entry.encode()):
+            return Attempt(checkpoints, entry)
+
+
+def _place(ledger: Location, number: int) -> Location:
+    return ledger / f"{number:08d}.json"

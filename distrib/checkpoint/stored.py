@@ -1,0 +1,101 @@
+"""A committed checkpoint, read back: every byte of it is compared with its manifest on the way."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from distrib.checkpoint import orbax, transfer
+from distrib.checkpoint.layout import Array, allocate, destinations
+from distrib.checkpoint.manifest import DamagedCheckpointError, FileEntry, Manifest
+from distrib.checkpoint.orbax_format import ARRAYS, INDEX, TRAINING, data_path
+from distrib.store import Location
+
+_TRAINING = f"{TRAINING}/metadata"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Everything that a checkpoint holds, in memory.
+
+    Attributes:
+        training: JSON-able.
+        arrays: By group and name, in host memory.
+    """
+
+    training: dict[str, Any]
+    arrays: dict[str, dict[str, Array]]
+
+
+@dataclass(frozen=True)
+class StoredCheckpoint:
+    """A checkpoint that has a manifest.
+
+    Attributes:
+        place: The folder that holds the manifest.
+        manifest: What it says.
+        cache: Local folder that may hold copies of the files; `None` for none.
+        late: Whether it was committed by an attempt that had been superseded.
+    """
+
+    place: Location
+    manifest: Manifest
+    cache: Path | None = None
+    late: bool = False
+
+    @property
+    def root(self) -> Location:
+        """The Orbax checkpoint."""
+        return self.place / self.manifest.root if self.manifest.root else self.place
+
+    @cached_property
+    def _entries(self) -> dict[str, FileEntry]:
+        return {entry.path: entry for entry in self.manifest.files}
+
+    def read(self) -> Loaded:
+        """Read all of it into memory.
+
+        Raises:
+            DamagedCheckpointError: Names the first file that is missing, short or changed.
+        """
+        if self.manifest.format == 1:
+            return self._read_by_orbax()
+        training = self.read_training()
+        index = training.pop(INDEX)
+        arrays = allocate(index)
+        into = {
+            f"{ARRAYS}/{data_path(number)}": parts
+            for number, parts in destinations(index, arrays).items()
+        }
+        self._read([path for path in self._entries if path != _TRAINING], into)
+        return Loaded(training, arrays)
+
+    def read_training(self) -> dict[str, Any]:
+        """Read the JSON item, with the index of the arrays."""
+        if _TRAINING not in self._entries:
+            raise DamagedCheckpointError(f"{self.place}: the manifest does not list {_TRAINING}")
+        return json.loads(self._read([_TRAINING])[_TRAINING])
+
+    def verify(self) -> None:
+        """Read every byte and compare it with the manifest.
+
+        Raises:
+            DamagedCheckpointError: Names the first file that is missing, short or changed.
+        """
+        self._read(list(self._entries), {path: [] for path in self._entries})
+
+    def _read(
+        self, paths: list[str], into: dict[str, list[tuple[int, Array]]] | None = None
+    ) -> dict[str, bytes]:
+        entries = [self._entries[path] for path in paths]
+        return transfer.read(entries, self.root, self.cache, into or {})
+
+    def _read_by_orbax(self) -> Loaded:
+        """Read what an earlier version let Orbax write, to the local disk only."""
+        self.verify()
+        folder = self.root.local
+        assert folder is not None
+        return Loaded(orbax.read_training(folder), orbax.read_arrays(folder))
