@@ -1,5 +1,43 @@
+from __future__ import annotations
+
+import os
+import shutil
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import pytest
 
 # The integration tests share helper modules that stand beside them.
 sys.path.insert(0, str(Path(__file__).parent))
+# gcsfs reads it when it is imported, here and in what tests start: else it looks for a server that
+# speaks gRPC, for a minute a call.
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
+
+from ceph import missing, start_ceph
+from stores import Server, start_gcs, start_moto
+
+
+@pytest.fixture(scope="session")
+def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    reason = missing()
+    if reason is not None:
+        pytest.skip(reason)
+    yield from _running(start_ceph, tmp_path_factory.mktemp("ceph"))
+
+
+@pytest.fixture(scope="session")
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    yield from _running(start_moto, tmp_path_factory.mktemp("moto"))
+
+
+@pytest.fixture(scope="session")
+def gcs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    yield from _running(start_gcs, tmp_path_factory.mktemp("gcs"))
+
+
+def _running(start: Callable[[Path], Server], folder: Path) -> Iterator[Server]:
+    server = start(folder)
+    yield server
+    server.kill9()
+    shutil.rmtree(folder)  # Pytest keeps folders, and a disk may hold gigabytes.

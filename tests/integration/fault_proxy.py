@@ -4,7 +4,7 @@
         url = proxy.server.bucket() + "/runs/17"
         proxy.fail("reset", match="PUT .*weights", times=3, after_bytes=1 << 20)
         ...  # in this process or in another, with proxy.server.storage_options or .environment
-        assert [exchange.status for exchange in proxy.exchanges("PUT .*weights")] == [None] * 3 + [200]
+        assert [one.status for one in proxy.exchanges("PUT .*weights")] == [None, None, None, 200]
 
 What it is not told to spoil goes through as it came, byte by byte and piece by piece: the path and
 `Host` too, since a request's signature covers them. It runs in a thread, so it also works while
@@ -19,7 +19,7 @@ import socket
 import struct
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -30,12 +30,13 @@ from yarl import URL
 
 Kind = Literal["reset", "503", "403", "expired token", "slow", "hang", "lost response"]
 
-# The status and the code that S3 answers with.
-_ANSWERS: dict[Kind, tuple[int, str]] = {
-    "503": (503, "SlowDown"),
-    "403": (403, "AccessDenied"),
-    "expired token": (400, "ExpiredToken"),
+# S3's status, its code and its words.
+_ANSWERS: dict[Kind, tuple[int, str, str]] = {
+    "503": (503, "SlowDown", "Please reduce your request rate."),
+    "403": (403, "AccessDenied", "Access Denied"),
+    "expired token": (400, "ExpiredToken", "The provided token has expired."),
 }
+_ON_THE_WAY: tuple[Kind, ...] = ("reset", "slow", "hang")
 # They are about one connection, not about what is said over it.
 _HOP_BY_HOP = ("Connection", "Expect", "Keep-Alive", "Transfer-Encoding")
 
@@ -59,34 +60,38 @@ class Fault:
     healed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def takes(self, line: str) -> bool:
-        if self.times == 0 or not re.search(self.match, line):
-            return False
+        return self.struck < self.times and re.search(self.match, line) is not None
+
+    def strikes(self) -> bool:
+        """Whether it is done to a request that has come to the point where it would be."""
         if self.skip > 0:
             self.skip -= 1
             return False
-        self.times -= 1
+        if self.struck >= self.times:  # Another request has come there first.
+            return False
+        self.struck += 1
         return True
 
 
-@dataclass(frozen=True)
+@dataclass
 class Exchange:
-    """A request that has come to its end.
+    """A request, and what has become of it so far.
 
     Attributes:
         method: Such as `"PUT"`.
         path: With the query, as it came.
         status: What the client was answered; `None` if it was not.
-        sent: Bytes of the client's body that have arrived here.
+        sent: Bytes of the client's body that went on to the server.
         received: Bytes of the server's body that went on to the client.
         fault: What was done to it.
     """
 
     method: str
     path: str
-    status: int | None
-    sent: int
-    received: int
-    fault: Kind | None
+    status: int | None = None
+    sent: int = 0
+    received: int = 0
+    fault: Kind | None = None
 
 
 class FaultProxy:
@@ -94,7 +99,7 @@ class FaultProxy:
 
     Attributes:
         server: The store as seen through the proxy.
-        log: All requests that have ended, in that order.
+        log: All requests in the order in which they came.
     """
 
     server: Server
@@ -117,7 +122,7 @@ class FaultProxy:
         bytes_per_second: float = float("inf"),
         delay: float = 0,
     ) -> Fault:
-        """Spoil requests from now on. Each meets the first fault that still takes it.
+        """Spoil requests from now on: each by the first fault that matches and is not used up.
 
         Args:
             kind: One of
@@ -129,14 +134,11 @@ class FaultProxy:
                 `"lost response"`: the server does it all, and then the connection is torn.
             match: Regular expression to be found in `METHOD /path?query`.
             times: How many requests; `float("inf")` until `heal()`.
-            skip: How many matching requests go through before.
+            skip: How many requests go through before, of those that it would be done to.
             after_bytes: Of the bodies, the client's and then the server's, that pass before a
                 reset or a hang or the slowness begins. With 0 the server does not see the request.
             bytes_per_second: Of slow requests.
             delay: Of slow requests, in seconds.
-
-        Returns:
-            The fault, which counts.
         """
         fault = Fault(kind, match, skip, times, after_bytes, bytes_per_second, delay)
         self._faults.append(fault)
@@ -149,18 +151,8 @@ class FaultProxy:
             self._loop.call_soon_threadsafe(fault.healed.set)
 
     def exchanges(self, match: str = "") -> list[Exchange]:
-        """The requests that have ended and match, as in `fail`."""
-        return [done for done in self.log if re.search(match, f"{done.method} {done.path}")]
-
-    def run(self) -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._serve())
-
-    def wait_ready(self) -> None:
-        self._ready.wait()
-
-    def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
+        """The requests that match, as in `fail`."""
+        return [one for one in self.log if re.search(match, f"{one.method} {one.path}")]
 
     async def _serve(self) -> None:
         # A connection for each request: a server may close one that has been idle as we use it.
@@ -173,17 +165,17 @@ class FaultProxy:
             skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
         ) as session:
 
-            async def handle(request: web.BaseRequest) -> web.StreamResponse:
+            async def handle(request: web.Request) -> web.StreamResponse:
                 line = f"{request.method} {request.raw_path}"
                 fault = next((fault for fault in self._faults if fault.takes(line)), None)
-                passage = _Passage(request, fault)
-                try:
-                    return await passage.go(session, self._target.endpoint)
-                finally:
-                    self.log.append(passage.exchange())
+                exchange = Exchange(request.method, request.raw_path)
+                self.log.append(exchange)
+                return await _Passage(request, exchange, fault).go(session, self._target.endpoint)
 
-            runner = web.ServerRunner(
-                web.Server(handle, access_log=None, handler_cancellation=True), shutdown_timeout=0.1
+            application = web.Application()
+            application.router.add_route("*", "/{path:.*}", handle)
+            runner = web.AppRunner(
+                application, access_log=None, handler_cancellation=True, shutdown_timeout=0.1
             )
             await runner.setup()
             await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -198,56 +190,48 @@ class FaultProxy:
 def fault_proxy(target: Server) -> Iterator[FaultProxy]:
     """Put a proxy before a server for as long as the block lasts."""
     proxy = FaultProxy(target)
-    thread = threading.Thread(target=proxy.run, name="fault-proxy", daemon=True)
+    loop = proxy._loop
+    thread = threading.Thread(target=loop.run_until_complete, args=(proxy._serve(),), daemon=True)
     thread.start()
-    proxy.wait_ready()
+    proxy._ready.wait(10)
     try:
         yield proxy
     finally:
-        proxy.stop()
+        loop.call_soon_threadsafe(proxy._stop.set)
         thread.join()
+        loop.close()
 
 
-class _Torn(Exception):
+class _TornError(Exception):
     """The connection to the client is to be torn."""
 
 
 class _Passage:
-    """One request on its way, and its answer."""
+    """One request on its way, and its answer on the way back."""
 
-    def __init__(self, request: web.BaseRequest, fault: Fault | None) -> None:
-        self.request, self.fault = request, fault
-        self.sent = self.received = 0
-        self.status: int | None = None
-        self.struck = False
-
-    def exchange(self) -> Exchange:
-        fault = self.fault.kind if self.fault is not None and self.struck else None
-        method, path = self.request.method, self.request.raw_path
-        return Exchange(method, path, self.status, self.sent, self.received, fault)
+    def __init__(self, request: web.Request, exchange: Exchange, fault: Fault | None) -> None:
+        self.request, self.exchange, self.fault = request, exchange, fault
+        self._striking: bool | None = None
 
     async def go(self, session: ClientSession, endpoint: str) -> web.StreamResponse:
         try:
-            if self.fault is not None and self.fault.kind in _ANSWERS:
+            if self.fault is not None and self.fault.kind in _ANSWERS and self._strikes():
                 return await self._refuse(*_ANSWERS[self.fault.kind])
             return await self._forward(session, endpoint)
-        except (_Torn, ClientError):  # A server that is gone looks like one from here, too.
+        except (_TornError, ClientError):  # So a server that is gone looks like one from here, too.
             self._tear()
             return web.Response()
 
-    async def _refuse(self, status: int, code: str) -> web.StreamResponse:
-        async for _ in self._upload():
+    async def _refuse(self, status: int, code: str, words: str) -> web.StreamResponse:
+        async for _ in self.request.content.iter_any():
             pass
-        self._strike()
-        self.status = status
-        text = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code></Error>'
+        self.exchange.status = status
+        text = f"<Error><Code>{code}</Code><Message>{words}</Message></Error>"
         return web.Response(status=status, text=text, content_type="application/xml")
 
     async def _forward(self, session: ClientSession, endpoint: str) -> web.StreamResponse:
-        request = self.request
-        if self.fault is not None and self.fault.delay:
-            await self._until_healed(self.fault.delay)
-        await self._pass(0)
+        request, exchange = self.request, self.exchange
+        await self._let_pass(0)
         async with session.request(
             request.method,
             URL(endpoint + request.raw_path, encoded=True),
@@ -255,61 +239,56 @@ class _Passage:
             data=self._upload() if request.body_exists else None,
             allow_redirects=False,
         ) as answer:
-            if self.fault is not None and self.fault.kind == "lost response":
+            if self.fault is not None and self.fault.kind == "lost response" and self._strikes():
                 await answer.read()
-                self._strike()
-                raise _Torn
+                raise _TornError
             response = web.StreamResponse(
                 status=answer.status, reason=answer.reason, headers=_end_to_end(answer.headers)
             )
+            exchange.status = answer.status
             await response.prepare(request)
-            self.status = answer.status
             async for chunk in answer.content.iter_any():
-                await self._pass(len(chunk))
-                self.received += len(chunk)
+                await self._let_pass(len(chunk))
+                exchange.received += len(chunk)
                 await response.write(chunk)
             await response.write_eof()
             return response
 
     async def _upload(self) -> AsyncIterator[bytes]:
         async for chunk in self.request.content.iter_any():
-            await self._pass(len(chunk))
-            self.sent += len(chunk)
+            await self._let_pass(len(chunk))
+            self.exchange.sent += len(chunk)
             yield chunk
 
-    async def _pass(self, size: int) -> None:
-        """Do to the next bytes of a body what the fault says."""
+    async def _let_pass(self, size: int) -> None:
+        """Hold up the next bytes of a body, or refuse them, if the fault says so."""
         fault = self.fault
-        if fault is None or self.sent + self.received + size < fault.after_bytes:
+        passed = self.exchange.sent + self.exchange.received
+        if fault is None or fault.kind not in _ON_THE_WAY or passed + size < fault.after_bytes:
+            return
+        begins = self._striking is None
+        if not self._strikes():
             return
         if fault.kind == "reset":
-            self._strike()
-            raise _Torn
-        if fault.kind == "hang":
-            self._strike()
-            await fault.healed.wait()
-        if fault.kind == "slow":
-            self._strike()
-            await self._until_healed(size / fault.bytes_per_second)
+            raise _TornError
+        seconds = size / fault.bytes_per_second + (fault.delay if begins else 0)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(fault.healed.wait(), None if fault.kind == "hang" else seconds)
 
-    def _strike(self) -> None:
-        if self.fault is not None and not self.struck:
-            self.struck = True
-            self.fault.struck += 1
-
-    async def _until_healed(self, seconds: float) -> None:
+    def _strikes(self) -> bool:
+        """Whether the fault is done to this request, which is decided once."""
         assert self.fault is not None
-        try:
-            await asyncio.wait_for(self.fault.healed.wait(), seconds)
-        except TimeoutError:
-            pass
+        if self._striking is None:
+            self._striking = self.fault.strikes()
+            self.exchange.fault = self.fault.kind if self._striking else None
+        return self._striking
 
     def _tear(self) -> None:
         """End the client's connection with a reset, as a machine that has died does."""
         transport = self.request.transport
         if transport is not None:
-            linger = struct.pack("ii", 1, 0)
-            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            client = transport.get_extra_info("socket")
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             transport.abort()
 
 

@@ -58,6 +58,13 @@ def _complete(command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=400)
 
 
+def begin(run: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+    """Start the job and leave it running; what it prints goes to `run`'s neighbour `output`."""
+    with (run.parent / f"{run.name}.output").open("w") as output:
+        command = forked(JOB, "--run", str(run), *arguments)
+        return subprocess.Popen(command, stderr=output, env=environment() | variables, text=True)
+
+
 def environment() -> dict[str, str]:
     return {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
 

@@ -36,6 +36,7 @@ from distrib.callbacks import (
     ReduceLROnPlateau,
 )
 from distrib.checkpoint import commit, transfer
+from distrib.store import locate
 
 
 def die() -> None:
@@ -155,6 +156,7 @@ def digest(variables: Any) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--store", help="URL for everything that callbacks write, instead of --run")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--devices", type=int, default=2)
     parser.add_argument("--model", default="small")
@@ -166,6 +168,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=173)
     parser.add_argument("--batch-size", type=int, default=16)
     args = parser.parse_args()
+    place = locate(args.store or args.run, "store")
 
     cluster = distrib.init(
         args.backend, devices=args.devices if args.backend == "mirrored" else None
@@ -178,24 +181,24 @@ def main() -> None:
     val_x, val_y = recipe.data(50)
     save_freq = int(args.save_freq) if args.save_freq.isdigit() else args.save_freq
     callbacks = [
-        BackupAndRestore(args.run, save_freq=save_freq, keep_last=2),
+        BackupAndRestore(str(place), save_freq=save_freq, keep_last=2),
         LearningRateScheduler(lambda epoch, rate: rate * 0.9) if recipe.schedule else None,
         EarlyStopping(monitor="val_loss", patience=2, restore_best_weights=True),
         ReduceLROnPlateau(monitor="loss", patience=1, factor=0.5) if recipe.schedule else None,
-        ModelCheckpoint(args.run / "best.weights.h5", save_best_only=True, save_weights_only=True),
-        CSVLogger(args.run / "log.csv", append=True),
-        LossHistory(args.run / "plots"),
+        ModelCheckpoint(f"{place}/best.weights.h5", save_best_only=True, save_weights_only=True),
+        CSVLogger(f"{place}/log.csv", append=True),
+        LossHistory(f"{place}/plots"),
         *recipe.callbacks(),
         Pace(),
     ]
     callbacks = [callback for callback in callbacks if callback is not None]
     random.Random(args.order).shuffle(callbacks)
     kills = args.kill if cluster.rank == args.kill_rank else []
-    for place, kill in enumerate(kills):
+    for number_of_kill, kill in enumerate(kills):
         point, number = kill.split(":")
         arm(point, int(number))
         # Once before all others and once after, so that files are hit in both states.
-        callbacks.insert(place * len(callbacks), Killer(point, int(number)))
+        callbacks.insert(number_of_kill * len(callbacks), Killer(point, int(number)))
 
     history = model.fit(
         cluster.dataset((x, y), args.batch_size, shuffle=True, seed=3),
@@ -219,10 +222,11 @@ def main() -> None:
         "history": history.history,
         "epochs": history.epoch,
         "losses": [float(loss) for loss in loss_history.losses],
-        "csv": (args.run / "log.csv").read_text(),
-        "loss_csv": (args.run / "plots" / "loss.csv").read_text(),
-        "plots": sorted(path.name for path in (args.run / "plots").iterdir()),
+        "csv": (place / "log.csv").read_bytes().decode(),
+        "loss_csv": (place / "plots" / "loss.csv").read_bytes().decode(),
+        "plots": (place / "plots").names(),
     }
+    args.run.mkdir(exist_ok=True)
     (args.run / "result.json").write_text(json.dumps(result))
 
 

@@ -31,6 +31,7 @@ def import_all(folder: Path) -> None:
 
     import distrib.callbacks
     import distrib.resume  # noqa: F401
+
     if importlib.util.find_spec("horovod"):
         import horovod.tensorflow  # noqa: F401
 

@@ -1,20 +1,21 @@
 """Object stores on this machine, for tests that need a server and not a stand-in for one.
 
-| fixture | what it is | after `kill9()` | conditional create |
+| fixture | what it is | after `kill9()` | exclusive create |
 |---|---|---|---|
-| `ceph` | Ceph's S3 gateway on one disk, see `ceph.py`: the real store | everything is there | exact |
-| `moto` | a Python program that speaks S3; quick | everything is lost | exact |
-| `gcs` | a Python program that speaks GCS, see `gcs_emulator.py` | everything is there | mended by us |
+| `ceph` | Ceph's S3 gateway over one disk | all is there | exact; s3fs makes 412 an EINVAL |
+| `moto` | a Python program that speaks S3 | all is lost | exact |
+| `gcs` | a Python program that speaks GCS | all is there | exact, see `gcs_emulator.py` |
 
-A test asks for one of them by its name, and gets a `Server`:
+A test names one of them and gets a `Server`:
 
     def test_something(ceph):
         url = ceph.bucket() + "/runs/17"
         BackupAndRestore(url, storage_options=ceph.storage_options)  # in this process
-        subprocess.run(command + [url], env=os.environ | ceph.environment)  # or in another
+        subprocess.run([*command, url], env=os.environ | ceph.environment)  # in another
 
-The servers start when the first test asks for them, serve all tests of this process, and die with
-it: each is told to by the kernel. No test may count on an empty server, only on a new bucket.
+A server starts when the first test names it, serves all tests of this process and dies with it:
+the kernel kills it. So a test may count on a new bucket, not on an empty server; and one that kills
+a server starts it again.
 """
 
 from __future__ import annotations
@@ -40,10 +41,7 @@ START_LIMIT = 60.0
 
 
 class Daemon:
-    """A server's process, which is killed when this one ends in whatever way.
-
-    The kernel looks at the thread that started it, so start it on the main thread.
-    """
+    """A server's process. The kernel kills it when the thread that has started it ends."""
 
     def __init__(self, command: Sequence[str], log: Path) -> None:
         self.command, self.log = command, log
@@ -53,6 +51,11 @@ class Daemon:
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def start(self) -> None:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -61,11 +64,6 @@ class Daemon:
                 stdout=log,
                 stderr=log,
             )
-
-    def signal(self, number: int) -> None:
-        """Send a signal, such as SIGSTOP and SIGCONT."""
-        assert self._process is not None
-        self._process.send_signal(number)
 
     def kill9(self) -> None:
         if self._process is not None:
@@ -81,17 +79,19 @@ class Server:
         protocol: `"s3"` or `"gs"`.
         endpoint: `http://127.0.0.1:PORT`.
         daemons: Its processes, in the order in which they are started.
+        secret: Of the key; another one is refused by Ceph, and by nobody else.
     """
 
     protocol: str
     endpoint: str
     daemons: Mapping[str, Daemon] = field(repr=False)
+    secret: str = SECRET
 
     @property
     def storage_options(self) -> dict[str, Any]:
         """What s3fs or gcsfs needs to find it."""
         if self.protocol == "s3":
-            return {"endpoint_url": self.endpoint, "key": KEY, "secret": SECRET}
+            return {"endpoint_url": self.endpoint, "key": KEY, "secret": self.secret}
         return {"endpoint_url": self.endpoint, "token": "anon"}
 
     @property
@@ -101,17 +101,17 @@ class Server:
             return {
                 "AWS_ENDPOINT_URL": self.endpoint,
                 "AWS_ACCESS_KEY_ID": KEY,
-                "AWS_SECRET_ACCESS_KEY": SECRET,
+                "AWS_SECRET_ACCESS_KEY": self.secret,
                 "AWS_REGION": "us-east-1",
                 "AWS_DEFAULT_REGION": "us-east-1",
                 "AWS_EC2_METADATA_DISABLED": "true",
             }
         return {
             "STORAGE_EMULATOR_HOST": self.endpoint,
-            "FSSPEC_GCS_TOKEN": "anon",  # Read when fsspec is imported,
-            "NO_GCE_CHECK": "true",  # and where it was before, this leads to the same.
-            # Else gcsfs looks for a server that speaks gRPC, for a minute.
-            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+            "FSSPEC_GCS_TOKEN": "anon",
+            # A process that has imported fsspec has read those; this ends at "anon", too.
+            "NO_GCE_CHECK": "true",
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # See conftest.py.
         }
 
     def bucket(self) -> str:
@@ -138,7 +138,7 @@ class Server:
             "s3",
             endpoint_url=self.endpoint,
             aws_access_key_id=KEY,
-            aws_secret_access_key=SECRET,
+            aws_secret_access_key=self.secret,
             region_name="us-east-1",
             config=Config(retries={"max_attempts": 0}, connect_timeout=5, read_timeout=20),
         )

@@ -1,0 +1,113 @@
+"""Kills a job, its store, or both, at random moments, again and again.
+
+    python tests/integration/store_kills.py --kills 200 --seed 1
+
+Each run goes on until it ends by itself, and must then have the same bits and the same history as
+one that nobody disturbed, and nothing left over in the store. The store is Ceph, on loopback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ceph import start_ceph
+from harness import KILLED, begin, finish, result
+from stores import Server
+
+from distrib.checkpoint.directory import CheckpointDirectory
+from distrib.store import Location, locate
+
+VICTIMS = ("chief", "server", "both")
+LONGEST = 2.5
+LIMIT = 120.0
+
+
+def disturbed(
+    server: Server,
+    run: Path,
+    kills: int,
+    rng: random.Random,
+    arguments: Sequence[str],
+    count: Counter[str] | None = None,
+) -> dict[str, Any]:
+    """Run the job until it ends by itself, with up to so many kills; return its result."""
+    store = server.bucket() + "/run"
+    count = Counter() if count is None else count
+    for _ in range(kills):
+        job = begin(run, *arguments, "--store", store, **server.environment)
+        deadline = time.monotonic() + rng.uniform(0.3, LONGEST)
+        while job.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if job.poll() is not None:
+            break
+        victim = rng.choice(VICTIMS)
+        count[victim] += 1
+        if victim != "server":
+            job.kill()
+        if victim != "chief":
+            server.kill9()
+            time.sleep(rng.uniform(0, 0.5))
+            server.start()
+        _ended(job, run, victim)
+    else:
+        _ended(begin(run, *arguments, "--store", store, **server.environment), run, "nobody")
+    place = locate(store, "store", server.storage_options)
+    assert left_over(place) == []
+    return result(run)
+
+
+def left_over(store: Location) -> list[str]:
+    """What should not be there after a run has ended by itself: data that no manifest refers to."""
+    directory = CheckpointDirectory(store)
+    known = {"attempts"}
+    for checkpoint in directory.checkpoints():
+        assert not checkpoint.late
+        checkpoint.verify()
+        known |= {str(checkpoint.manifest.step)}
+        children = (directory.location / str(checkpoint.manifest.step)).names()
+        assert children == sorted([checkpoint.manifest.root, "manifest.json"])
+    return sorted({*directory.location.names()} - known)
+
+
+def _ended(job: Any, run: Path, victim: str) -> None:
+    code = job.wait(LIMIT)
+    expected = KILLED if victim in ("chief", "both") else 0
+    output = run.parent / f"{run.name}.output"
+    assert code in (expected, 0), (
+        f"{victim} killed, exit code {code}:\n{output.read_text()[-4000:]}"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    rng, count, runs = random.Random(options.seed), Counter[str](), 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        undisturbed = finish(folder / "undisturbed")
+        (folder / "ceph").mkdir()
+        server = start_ceph(folder / "ceph")
+        try:
+            while count.total() < options.kills:
+                runs += 1
+                kills = min(8, options.kills - count.total())
+                got = disturbed(server, folder / f"run-{runs}", kills, rng, [], count)
+                assert got == undisturbed, f"run {runs} differs"
+                print(f"{count.total()} kills, {runs} runs, all equal: {dict(count)}", flush=True)
+        finally:
+            server.kill9()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

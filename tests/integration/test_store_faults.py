@@ -1,0 +1,187 @@
+"""Saving to real servers that fail: each fault ends in a sound checkpoint or in a clear error.
+
+In the latter case the checkpoint before is intact. The saver is the one that `fit` uses.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fault_proxy import FaultProxy, fault_proxy
+from stores import Server
+
+from distrib.checkpoint import layout
+from distrib.checkpoint.directory import CheckpointDirectory
+from distrib.checkpoint.saver import Content, Saver
+from distrib.errors import CheckpointError
+from distrib.store import Location, locate
+
+PATIENCE = 20.0
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "PART", 1 << 20)
+
+
+@pytest.fixture(scope="module")
+def proxy(ceph: Server) -> Iterator[FaultProxy]:
+    with fault_proxy(ceph) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def run(proxy: FaultProxy) -> Iterator[Location]:
+    place = locate(proxy.server.bucket() + "/runs/17", "directory", proxy.server.storage_options)
+    yield replace(place, patience=PATIENCE)
+    proxy.heal()
+
+
+def content(step: int) -> Content:
+    """About 5 MB in 6 objects."""
+    weights = {f"w{i}": np.full((500, 500), step + i, np.float32) for i in range(5)}
+    return Content(step, 0, step, {"model": weights}, {"step": step})
+
+
+def read_newest(run: Location) -> int:
+    """Return the step of the newest checkpoint after reading all of it."""
+    loaded = CheckpointDirectory(run).load_newest(lambda stored: stored.read())
+    assert loaded is not None
+    step = int(loaded.training["step"])
+    for name, value in content(step).arrays["model"].items():
+        np.testing.assert_array_equal(loaded.arrays["model"][name], value)
+    return step
+
+
+def save(run: Location, *steps: int, before_last: Callable[[], object] = lambda: None) -> None:
+    directory = CheckpointDirectory(run)
+    with ExitStack() as stack:
+        saver = Saver(directory, directory.begin(1), None)
+        stack.callback(saver.close)
+        for step in steps:
+            if step == steps[-1]:
+                before_last()
+            saver.save(content(step))
+            saver.wait()
+
+
+FAULTS: dict[str, Callable[[FaultProxy], object]] = {
+    "reset in the middle of uploads": lambda proxy: proxy.fail(
+        "reset", match="PUT .*/arrays/d/", times=4, after_bytes=300_000
+    ),
+    "a storm of 503": lambda proxy: proxy.fail("503", times=12),
+    "responses lost while uploading": lambda proxy: proxy.fail(
+        "lost response", match="PUT .*/d/", times=3
+    ),
+    "response of the commit lost": lambda proxy: proxy.fail(
+        "lost response", match="PUT .*manifest.json", times=2
+    ),
+    "response of the ledger lost": lambda proxy: proxy.fail(
+        "lost response", match="PUT .*/attempts/", times=1
+    ),
+    "slow": lambda proxy: proxy.fail("slow", times=float("inf"), bytes_per_second=2e6, delay=0.05),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_passes_costs_nothing(fault: str, run: Location, proxy: FaultProxy) -> None:
+    done = len(proxy.log)
+    save(run, 1, 2, before_last=lambda: FAULTS[fault](proxy))
+    assert any(exchange.fault for exchange in proxy.log[done:]), "the fault did not strike"
+    assert read_newest(run) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "cause"),
+    [("403", "does not allow|permission|denied"), ("expired token", "expired")],
+)
+def test_what_does_not_pass_is_said_and_the_one_before_is_intact(
+    kind: str, cause: str, run: Location, proxy: FaultProxy
+) -> None:
+    def expire() -> None:
+        proxy.fail(kind, match="PUT .*/d/", times=float("inf"))  # type: ignore[arg-type]
+
+    began = time.monotonic()
+    with pytest.raises(CheckpointError, match=rf"(?s)step 2 .*({cause}).*step 1 is intact"):
+        save(run, 1, 2, before_last=expire)
+    assert time.monotonic() - began < PATIENCE, "it was tried again and again"
+    proxy.heal()
+    assert read_newest(run) == 1
+    save(run, 2)
+    assert read_newest(run) == 2
+
+
+@pytest.mark.slow
+def test_a_server_that_stays_away_is_an_error_after_a_while(
+    run: Location, proxy: FaultProxy
+) -> None:
+    # botocore has a patience of its own, of half a minute.
+    options = proxy.server.storage_options | {"config_kwargs": {"retries": {"max_attempts": 0}}}
+    hasty = replace(locate(run.url, "directory", options), patience=2.0)
+    with pytest.raises(CheckpointError, match=r"(?s)step 2 .*step 1 is intact"):
+        save(hasty, 1, 2, before_last=lambda: proxy.fail("503", match="PUT", times=float("inf")))
+    proxy.heal()
+    assert read_newest(run) == 1
+
+
+@pytest.mark.slow
+def test_reading_goes_on_after_resets_and_503(run: Location, proxy: FaultProxy) -> None:
+    save(run, 1)
+    proxy.fail("reset", match="GET .*/d/", times=3, after_bytes=200_000)
+    proxy.fail("503", match="GET", times=5, skip=4)
+    done = len(proxy.log)
+    assert read_newest(run) == 1
+    assert {exchange.fault for exchange in proxy.log[done:]} >= {"reset", "503"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("daemons", [("client.rgw",), ()])
+def test_a_server_killed_and_restarted_in_the_middle_of_a_save(
+    daemons: tuple[str, ...], ceph: Server, run: Location, proxy: FaultProxy
+) -> None:
+    """The gateway alone, and all of the store."""
+    reached = proxy.fail("slow", match="PUT .*/arrays/d/", times=float("inf"), delay=0.2)
+
+    def kill_when_reached() -> None:
+        while reached.struck == 0:
+            time.sleep(0.01)
+        ceph.kill9(*daemons)
+
+    def restart() -> None:
+        killer.join()
+        time.sleep(0.5)
+        ceph.start()
+
+    killer = threading.Thread(target=kill_when_reached)
+    try:
+        save_thread = threading.Thread(target=lambda: save(run, 1))
+        killer.start()
+        save_thread.start()
+        restart()  # Here, because the server is to die with this thread.
+        save_thread.join()
+    finally:
+        ceph.start()
+    assert read_newest(run) == 1
+
+
+@pytest.mark.slow
+def test_damage_on_the_store_is_set_aside_and_the_one_before_is_used(run: Location) -> None:
+    save(run, 1, 2)
+    directory = CheckpointDirectory(run)
+    data = directory.checkpoints()[-1].root / "arrays/d/000001"
+    sound = data.read_bytes()
+    data.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    with pytest.warns(UserWarning, match=r"Checkpoint 2 is damaged: s3://.*000001 has CRC32C"):
+        assert read_newest(run) == 1
+    assert data.exists()
+    assert read_newest(run) == 1
+    save(run, 2)
+    assert read_newest(run) == 2
