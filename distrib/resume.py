@@ -34,7 +34,7 @@ from distrib.pace import Pace
 from distrib.preemption import StopRequest
 from distrib.report import say
 from distrib.retention import RetentionPolicy
-from distrib.store import check_writable
+from distrib.store import check_writable, explain
 
 _FORGETFUL = {
     "CSVLogger",
@@ -405,8 +405,17 @@ class Resume:
         if self._saver is None or self._attempt is None:
             return
         self._saver.close()
-        self._attempt.ended(how)
-        self._directory.collect_leftovers(self._attempt.number)
+        try:
+            self._attempt.ended(how)
+            self._directory.collect_leftovers(self._attempt.number + 1)
+            if how == attempts.FINISHED:
+                self._directory.collect_probes()
+        except OSError as error:
+            place = self._directory.location
+            warnings.warn(
+                f"Could not tidy up {place}: {explain(error, place)}. Nothing is lost.",
+                stacklevel=2,
+            )
 
     def _describe_data(self) -> dict[str, Any] | None:
         if self._call.dataset is None:

@@ -19,6 +19,7 @@ from distrib.storage_errors import MEANINGS, explain, meaning
 if TYPE_CHECKING:
     from distrib.location import Location
 
+PREFIX = ".distrib-probe-"
 # For errors that may pass, and for everything together, in seconds.
 PATIENCE, LIMIT = 10.0, 40.0
 
@@ -60,7 +61,7 @@ def _fulfil(done: Future[None], location: Location, argument: str) -> None:
 
 def _check(location: Location, argument: str) -> None:
     content = secrets.token_bytes(16)
-    name = f".distrib-probe-{secrets.token_hex(8)}"
+    name = f"{PREFIX}{secrets.token_hex(8)}"
     probe = replace(location, patience=PATIENCE) / name
     doing = "write to"
     try:

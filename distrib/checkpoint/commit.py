@@ -22,10 +22,10 @@ and committing, the checkpoint is *late*: not among those that the newer attempt
 A late one is used only if nothing else can be loaded, with a warning, because such a one may also
 have been put there by hand. The newer attempt replaces it when it reaches the same step.
 
-Leftovers are folders of data that no manifest refers to. Those of attempts before this one may be
+Leftovers are folders of data that no manifest refers to. Those of attempts that have ended may be
 collected: their writers are dead or fenced off, and a writer whose files disappear fails without
-harm. Those of this or a newer attempt are never touched. What was set aside as damaged is never
-removed.
+harm. An attempt collects its own when it ends, such as what a removal that failed has left. Those
+of newer attempts are never touched. What was set aside as damaged is never removed.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def damaged(checkpoints: Location) -> list[Location]:
 
 
 def leftovers(checkpoints: Location, attempt: int) -> list[Location]:
-    """Return the folders of data that attempts before this one have left uncommitted."""
+    """Return the folders of data that attempts before this number have left uncommitted."""
     found = []
     for name in checkpoints.names():
         place = checkpoints / name

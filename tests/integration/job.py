@@ -9,6 +9,7 @@ could only hope to hit. What counts in the end is written to `DIR/result.json`.
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import json
 import os
@@ -125,6 +126,20 @@ def during(call: Callable[..., Any], number: int) -> Callable[..., Any]:
     return wrapped
 
 
+def failing(call: Callable[..., Any], number: int) -> Callable[..., Any]:
+    """Raise instead of the call of that number."""
+    count = 0
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == number:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return call(*args, **kwargs)
+
+    return wrapped
+
+
 def arm(point: str, number: int) -> None:
     """Kill points inside distrib: the steps of a save and of a restore."""
     if point == "save_arrays":  # somewhere while the data are written
@@ -137,6 +152,8 @@ def arm(point: str, number: int) -> None:
         commit.publish = after(commit.publish, number)
     elif point == "save_prune":  # an old one removed, or half of it
         commit.remove = during(commit.remove, number)
+    elif point == "save_fails":  # as on a full disk, and nobody is killed
+        transfer.write = failing(transfer.write, number)
     elif point == "restore_read":
         transfer.read = during(transfer.read, number)
     elif point == "restore_weights":  # variables restored, callbacks not

@@ -60,7 +60,7 @@ def disturbed(
     else:
         _ended(begin(run, *arguments, "--store", store, **server.environment), run, "nobody")
     place = locate(store, "store", server.storage_options)
-    assert left_over(place) == []
+    assert not (left := left_over(place)), left
     return result(run)
 
 
@@ -73,7 +73,8 @@ def left_over(store: Location) -> list[str]:
         checkpoint.verify()
         known |= {str(checkpoint.manifest.step)}
         children = (directory.location / str(checkpoint.manifest.step)).names()
-        assert children == sorted([checkpoint.manifest.root, "manifest.json"])
+        known_children = [checkpoint.manifest.root, "manifest.json"]
+        assert children == sorted(known_children), (checkpoint.manifest.step, children)
     return sorted({*directory.location.names()} - known)
 
 

@@ -135,6 +135,20 @@ def test_all_ranks_fall_back_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", ["horovod", "multiworker"])
+def test_a_save_that_fails_ends_all_ranks_at_the_next_step(backend: str, tmp_path: Path) -> None:
+    arguments = ["--run", str(tmp_path / "run")]
+    done = launch(2, JOB, *arguments, "--kill", "save_fails:2", backend=backend)
+    assert done.returncode == 1, done.stderr[-4000:]
+    assert "Could not write the checkpoint of step 3" in done.stderr
+    assert "The checkpoint of step 0 is intact" in done.stderr
+    assert "lost another rank" not in done.stderr
+    steps = CheckpointDirectory(locate(tmp_path / "run", "directory")).steps()
+    assert steps == [0]
+    done = launch(2, JOB, *arguments, backend=backend)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.mark.parametrize("backend", ["horovod", "multiworker"])
 def test_a_bug_on_one_rank_ends_the_job_with_its_traceback(backend: str, tmp_path: Path) -> None:
     done = launch(3, script(tmp_path, BUG), backend=backend)
     assert done.returncode == 1

@@ -74,7 +74,7 @@ def doing(action: Callable[[], Any]) -> Iterator[Future[Any]]:
 def test_what_is_put_is_there_also_through_a_proxy(server: Server) -> None:
     """The S3 servers check signatures, which cover the address that the client has used."""
     with fault_proxy(server) as proxy:
-        folder = f"{proxy.server.bucket()}/runs/a b+c=ü"
+        folder = f"{proxy.server.bucket()}/runs/a b+c=ü!(d)%20%2F"
         made = len(proxy.log)
         filesystem = proxy.server.filesystem()
         filesystem.pipe_file(f"{folder}/big", BIG)
