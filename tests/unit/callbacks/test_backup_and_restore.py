@@ -2,7 +2,10 @@
 
 import json
 import os
+import secrets
 import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,13 @@ import pytest
 import tensorflow as tf
 
 from distrib.callbacks import BackupAndRestore, EarlyStopping
+from distrib.checkpoint import commit
 from distrib.checkpoint.directory import CheckpointDirectory
+from distrib.checkpoint.saver import Saver
 from distrib.data import make_dataset
 from distrib.errors import CheckpointMismatchError, ConfigurationError, Preempted
 from distrib.resume import Schedule
+from distrib.retention import KeepIf
 from distrib.store import locate
 
 X = np.random.default_rng(0).normal(size=(20, 3)).astype("float32")
@@ -93,6 +99,7 @@ def default_signals() -> None:
         ("30s", Schedule(seconds=30)),
         ("5m", Schedule(seconds=300)),
         ("1.5h", Schedule(seconds=5400)),
+        ("auto", Schedule(auto=True)),
     ],
 )
 def test_save_freq(save_freq: Any, expected: Schedule, tmp_path: Path) -> None:
@@ -116,21 +123,101 @@ def test_first_and_last_state_are_always_saved(tmp_path: Path) -> None:
     assert steps(tmp_path) == [0, 15]
 
 
-def test_keep_last(tmp_path: Path) -> None:
-    class Slow(keras.callbacks.Callback):
-        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            wait_for(lambda: steps(tmp_path)[-1] >= 5 * epoch)
+def test_auto_says_what_it_chose_and_saves_within_the_bound(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Waits(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            time.sleep(0.02)
 
+    backup = BackupAndRestore(tmp_path, save_freq="auto", keep_last=None)
+    make().fit(data(), epochs=10, verbose=0, callbacks=[Waits(), backup])
+    said = capsys.readouterr().err
+    assert "distrib: saving every" in said
+    assert "a save costs" in said
+    # Of a second of training; a save in a loaded process may cost more than the bound allows.
+    assert {0, 50} <= set(steps(tmp_path))
+    assert len(steps(tmp_path)) < 25
+
+
+def test_a_save_that_would_wait_is_skipped_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+    publish = commit.publish
+
+    def slow(location: Any, manifest: Any) -> None:
+        assert manifest.step in (0, 2, 15) or go.wait(30)
+        if manifest.step == 2:
+            go.wait(30)
+        publish(location, manifest)
+
+    class Opens(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if int(self.model.optimizer.iterations) == 9:
+                go.set()
+                wait_for(lambda: steps(tmp_path)[-1] == 2)
+
+    monkeypatch.setattr(commit, "publish", slow)
+    backup = BackupAndRestore(tmp_path, save_freq=2, keep_last=None)
+    make().fit(data(), epochs=3, verbose=0, callbacks=[Opens(), backup])
+    said = capsys.readouterr().err
+    assert (
+        f"skipped the checkpoint of step 4: that of step 2 is still being written to {tmp_path}"
+        in said
+    )
+    assert "step 6" not in said  # Once for each that is late.
+    assert not {4, 6, 8} & set(steps(tmp_path))
+    assert {0, 2, 15} <= set(steps(tmp_path))
+
+
+@pytest.fixture
+def every_save_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that none is skipped, however short the epochs are."""
+    monkeypatch.setattr(Saver, "idle", property(lambda saver: saver.wait() is None))
+
+
+@pytest.mark.usefixtures("every_save_is_waited_for")
+def test_retention_keeps_more_than_the_last(tmp_path: Path) -> None:
+    best = KeepIf(lambda manifest: manifest.epoch == 1 and "loss" in manifest.metrics)
+    backup = BackupAndRestore(tmp_path, keep_last=1, retention=best)
+    make().fit(data(), epochs=4, verbose=0, callbacks=[backup])
+    assert steps(tmp_path) == [5, 20]
+
+
+def test_any_store_with_a_local_cache(tmp_path: Path) -> None:
+    url = f"memory://{secrets.token_hex(4)}/run"
+
+    def backup() -> BackupAndRestore:
+        return BackupAndRestore(url, local_cache=tmp_path / "cache")
+
+    calm = make()
+    calm.fit(data(), epochs=4, verbose=0)
+    make().fit(data(), epochs=2, verbose=0, callbacks=[backup()])
+    model = make()
+    history = model.fit(data(), epochs=4, verbose=0, callbacks=[backup()])
+    assert history.epoch == [0, 1, 2, 3]
+    for got, expected in zip(model.get_weights(), calm.get_weights(), strict=True):
+        np.testing.assert_array_equal(got, expected)
+    assert (tmp_path / "cache" / "20.attempt-2").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("directory", "cache"), [("runs/17", "cache"), ("memory://run", "memory://cache")]
+)
+def test_a_cache_is_local_and_the_directory_is_not(directory: str, cache: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"`local_cache='{cache}'` must be a local folder"):
+        BackupAndRestore(directory, local_cache=cache)
+
+
+@pytest.mark.usefixtures("every_save_is_waited_for")
+def test_keep_last(tmp_path: Path) -> None:
     backup = BackupAndRestore(tmp_path, keep_last=2)
-    make().fit(data(), epochs=4, verbose=0, callbacks=[Slow(), backup])
-    kept = steps(tmp_path)
-    assert len(kept) == 2
-    assert kept[-1] == 20
+    make().fit(data(), epochs=4, verbose=0, callbacks=[backup])
+    assert steps(tmp_path) == [15, 20]
 
 
 def wait_for(condition: Any) -> None:
-    import time
-
     for _ in range(1000):
         if condition():
             return
@@ -288,6 +375,7 @@ def test_another_model_is_refused_and_nothing_changes(tmp_path: Path) -> None:
     assert steps(tmp_path) == [0, 5]
 
 
+@pytest.mark.usefixtures("every_save_is_waited_for")
 def test_plain_arrays_resume_at_epochs(tmp_path: Path) -> None:
     with pytest.raises(Preempted):
         make().fit(
@@ -420,6 +508,7 @@ def test_a_training_loop_of_the_users_own_is_refused(tmp_path: Path) -> None:
         mine.on_train_begin()
 
 
+@pytest.mark.usefixtures("every_save_is_waited_for")
 def test_a_callback_list_of_the_users_own(tmp_path: Path) -> None:
     class Mine(keras.callbacks.CallbackList):
         pass
@@ -456,6 +545,7 @@ def test_progress_bar_continues(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "1/5" not in out
 
 
+@pytest.mark.usefixtures("every_save_is_waited_for")
 def test_an_unfinished_tf_dataset_pass_is_not_needed(tmp_path: Path) -> None:
     """A plain tf.data.Dataset is resumed at the beginning of an epoch."""
     plain = tf.data.Dataset.from_tensor_slices((X, Y)).batch(4)
