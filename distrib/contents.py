@@ -19,7 +19,6 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from keras.src.saving.serialization_lib import ObjectSharingScope
 from keras.src.utils.python_utils import pythonify_logs
 
 from distrib import tree
@@ -268,14 +267,17 @@ class RunContents:
 def _config_of(model: Any) -> dict[str, Any] | None:
     """Return what Keras can make the model of where nobody has its code, JSON-able.
 
-    `None` if the model cannot tell: Keras asks for `get_config` where a class has arguments of other
-    types than numbers and text, and for the source of every lambda.
+    `None` if the model cannot tell: Keras asks for `get_config` of a class that has arguments, and
+    for the source of every lambda.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # They are about loading, which nobody may ever do.
         try:
-            with ObjectSharingScope():
-                return json.loads(json.dumps(keras.saving.serialize_keras_object(model)))
+            config = keras.saving.serialize_keras_object(model)
+            given = config.get("compile_config") or {}
+            if "optimizer" in given:  # It may be scaling the loss, which `compile` adds by itself.
+                given["optimizer"] = keras.saving.serialize_keras_object(model.optimizer)
+            return json.loads(json.dumps(config))
         except (NotImplementedError, TypeError, ValueError, OSError):
             return None
 
