@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from distrib.cluster import current
-from distrib.store import check_writable, locate, replacing
+from distrib.local_files import replacing
+from distrib.store import check_writable, locate
 from distrib.uploads import uploads
 from distrib.working_copy import WorkingCopy
 
@@ -80,6 +81,7 @@ class CSVLogger(keras.callbacks.CSVLogger):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Open the file if it is the first epoch."""
+        uploads.check()
         self._open()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:

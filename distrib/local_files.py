@@ -46,12 +46,6 @@ def replacing(path: Path) -> Iterator[Path]:
     fsync(path.parent)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace `path`'s content by `text` (UTF-8), atomically."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="")
-
-
 def create(path: Path, data: bytes) -> bool:
     """Make a file that must not exist yet, whole and durable.
 

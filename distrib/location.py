@@ -173,11 +173,10 @@ class Location:
         """Return the sorted names of what is in the folder; none if there is no folder."""
         if self.local is not None:
             return sorted(os.listdir(self.local)) if self.local.exists() else []
-        paths = self._if_there(self._list) or []
+        paths = [path.strip("/") for path in self._if_there(self._list) or []]
+        # Not what stands for the folder itself, and not a file that is listed in its own place.
         inside = f"{self.path.strip('/')}/"
-        found = {path.strip("/").removeprefix(inside) for path in paths}
-        # Some consoles mark a folder by an object, and a file is listed as itself.
-        return sorted(name for name in found - {"", inside[:-1]} if "/" not in name)
+        return sorted(path.removeprefix(inside) for path in paths if path.startswith(inside))
 
     def _list(self) -> list[str]:
         self.filesystem.invalidate_cache()

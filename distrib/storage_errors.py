@@ -111,7 +111,7 @@ MEANINGS = (
         "PermanentRedirect Redirect TemporaryRedirect 301 307 AuthorizationHeaderMalformed "
         "IllegalLocationConstraintException",
         "the bucket {bucket!r} is in another region or at another endpoint",
-        "set AWS_REGION or AWS_ENDPOINT_URL to those of the bucket",
+        "set AWS_DEFAULT_REGION or AWS_ENDPOINT_URL to those of the bucket",
     ),
     _meaning(
         "AccessDenied AllAccessDisabled AccountProblem UserSuspended NotSignedUp 403 EACCES EPERM "

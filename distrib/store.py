@@ -11,7 +11,6 @@ import inspect
 import os
 import re
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -19,7 +18,7 @@ from fsspec.core import split_protocol
 from fsspec.implementations.local import LocalFileSystem
 
 from distrib.errors import ConfigurationError
-from distrib.local_files import fsync, replacing, write_text
+from distrib.local_files import fsync
 from distrib.location import Location
 from distrib.storage_check import check_writable
 from distrib.storage_errors import StorageError, explain, retrying, without_secrets
@@ -30,12 +29,9 @@ __all__ = [
     "check_writable",
     "explain",
     "fsync",
-    "local_path",
     "locate",
     "relocate",
-    "replacing",
     "retrying",
-    "write_text",
 ]
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
@@ -92,28 +88,6 @@ def relocate(location: Location, url: str, argument: str) -> Location:
     shown = f"`{argument}={url!r}`"
     _check_one_place(url, shown)
     return replace(location, path=_path_in(location.filesystem, url, shown))
-
-
-def local_path(url: str | os.PathLike[str], argument: str) -> Path:
-    """Turn a path or `file://` URL into an absolute local path.
-
-    Args:
-        url: What the user gave.
-        argument: Name of the user's argument, for the message.
-
-    Raises:
-        ConfigurationError: If the path is empty or names storage that is not the local disk.
-
-    Example:
-    >>> local_path("file:///tmp/run", "directory")
-    PosixPath('/tmp/run')
-    """
-    protocol, _ = split_protocol(os.fspath(url))
-    if protocol not in (None, "file", "local"):
-        raise ConfigurationError(
-            f"`{argument}={os.fspath(url)!r}` names {protocol!r} storage; give a local path."
-        )
-    return Path(locate(url, argument).path)
 
 
 def _locate_remote(text: str, protocol: str, shown: str, options: dict[str, Any]) -> Location:

@@ -11,6 +11,7 @@ training, and in that wait.
 
 from __future__ import annotations
 
+import os
 import secrets
 import threading
 from collections.abc import Iterator, Sequence
@@ -60,6 +61,11 @@ class Uploads:
     """A queue of files and the thread that works it off, which exists while there is work."""
 
     def __init__(self) -> None:
+        self._reset()
+        # The thread is not in a forked process, and neither is the work its own.
+        os.register_at_fork(after_in_child=self._reset)
+
+    def _reset(self) -> None:
         self._lock = threading.Lock()
         self._waiting: dict[Location, _Upload] = {}
         self._running: _Upload | None = None
@@ -85,7 +91,7 @@ class Uploads:
             raise
         with self._lock:
             if target in self._waiting:
-                self._waiting[target].source.unlink()
+                self._waiting[target].source.unlink(missing_ok=True)
                 self._waiting[target].source = source
             else:
                 self._waiting[target] = _Upload(target, source)
@@ -127,18 +133,21 @@ class Uploads:
         with self._lock:
             running = [] if self._running is None else [self._running]
             under_way = [upload.done for upload in (*running, *self._waiting.values())]
-            return Pending([*self._failed, *(done for done in under_way if not done.done())])
+            return Pending([*self._failed, *under_way])
 
     def check(self) -> None:
         """Raise what an upload has failed with since the last call.
 
         Raises:
-            UploadError: The first failure.
+            UploadError: The first failure; others are in its notes.
         """
         with self._lock:
             failed, self._failed = self._failed, []
-        for upload in failed:
-            upload.result()
+        failures = [failure for upload in failed if (failure := upload.exception()) is not None]
+        if failures:
+            for other in failures[1:]:
+                failures[0].add_note(str(other))
+            raise failures[0]
 
     def finish(self) -> None:
         """Return when everything has arrived.
@@ -153,11 +162,8 @@ class Uploads:
     def _work(self) -> None:
         while (upload := self._next()) is not None:
             failure = _try(upload)
-            upload.source.unlink()
-            if failure is None:
-                upload.done.set_result(None)
-            else:
-                self._fail(upload, failure)
+            upload.source.unlink(missing_ok=True)
+            self._settle(upload, failure)
 
     def _next(self) -> _Upload | None:
         with self._lock:
@@ -166,15 +172,20 @@ class Uploads:
             self._working = self._running is not None
             return self._running
 
-    def _fail(self, upload: _Upload, failure: UploadError) -> None:
-        failed = [upload]
+    def _settle(self, upload: _Upload, failure: UploadError | None) -> None:
+        settled = [upload]
         with self._lock:
-            self._failed.append(upload.done)
-            if self._leaving:  # Nobody is to wait for one file's patience after the other.
-                failed += self._waiting.values()
-                self._waiting.clear()
-        for each in failed:
-            each.done.set_exception(failure)
+            self._running = None
+            if failure is not None:
+                self._failed.append(upload.done)
+                if self._leaving:  # Nobody is to wait for one file's patience after the other.
+                    settled += self._waiting.values()
+                    self._waiting.clear()
+        for each in settled:
+            if failure is None:
+                each.done.set_result(None)
+            else:
+                each.done.set_exception(failure)
 
     def _wait_at_exit(self) -> None:
         if not self._waits_at_exit:

@@ -25,18 +25,11 @@ from typing import Literal
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, web
 from multidict import CIMultiDict, CIMultiDictProxy
+from refusals import REFUSALS, Refusal, refusal
 from stores import Server
 from yarl import URL
 
-Kind = Literal["reset", "503", "403", "expired token", "slow", "hang", "lost response"]
-
-# S3's status, its code and its words.
-_ANSWERS: dict[Kind, tuple[int, str, str]] = {
-    "503": (503, "SlowDown", "Please reduce your request rate."),
-    "403": (403, "AccessDenied", "Access Denied"),
-    "expired token": (400, "ExpiredToken", "The provided token has expired."),
-}
-_ON_THE_WAY: tuple[Kind, ...] = ("reset", "slow", "hang")
+Kind = Refusal | Literal["reset", "slow", "hang", "lost response"]
 # They are about one connection, not about what is said over it.
 _HOP_BY_HOP = ("Connection", "Expect", "Keep-Alive", "Transfer-Encoding")
 
@@ -127,8 +120,9 @@ class FaultProxy:
         Args:
             kind: One of
                 `"reset"`: the connection is torn, and the server gets only a part of the request;
-                `"503"`, `"403"`, `"expired token"`: S3's answer SlowDown, AccessDenied or
-                ExpiredToken (which is a 400), and the server gets nothing;
+                `"503"`, `"403"`, `"expired token"`: the answer of S3 or GCS that it is too busy,
+                that this is forbidden or that the login has run out (which is a 400 or a 401),
+                and the server gets nothing;
                 `"slow"`: it takes `delay` and then passes at `bytes_per_second`;
                 `"hang"`: it stands still until `heal()`, and then goes on;
                 `"lost response"`: the server does it all, and then the connection is torn.
@@ -170,7 +164,7 @@ class FaultProxy:
                 fault = next((fault for fault in self._faults if fault.takes(line)), None)
                 exchange = Exchange(request.method, request.raw_path)
                 self.log.append(exchange)
-                return await _Passage(request, exchange, fault).go(session, self._target.endpoint)
+                return await _Passage(request, exchange, fault).go(session, self._target)
 
             application = web.Application()
             application.router.add_route("*", "/{path:.*}", handle)
@@ -213,21 +207,20 @@ class _Passage:
         self.request, self.exchange, self.fault = request, exchange, fault
         self._striking: bool | None = None
 
-    async def go(self, session: ClientSession, endpoint: str) -> web.StreamResponse:
+    async def go(self, session: ClientSession, target: Server) -> web.StreamResponse:
         try:
-            if self.fault is not None and self.fault.kind in _ANSWERS and self._strikes():
-                return await self._refuse(*_ANSWERS[self.fault.kind])
-            return await self._forward(session, endpoint)
+            if self.fault is not None and self._strikes(*REFUSALS):
+                return await self._refuse(*refusal(self.fault.kind, target.protocol))
+            return await self._forward(session, target.endpoint)
         except (_TornError, ClientError):  # So a server that is gone looks like one from here, too.
             self._tear()
             return web.Response()
 
-    async def _refuse(self, status: int, code: str, words: str) -> web.StreamResponse:
+    async def _refuse(self, status: int, content_type: str, text: str) -> web.StreamResponse:
         async for _ in self.request.content.iter_any():
             pass
         self.exchange.status = status
-        text = f"<Error><Code>{code}</Code><Message>{words}</Message></Error>"
-        return web.Response(status=status, text=text, content_type="application/xml")
+        return web.Response(status=status, content_type=content_type, text=text)
 
     async def _forward(self, session: ClientSession, endpoint: str) -> web.StreamResponse:
         request, exchange = self.request, self.exchange
@@ -239,7 +232,7 @@ class _Passage:
             data=self._upload() if request.body_exists else None,
             allow_redirects=False,
         ) as answer:
-            if self.fault is not None and self.fault.kind == "lost response" and self._strikes():
+            if self._strikes("lost response"):
                 await answer.read()
                 raise _TornError
             response = web.StreamResponse(
@@ -264,10 +257,10 @@ class _Passage:
         """Hold up the next bytes of a body, or refuse them, if the fault says so."""
         fault = self.fault
         passed = self.exchange.sent + self.exchange.received
-        if fault is None or fault.kind not in _ON_THE_WAY or passed + size < fault.after_bytes:
-            return
         begins = self._striking is None
-        if not self._strikes():
+        if fault is None or passed + size < fault.after_bytes:
+            return
+        if not self._strikes("reset", "hang", "slow"):
             return
         if fault.kind == "reset":
             raise _TornError
@@ -275,9 +268,10 @@ class _Passage:
         with suppress(TimeoutError):
             await asyncio.wait_for(fault.healed.wait(), None if fault.kind == "hang" else seconds)
 
-    def _strikes(self) -> bool:
-        """Whether the fault is done to this request, which is decided once."""
-        assert self.fault is not None
+    def _strikes(self, *kinds: Kind) -> bool:
+        """Whether a fault of these kinds is done to this request, which is decided once."""
+        if self.fault is None or self.fault.kind not in kinds:
+            return False
         if self._striking is None:
             self._striking = self.fault.strikes()
             self.exchange.fault = self.fault.kind if self._striking else None

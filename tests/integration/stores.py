@@ -25,7 +25,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -178,6 +178,14 @@ class Server:
     def _gcs(self, method: str, **content: Any) -> requests.Response:
         url = f"{self.endpoint}/storage/v1/b?project=test"
         return requests.request(method, url, timeout=20, **content)
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait until something is true, which it must be within half a minute."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def free_port() -> int:

@@ -122,5 +122,5 @@ def memory_folder() -> Iterator[Remote]:
 def remote(request: pytest.FixtureRequest) -> Remote:
     """An empty folder, once in each kind of store."""
     if request.param == "memory":
-        return request.getfixturevalue("memory_folder")  # type: ignore[no-any-return]
-    return request.getfixturevalue("s3_server").folder()  # type: ignore[no-any-return]
+        return request.getfixturevalue("memory_folder")
+    return request.getfixturevalue("s3_server").folder()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from distrib import local_files
-from distrib.local_files import replacing, write_text
+from distrib.local_files import replacing
 
 
 def test_replacing_makes_folders_and_keeps_suffixes(tmp_path: Path) -> None:
@@ -24,7 +24,7 @@ def test_replacing_makes_folders_and_keeps_suffixes(tmp_path: Path) -> None:
 
 def test_failed_replacement_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
     target = tmp_path / "log.csv"
-    write_text(target, "old")
+    target.write_text("old")
 
     def fail() -> None:
         with replacing(target) as temporary:
@@ -35,11 +35,6 @@ def test_failed_replacement_leaves_the_old_file_and_no_other(tmp_path: Path) -> 
         fail()
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
-
-
-def test_text_is_written_as_it_is(tmp_path: Path) -> None:
-    write_text(tmp_path / "t", "a\r\nb\n")
-    assert (tmp_path / "t").read_bytes() == b"a\r\nb\n"
 
 
 @pytest.mark.parametrize("links", [True, False])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
 from distrib.store import Location, StorageError, locate
 
@@ -92,12 +92,61 @@ def test_of_many_that_create_a_file_one_wins(folder: Location) -> None:
         (folder / "claim").remove()
 
 
+def test_the_store_itself_refuses_the_second(s3_server: Any) -> None:
+    """Both writers have seen that there is no file, and then one is faster."""
+    remote = s3_server.folder()
+    faster, slower = (remote.location() / "claim" for _ in range(2))
+    put = slower.filesystem.pipe_file
+
+    def put_late(*arguments: Any, **more: Any) -> None:
+        assert faster.create(b"faster")
+        put(*arguments, **more)
+
+    slower.filesystem.pipe_file = put_late
+    assert not slower.create(b"slower")
+    assert faster.read_bytes() == b"faster"
+
+
+def test_in_memory_nobody_comes_between_looking_and_writing(
+    memory_folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = memory_folder.location() / "claim"
+    made: list[bool] = []
+    second = threading.Thread(target=lambda: made.append(place.create(b"second")))
+    commit = MemoryFile.commit
+
+    def commit_late(self: Any) -> None:
+        if not second.ident:
+            second.start()
+            second.join(0.3)  # It would be done by then.
+        commit(self)
+
+    monkeypatch.setattr(MemoryFile, "commit", commit_late)
+    assert place.create(b"first")
+    second.join()
+    assert made == [False]
+
+
 def test_what_is_created_stays(folder: Location) -> None:
     place = folder / "claim"
     assert place.create(b"one")
     assert not place.create(b"two")
     assert place.create(b"one")  # As after an answer that was lost.
     assert place.read_bytes() == b"one"
+
+
+def test_a_download_that_breaks_leaves_the_old_file(
+    memory_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(self: Any, path: str, target: str) -> None:
+        Path(target).write_bytes(b"half")
+        raise PermissionError("no longer")
+
+    monkeypatch.setattr(MemoryFileSystem, "get_file", half)
+    (tmp_path / "x").write_bytes(b"old")
+    with pytest.raises(PermissionError):
+        (memory_folder.location() / "x").download(tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == b"old"
 
 
 @pytest.fixture(params=["before the store did it", "after the store did it"])

@@ -22,7 +22,12 @@ from distrib.store import locate
 PLACE = locate(
     "s3://bucket/runs/17",
     "directory",
-    {"key": "the-key-id", "secret": "hush-hush", "client_kwargs": {"aws_session_token": "psst!"}},
+    {
+        "key": "the-key-id",
+        "secret": "hush-hush",
+        "token": {"inner": "whisper"},
+        "client_kwargs": {"aws_session_token": "psst!"},
+    },
 )
 
 
@@ -165,9 +170,9 @@ def test_the_cause_of_the_cause_counts() -> None:
 
 
 def test_one_line_without_secrets() -> None:
-    message = "at http://me:word@host with the-key-id, hush-hush and psst!\nand more"
+    message = "at http://me:word@host with the-key-id, hush-hush, whisper and psst!\nand more"
     assert explain(ValueError(message), PLACE) == (
-        "the store failed (at http://***@host with ***, *** and ***)"
+        "the store failed (at http://***@host with ***, ***, *** and ***)"
     )
     assert len(explain(ValueError("x" * 1000), PLACE)) < 300
 

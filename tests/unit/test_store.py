@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from distrib.errors import ConfigurationError
-from distrib.store import local_path, locate, relocate
+from distrib.store import locate, relocate
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,6 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("given", ["run", "{tmp}/run", "file://{tmp}/run", "~/run", "a/../run/"])
 def test_local_paths_and_urls(tmp_path: Path, given: str) -> None:
     url = given.format(tmp=tmp_path)
-    assert local_path(url, "directory") == tmp_path / "run"
     location = locate(url, "directory")
     assert location.local == tmp_path / "run"
     assert str(location) == location.url == str(tmp_path / "run")
@@ -134,13 +133,5 @@ def test_another_place_in_the_same_file_system(tmp_path: Path) -> None:
     assert other.filesystem is place.filesystem
     assert other.url == "s3://bucket/3.keras"
     assert relocate(locate("{e}", "filepath"), "3", "filepath").local == tmp_path / "3"
-    with pytest.raises(
-        ConfigurationError, match="must name one place"
-    ):
+    with pytest.raises(ConfigurationError, match="must name one place"):
         relocate(place, "s3://bucket/*", "filepath")
-
-
-@pytest.mark.parametrize("url", ["s3://bucket/run", "gs://bucket/run", "memory://run"])
-def test_a_local_path_is_no_url(url: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"`log_dir='.*'` names"):
-        local_path(url, "log_dir")

@@ -172,6 +172,56 @@ def test_a_failure_is_raised_by_all_that_must_know(
     assert set(scratch().iterdir()) == before
 
 
+def test_all_failures_are_told(uploads: Uploads, gate: Gate, send: Send) -> None:
+    gate.failing = {"a", "b"}
+    for name in ("a", "b", "c"):
+        send(name, b"1")
+    gate.open.release(3)
+    with pytest.raises(UploadError, match="/a: access is denied") as caught:
+        uploads.finish()
+    (note,) = caught.value.__notes__
+    assert "/b: access is denied" in note
+    assert gate.arrived == [("c", b"1")]
+
+
+def test_file_that_somebody_removed_is_a_failure_and_not_the_end(
+    uploads: Uploads, gate: Gate, send: Send, memory_folder: Any
+) -> None:
+    send("a", b"1")
+    gate.reached.acquire()
+    for path in scratch().glob("*-a"):
+        path.unlink()
+    gate.open.release(2)
+    with pytest.raises(UploadError, match="/a: it does not exist"):
+        uploads.finish()
+    send("b", b"1")
+    uploads.finish()
+    assert gate.arrived == [("b", b"1")]
+
+
+FORKING = """
+import os, socket, sys
+from distrib.store import locate
+from distrib.uploads import uploads
+silent = socket.create_server(("127.0.0.1", 0))
+endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+place = locate("s3://b/x", "directory", {"endpoint_url": endpoint, "key": "k", "secret": "s"})
+for _ in range(2):
+    with uploads.replacing(place) as temporary:
+        temporary.write_bytes(b"content")
+silent.accept()
+pid = os.fork()
+if pid == 0:
+    uploads.finish()
+    sys.exit(5)
+os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+def test_forked_process_does_not_wait_for_its_parents_files() -> None:
+    assert subprocess.run([sys.executable, "-c", FORKING], timeout=100).returncode == 5
+
+
 LEAVING = """
 import sys, time
 from distrib.store import locate

@@ -11,6 +11,7 @@ from driving import POSITIONS, Position, drive, drive_through_kills, later_than
 
 from distrib.callbacks import CSVLogger
 from distrib.errors import ConfigurationError
+from distrib.uploads import UploadError, uploads
 
 
 def keras_file(path: Path, **arguments: Any) -> bytes:
@@ -91,9 +92,76 @@ def test_folder_is_made(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "log.csv").exists()
 
 
-def test_remote_path_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"`filename='s3://b/log.csv'`"):
-        CSVLogger("s3://b/log.csv")
+@pytest.mark.parametrize("snapshot_at", [(0, 0), (0, 1), (1, 0), (2, 2), (3, 0)])
+@pytest.mark.parametrize("append", [False, True])
+def test_remote_rows_are_complete_and_single_on_another_machine(
+    tmp_path: Path, remote: Any, snapshot_at: Position, append: bool
+) -> None:
+    first = b"epoch,loss\r\n7,0.5\r\n"
+    (tmp_path / "keras.csv").write_bytes(first)
+    (remote.location() / "log.csv").write_bytes(first)
+
+    def make() -> CSVLogger:
+        uploads.finish()  # All that a killed attempt wrote has arrived: the worst case.
+        url = f"{remote.url}/log.csv"
+        return CSVLogger(url, append=append, storage_options=remote.options)
+
+    drive_through_kills(make, snapshot_at, later_than(snapshot_at)[-1])
+    assert remote.contents() == {"log.csv": keras_file(tmp_path / "keras.csv", append=append)}
+
+
+def test_remote_row_is_sent_when_the_epoch_ends(remote: Any) -> None:
+    logger = CSVLogger(f"{remote.url}/log.csv", storage_options=remote.options)
+    logger.on_train_begin()
+    logger.on_epoch_begin(0)
+    logger.on_epoch_end(0, {"loss": 1.5})
+    uploads.finish()
+    assert remote.contents() == {"log.csv": b"epoch,loss,val_loss\r\n0,1.5,NA\r\n"}
+
+
+def test_remote_second_fit_starts_anew_or_goes_on(tmp_path: Path, remote: Any) -> None:
+    for append in (False, True):
+        path = tmp_path / f"{append}.csv"
+        url, options = f"{remote.url}/{append}.csv", remote.options
+        for logger in (
+            CSVLogger(url, append=append, storage_options=options),
+            keras.callbacks.CSVLogger(str(path), append=append),
+        ):
+            drive([logger])
+            drive([logger])
+        assert remote.contents()[f"{append}.csv"] == path.read_bytes()
+
+
+def test_place_that_cannot_be_written_is_refused_when_training_begins(s3_server: Any) -> None:
+    logger = CSVLogger("s3://no-such-bucket/log.csv", storage_options=s3_server.options)
+    with pytest.raises(ConfigurationError, match="`filename`: cannot write to s3://no-such-bucket"):
+        logger.on_train_begin()
+
+
+def test_upload_that_fails_ends_the_training(s3_server: Any) -> None:
+    remote = s3_server.folder()
+    logger = CSVLogger(f"{remote.url}/log.csv", storage_options=remote.options)
+
+    class Removing(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            if epoch == 1:
+                uploads.finish()
+                bucket = remote.url.split("/")[2]
+                remote.location().remove_tree()
+                s3_server.client().delete_bucket(Bucket=bucket)
+
+        def get_state(self) -> dict[str, Any]:
+            return {}
+
+    with pytest.raises(UploadError, match=r"Could not write .*: the bucket 'bucket-.* does not"):
+        drive([logger, Removing()])
+
+
+@pytest.mark.usefixtures("not_chief")
+def test_only_the_chief_touches_a_remote_file(remote: Any) -> None:
+    url = f"{remote.url}/log.csv"
+    drive_through_kills(lambda: CSVLogger(url, storage_options=remote.options), (1, 1), (2, 0))
+    assert remote.contents() == {}
 
 
 @pytest.mark.usefixtures("not_chief")

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from distrib.callbacks.leftovers import remove_leftovers
-from distrib.store import replacing
+from distrib.local_files import replacing
+from distrib.store import locate
 
 
 def dead_pid() -> int:
@@ -31,7 +32,7 @@ def test_only_files_of_dead_processes_for_this_target_go(tmp_path: Path) -> None
     ]
     for name in gone + kept:
         (tmp_path / name).touch()
-    remove_leftovers(tmp_path / "best-{epoch:02d}.keras")
+    remove_leftovers(locate(tmp_path / "best-{epoch:02d}.keras", "filepath"))
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
 
 
@@ -41,9 +42,13 @@ def test_name_of_what_replacing_makes_is_known(tmp_path: Path) -> None:
         temporary.write_text("x")
         left = temporary.name
     (tmp_path / left).touch()
-    remove_leftovers(target)
+    remove_leftovers(locate(target, "filename"))
     assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
 
 
 def test_missing_folder_is_no_error(tmp_path: Path) -> None:
-    remove_leftovers(tmp_path / "{epoch}" / "x.keras")
+    remove_leftovers(locate(tmp_path / "{epoch}" / "x.keras", "filepath"))
+
+
+def test_a_remote_store_holds_nothing_unfinished() -> None:
+    remove_leftovers(locate("s3://no-such-bucket/x.keras", "filepath"))

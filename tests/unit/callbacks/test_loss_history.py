@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import math
 from pathlib import Path
+from typing import Any
 
 import matplotlib.image
 import numpy as np
@@ -23,6 +24,7 @@ from driving import (
 
 from distrib.callbacks import LossHistory
 from distrib.errors import ConfigurationError
+from distrib.uploads import uploads
 
 ALL = [batch_logs(epoch, batch)["loss"] for epoch in range(EPOCHS) for batch in range(STEPS)]
 FILES = ["loss.csv", "loss.png", *(f"plot_at_epoch_{epoch}.png" for epoch in range(EPOCHS))]
@@ -147,9 +149,41 @@ def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         LossHistory(tmp_path)
 
 
-def test_remote_path_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="directory"):
-        LossHistory("s3://bucket/plots")
+@pytest.mark.parametrize("snapshot_at", [(0, 1), (1, 0), (2, 2)])
+def test_remote_files_are_those_of_an_uninterrupted_run(
+    remote: Any, snapshot_at: Position, whole: dict[str, bytes]
+) -> None:
+    kill_at = later_than(snapshot_at)[-2:][0]
+    drive_through_kills(lambda: LossHistory(remote.url, remote.options), snapshot_at, kill_at)
+    assert remote.contents() == whole
+
+
+@pytest.mark.parametrize("snapshot_at", [(0, 0), (1, 1)])
+def test_restoring_undoes_later_remote_numbers(
+    tmp_path: Path, remote: Any, snapshot_at: Position
+) -> None:
+    drive([LossHistory(tmp_path)], kill_at=snapshot_at)
+    snapshot = drive([LossHistory(remote.url, remote.options)], snapshot_at=snapshot_at)
+    assert snapshot is not None
+    again = LossHistory(remote.url, remote.options)
+    again.on_train_begin()
+    again.set_state(snapshot.states[0])
+    uploads.finish()
+    for name in ("loss.csv", "loss.png"):
+        assert remote.contents().get(name) == contents(tmp_path).get(name)
+
+
+def test_place_that_cannot_be_written_is_refused_when_training_begins(s3_server: Any) -> None:
+    history = LossHistory("s3://no-such-bucket/plots", storage_options=s3_server.options)
+    with pytest.raises(ConfigurationError, match="`directory`: cannot write to s3://no-such-bucke"):
+        history.on_train_begin()
+
+
+@pytest.mark.usefixtures("not_chief")
+def test_the_chief_alone_writes_remotely(remote: Any) -> None:
+    history = drive_through_kills(lambda: LossHistory(remote.url, remote.options), (1, 1), (2, 0))
+    assert history.losses == ALL
+    assert remote.contents() == {}
 
 
 @pytest.mark.usefixtures("not_chief")

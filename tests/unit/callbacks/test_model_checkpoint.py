@@ -21,6 +21,7 @@ from driving import (
 
 from distrib.callbacks import ModelCheckpoint
 from distrib.errors import ConfigurationError
+from distrib.uploads import UploadError, uploads
 
 
 def names(folder: Path) -> list[str]:
@@ -146,9 +147,72 @@ def test_bad_arguments_are_refused_as_by_keras(arguments: dict[str, Any], messag
         ModelCheckpoint(**arguments)
 
 
-def test_remote_path_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="filepath"):
-        ModelCheckpoint("s3://bucket/m.keras")
+@pytest.mark.parametrize("snapshot_at", [(0, 0), (1, 1), (2, 0)])
+def test_same_remote_files_after_a_kill(remote: Any, snapshot_at: Position) -> None:
+    def make(kind: str) -> ModelCheckpoint:
+        url = f"{remote.url}/{kind}/{{epoch:02d}}-{{val_loss:.2f}}.weights.h5"
+        return ModelCheckpoint(url, save_weights_only=True, storage_options=remote.options)
+
+    drive([make("whole")])
+    drive_through_kills(lambda: make("ours"), snapshot_at, later_than(snapshot_at)[-1])
+    assert (remote.location() / "whole").names() == [
+        "01-2.00.weights.h5",
+        "02-1.00.weights.h5",
+        "03-0.67.weights.h5",
+    ]
+    assert (remote.location() / "ours").names() == (remote.location() / "whole").names()
+
+
+def test_remote_file_can_be_loaded(remote: Any, tmp_path: Path) -> None:
+    model = make_model()
+    url = f"{remote.url}/best.keras"
+    saver = ModelCheckpoint(
+        url, monitor="loss", save_best_only=True, storage_options=remote.options
+    )
+    model.fit(*make_data(), epochs=2, callbacks=[saver], verbose=0)
+    assert list(remote.contents()) == ["best.keras"]
+    (tmp_path / "best.keras").write_bytes(remote.contents()["best.keras"])
+    again = keras.models.load_model(tmp_path / "best.keras", compile=False)
+    for loaded, weight in zip(again.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(loaded, weight)
+
+
+def test_checkpoint_waits_for_the_file_that_it_knows_of(memory_folder: Any) -> None:
+    saver = ModelCheckpoint(f"{memory_folder.url}/m.weights.h5", save_weights_only=True)
+    drive([saver], snapshot_at=(1, 0), kill_at=(1, 0))
+    uploads.pending().wait()
+    assert list(memory_folder.contents()) == ["m.weights.h5"]
+
+
+def test_placeholders_may_be_in_the_folder(remote: Any) -> None:
+    url = f"{remote.url}/{{epoch}}/m.weights.h5"
+    drive([ModelCheckpoint(url, save_weights_only=True, storage_options=remote.options)])
+    assert sorted(remote.contents()) == [f"{epoch}/m.weights.h5" for epoch in (1, 2, 3)]
+
+
+def test_place_that_cannot_be_written_is_refused_when_training_begins(s3_server: Any) -> None:
+    for folder in ("no-such-bucket", "no-such-bucket/{epoch}", "{epoch}"):
+        saver = ModelCheckpoint(f"s3://{folder}/m.keras", storage_options=s3_server.options)
+        with pytest.raises(ConfigurationError, match="`filepath`: cannot write to s3://"):
+            saver.on_train_begin()
+
+
+def test_upload_that_fails_ends_the_training(
+    memory_folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*_: Any) -> None:
+        raise PermissionError("not you")
+
+    saver = ModelCheckpoint(f"{memory_folder.url}/m.keras", save_freq=4)
+    monkeypatch.setattr(type(memory_folder.location().filesystem), "put_file", denied)
+    with pytest.raises(UploadError, match=r"m.keras: access is denied \(not you\)"):
+        drive([saver])
+
+
+@pytest.mark.usefixtures("not_chief")
+def test_the_chief_alone_writes_remotely(remote: Any) -> None:
+    drive([ModelCheckpoint(f"{remote.url}/m.keras", storage_options=remote.options)])
+    assert remote.contents() == {}
 
 
 @pytest.mark.usefixtures("not_chief")

@@ -23,6 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from distrib.callbacks import TensorBoard
 from distrib.errors import ConfigurationError
+from distrib.uploads import uploads
 
 Points = dict[str, list[tuple[int, float]]]
 
@@ -191,6 +192,94 @@ def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         TensorBoard(tmp_path)
 
 
-def test_remote_path_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="log_dir"):
-        TensorBoard("gs://bucket/logs")
+def download(remote: Any, folder: Path) -> Path:
+    uploads.finish()
+    for name, content in remote.contents().items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize("snapshot_at", [(0, 0), (1, 1), (2, 0), (3, 0)])
+def test_remote_points_are_complete_and_single_on_another_machine(
+    tmp_path: Path, remote: Any, snapshot_at: Position
+) -> None:
+    drive([keras.callbacks.TensorBoard(str(tmp_path / "keras"), update_freq=1)])
+
+    def dies(callback: Any) -> None:
+        close(callback)
+        callback._publish()  # All that it wrote has arrived: the worst case.
+        uploads.finish()
+
+    def make() -> TensorBoard:
+        return TensorBoard(remote.url, update_freq=1, storage_options=remote.options)
+
+    drive_through_kills(make, snapshot_at, later_than(snapshot_at)[:4][-1], dies)
+    ours = download(remote, tmp_path / "ours")
+    assert points(ours) == points(tmp_path / "keras")
+    assert summaries(ours) == summaries(tmp_path / "keras")
+
+
+def test_remote_state_speaks_of_what_has_arrived(remote: Any) -> None:
+    board = TensorBoard(remote.url, update_freq=1, storage_options=remote.options)
+    snapshot = drive([board], snapshot_at=(1, 1), kill_at=(1, 1))
+    assert snapshot is not None
+    uploads.pending().wait()
+    sizes = snapshot.states[0]["files"]
+    assert len(sizes) == 2
+    assert all(len(remote.contents()[name]) >= size for name, size in sizes.items())
+
+
+def test_many_kills_in_a_row_remotely(tmp_path: Path, memory_folder: Any) -> None:
+    """The third attempt knows of the first one's files, which it never had on its disk."""
+    drive([keras.callbacks.TensorBoard(str(tmp_path / "keras"))])
+    snapshot = None
+    for at, killed in [((1, 0), (2, 0)), ((2, 0), (3, 0)), ((3, 0), (3, 0))]:
+        board = TensorBoard(memory_folder.url)
+        snapshot = drive([board], resume=snapshot, snapshot_at=at, kill_at=killed)
+        close(board)
+        board._publish()
+        uploads.finish()
+    drive([TensorBoard(memory_folder.url)], resume=snapshot)
+    assert points(download(memory_folder, tmp_path / "ours")) == points(tmp_path / "keras")
+
+
+def test_other_remote_files_are_left_alone(remote: Any) -> None:
+    (remote.location() / "train" / "events.out.tfevents.other.v2").write_bytes(b"x")
+    snapshot = drive([TensorBoard(remote.url, storage_options=remote.options)], snapshot_at=(0, 0))
+    drive([TensorBoard(remote.url, storage_options=remote.options)], resume=snapshot)
+    assert remote.contents()["train/events.out.tfevents.other.v2"] == b"x"
+
+
+def test_evaluate_alone_is_sent(tmp_path: Path, remote: Any) -> None:
+    board = TensorBoard(remote.url, storage_options=remote.options)
+    make_model().evaluate(*make_data(), callbacks=[board], verbose=0)
+    make_model().evaluate(
+        *make_data(), callbacks=[keras.callbacks.TensorBoard(str(tmp_path / "whole"))], verbose=0
+    )
+    assert summaries(download(remote, tmp_path / "ours")) == summaries(tmp_path / "whole") != {}
+
+
+def test_embeddings_and_profiles_are_sent_too(remote: Any) -> None:
+    board = TensorBoard(
+        remote.url, embeddings_freq=1, profile_batch=(1, 2), storage_options=remote.options
+    )
+    model = make_model(run_eagerly=False)
+    model.fit(*make_data(), epochs=1, callbacks=[board], verbose=0)
+    names = "\n".join(remote.contents())
+    for wanted in ("projector_config.pbtxt", "keras_embedding.ckpt-0.weights.h5", "xplane.pb"):
+        assert wanted in names
+
+
+def test_place_that_cannot_be_written_is_refused_when_training_begins(s3_server: Any) -> None:
+    board = TensorBoard("s3://no-such-bucket/logs", storage_options=s3_server.options)
+    with pytest.raises(ConfigurationError, match="`log_dir`: cannot write to s3://no-such-bucket"):
+        board.on_train_begin()
+
+
+@pytest.mark.usefixtures("not_chief")
+def test_the_chief_alone_writes_remotely(remote: Any) -> None:
+    board = TensorBoard(remote.url, update_freq=1, storage_options=remote.options)
+    drive([board], resume=drive([board], snapshot_at=(1, 1), kill_at=(2, 0)))
+    assert remote.contents() == {}

@@ -102,7 +102,7 @@ def test_the_database_is_sound(tmp_path: Path) -> None:
         path = tmp_path / "arrays" / name
         sound = path.read_bytes()
         path.write_bytes(sound[:-9] + bytes([sound[-9] ^ 1]) + sound[-8:])
-        with pytest.raises(ValueError, match="CRC|checksum|corrupt"):
+        with pytest.raises(ValueError, match=r"CRC|checksum|corrupt"):
             ts.KvStore.open({"driver": "ocdbt", "base": base}).result().list().result()
         path.write_bytes(sound)
 
