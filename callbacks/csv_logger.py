@@ -117,12 +117,10 @@ class CSVLogger(keras.callbacks.CSVLogger):
         self.keys = None if state["keys"] is None else list(state["keys"])
         self.append_header = state["append_header"]
         content = np.asarray(state["content"], np.uint8).tobytes()
-        if not current().is_chief:
+        if not current().is_chief or (self._path.exists() and self._path.read_bytes() == content):
             return
-        if not self._path.exists() or self._path.read_bytes() != content:
-            with replacing(self._path) as temporary:
-                temporary.write_bytes(content)
-        self._copy.publish()
+        with replacing(self._path) as temporary:
+            temporary.write_bytes(content)
 
     def _content(self) -> npt.NDArray[np.uint8]:
         # A file that is yet to be wiped counts as wiped.

@@ -199,9 +199,8 @@ class TensorBoard(Resumable, keras.callbacks.TensorBoard):
             writer.flush()
 
     def _publish(self) -> None:
-        if current().is_chief:
-            self._flush()
-            self._copy.publish()
+        self._flush()
+        self._copy.publish()
 
     @property
     def _suffix(self) -> str:

@@ -408,8 +408,6 @@ class Resume:
         try:
             self._attempt.ended(how)
             self._directory.collect_leftovers(self._attempt.number + 1)
-            if how == attempts.FINISHED:
-                self._directory.collect_probes()
         except OSError as error:
             place = self._directory.location
             warnings.warn(

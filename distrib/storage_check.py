@@ -1,13 +1,15 @@
 """Whether a place can be written, found out before training starts by doing it once.
 
 A run that cannot save is worth nothing, and permissions cannot be asked for: only a write, a read,
-a listing and a removal show that each is allowed. So a small file with a random name goes there and
-back. Servers that never answer are given up on, because a job that hangs looks like one that works.
+a listing and a removal show that each is allowed. So a small file goes there and back.
+Servers that never answer are given up on, because a job that hangs looks like one that works.
 """
 
 from __future__ import annotations
 
+import random
 import secrets
+import time
 from concurrent.futures import Future
 from dataclasses import replace
 from threading import Thread
@@ -19,7 +21,9 @@ from distrib.storage_errors import MEANINGS, explain, meaning
 if TYPE_CHECKING:
     from distrib.location import Location
 
-PREFIX = ".distrib-probe-"
+# One name for all, so that the next start removes what a killed one has left.
+NAME = ".distrib-probe"
+_TRIES = 4
 # For errors that may pass, and for everything together, in seconds.
 PATIENCE, LIMIT = 10.0, 40.0
 
@@ -60,25 +64,37 @@ def _fulfil(done: Future[None], location: Location, argument: str) -> None:
 
 
 def _check(location: Location, argument: str) -> None:
+    # Another process may be at it in the same folder.
+    for _ in range(_TRIES):
+        if (missing := _try(location, argument)) is None:
+            return
+        time.sleep(random.random())
+    raise ConfigurationError(
+        f"`{argument}`: {location} does not {missing} what was written to it a moment ago; "
+        "checkpoints need a store that does."
+    )
+
+
+def _try(location: Location, argument: str) -> str | None:
+    """Return what the store does not do with the probe, or `None` if it is as it should be."""
     content = secrets.token_bytes(16)
-    name = f"{PREFIX}{secrets.token_hex(8)}"
-    probe = replace(location, patience=PATIENCE) / name
+    probe = replace(location, patience=PATIENCE) / NAME
     doing = "write to"
     try:
         probe.write_bytes(content)
         doing = "read from"
         same = probe.read_bytes() == content
         doing = "list"
-        listed = name in probe.parent.names()
+        listed = NAME in probe.parent.names()
         doing = "remove from"
         probe.remove()
+    except FileNotFoundError as error:
+        if doing != "read from":
+            raise ConfigurationError(_message(location, argument, doing, error)) from error
+        return "return"
     except OSError as error:
         raise ConfigurationError(_message(location, argument, doing, error)) from error
-    if not same or not listed:
-        raise ConfigurationError(
-            f"`{argument}`: {location} does not {'list' if same else 'return'} what was written to "
-            "it a moment ago; checkpoints need a store that does."
-        )
+    return None if same and listed else "list" if same else "return"
 
 
 def _message(location: Location, argument: str, doing: str, error: OSError) -> str:

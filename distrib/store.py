@@ -34,6 +34,8 @@ __all__ = [
     "retrying",
 ]
 
+# Seconds. By itself gcsfs waits for ever for a server that does not answer.
+_REQUEST_LIMIT = 60
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 _COMMON_OPTIONS = {"listings_expiry_time", "max_paths", "skip_instance_cache", "use_listings_cache"}
 
@@ -96,6 +98,8 @@ def _locate_remote(text: str, protocol: str, shown: str, options: dict[str, Any]
     path = _path_in(kind, text, shown)
     _check_options(kind, options, shown)
     given = {**kind._get_kwargs_from_urls(text), **options}
+    if "gs" in kind.protocol:
+        given.setdefault("requests_timeout", _REQUEST_LIMIT)
     # A file system of its own for each place, because a cached one would keep the environment's
     # credentials and endpoint as they were when the first was made.
     given |= {"use_listings_cache": False, "skip_instance_cache": True}

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from distrib import local_files
@@ -26,6 +26,8 @@ from distrib.location import Location
 from distrib.report import say
 from distrib.scratch import scratch
 from distrib.storage_errors import explain, meaning
+
+_PATIENCE_AT_EXIT = 10.0
 
 
 class UploadError(DistribError, OSError):
@@ -71,7 +73,6 @@ class Uploads:
         self._running: _Upload | None = None
         self._failed: list[Future[None]] = []  # Those that nobody has been told of.
         self._working = False
-        self._leaving = False
         self._waits_at_exit = False
 
     def upload(self, source: Path, target: Location) -> None:
@@ -173,19 +174,14 @@ class Uploads:
             return self._running
 
     def _settle(self, upload: _Upload, failure: UploadError | None) -> None:
-        settled = [upload]
         with self._lock:
             self._running = None
             if failure is not None:
                 self._failed.append(upload.done)
-                if self._leaving:  # Nobody is to wait for one file's patience after the other.
-                    settled += self._waiting.values()
-                    self._waiting.clear()
-        for each in settled:
-            if failure is None:
-                each.done.set_result(None)
-            else:
-                each.done.set_exception(failure)
+        if failure is None:
+            upload.done.set_result(None)
+        else:
+            upload.done.set_exception(failure)
 
     def _wait_at_exit(self) -> None:
         if not self._waits_at_exit:
@@ -195,11 +191,14 @@ class Uploads:
             threading._register_atexit(self._leave)  # type: ignore[attr-defined]
 
     def _leave(self) -> None:
-        self._leaving = True
+        with self._lock:
+            for upload in self._waiting.values():  # One after the other they could take very long.
+                upload.target = replace(upload.target, patience=_PATIENCE_AT_EXIT)
         try:
             self.finish()
         except UploadError as error:
-            say(str(error))
+            for message in (str(error), *getattr(error, "__notes__", ())):
+                say(message)
 
 
 def _try(upload: _Upload) -> UploadError | None:

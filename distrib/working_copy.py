@@ -67,7 +67,6 @@ class WorkingCopy:
             (self.folder / name).download(path)
         except FileNotFoundError:
             path.unlink(missing_ok=True)
-            self._known.pop(name, None)
         else:
             self._known[name] = _stamp(path)
 
@@ -84,31 +83,20 @@ class WorkingCopy:
         """
         here = self.path / subfolder
         for path in sorted(here.iterdir()) if here.is_dir() else []:
-            if concerned(path.name):
-                self._cut_here(f"{subfolder}/{path.name}", sizes)
-        if self.folder.local is not None:
-            return
+            name = f"{subfolder}/{path.name}"
+            if concerned(path.name) and name not in sizes:
+                path.unlink()
+            elif concerned(path.name) and path.stat().st_size > sizes[name]:
+                os.truncate(path, sizes[name])
         uploads.finish()
-        for name in (self.folder / subfolder).names():
-            if concerned(name):
-                self._cut_there(f"{subfolder}/{name}", sizes)
+        for own_name in (self.folder / subfolder).names():
+            name = f"{subfolder}/{own_name}"
+            if concerned(own_name) and name not in sizes:
+                (self.folder / name).remove()
+            elif concerned(own_name) and (self.folder / name).size() > sizes[name]:
+                self.fetch(name)
+                os.truncate(self.path / name, sizes[name])
         self.publish()
-
-    def _cut_here(self, name: str, sizes: Mapping[str, int]) -> None:
-        path = self.path / name
-        if name not in sizes:
-            path.unlink()
-        elif path.stat().st_size > sizes[name]:
-            os.truncate(path, sizes[name])
-
-    def _cut_there(self, name: str, sizes: Mapping[str, int]) -> None:
-        place = self.folder / name
-        if name not in sizes:
-            place.remove()
-            self._known.pop(name, None)
-        elif not (self.path / name).exists() and place.size() > sizes[name]:
-            self.fetch(name)
-            os.truncate(self.path / name, sizes[name])
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -24,7 +24,6 @@ from distrib.checkpoint.stored import StoredCheckpoint
 from distrib.checkpoint.transfer import WORKERS, each
 from distrib.errors import ConfigurationError, NoLoadableCheckpointError
 from distrib.retention import RetentionPolicy
-from distrib.storage_check import PREFIX
 from distrib.store import Location, explain
 
 T = TypeVar("T")
@@ -155,15 +154,6 @@ class CheckpointDirectory:
                 folder.remove_tree()
             except OSError as error:
                 _warn_of_failed_removal(folder, error)
-
-    def collect_probes(self) -> None:
-        """Remove what starts left that were killed while they looked whether they can write here.
-
-        Call it when the run has ended: another start may be looking at this moment.
-        """
-        for name in self.location.names():
-            if name.startswith(PREFIX):
-                (self.location / name).remove()
 
     def prune(self, policy: RetentionPolicy | None, own: Attempt) -> None:
         """Remove the checkpoints that no policy keeps; call it after a commit.

@@ -40,7 +40,7 @@ _DIRECT_FROM = 1 << 20
 _BLOCK = 4096
 _CHUNK = 4 << 20
 _CACHED = 256 << 10
-_NICE = 10
+_NICE = 2
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
 
 

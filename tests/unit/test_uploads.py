@@ -247,7 +247,29 @@ def test_a_process_ends_when_all_has_arrived(s3_server: Any, last: str) -> None:
     assert ("a fault" in result.stderr) == last.startswith("raise")
 
 
-def test_a_failure_at_the_end_is_said_once(s3_server: Any) -> None:
+def test_at_the_end_little_patience_is_left(
+    uploads: Uploads, memory_folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, go_on, patience = threading.Event(), threading.Event(), []
+
+    def upload(place: Location, source: Path) -> None:
+        patience.append(place.patience)
+        started.set()
+        assert go_on.wait(60)
+
+    monkeypatch.setattr(Location, "upload", upload)
+    for name in ("a", "b", "c"):
+        with uploads.replacing(memory_folder.location() / name) as temporary:
+            temporary.write_bytes(b"x")
+        assert started.wait(60)
+    finish = uploads.finish
+    monkeypatch.setattr(uploads, "finish", lambda: (go_on.set(), finish()))
+    uploads._leave()
+    assert patience == [120.0, 10.0, 10.0]
+
+
+def test_all_failures_at_the_end_are_said(s3_server: Any) -> None:
     command = [sys.executable, "-c", LEAVING, "s3://no-such-bucket/x", s3_server.endpoint, "pass"]
     result = subprocess.run(command, capture_output=True, text=True)
-    assert result.stderr.count("distrib: Could not write s3://no-such-bucket/x/") == 1
+    for number in range(3):
+        assert f"distrib: Could not write s3://no-such-bucket/x/{number}: the b" in result.stderr

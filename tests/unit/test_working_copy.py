@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from distrib.store import locate
 from distrib.uploads import uploads
@@ -91,18 +93,49 @@ def test_files_are_cut_back(
         folder = request.getfixturevalue("s3_server").folder().location()
     copy = WorkingCopy(folder)
     (copy.path / "train").mkdir(exist_ok=True)
-    for name in ("grown", "same", "later", "other"):
+    for name in ("grown", "same", "later", "other", "short"):
         (copy.path / "train" / name).write_bytes(name.encode())
     publish(copy)
     if not same_process:
         copy = WorkingCopy(folder)
-    sizes = {"train/grown": 2, "train/same": 4, "train/lost": 7}
+    sizes = {"train/grown": 2, "train/same": 4, "train/lost": 7, "train/short": 99}
     for _ in range(2):
         copy.cut_back("train", sizes, lambda name: name != "other")
         copy.cut_back("validation", sizes, everything)
         uploads.finish()
         train = folder / "train"
-        assert train.names() == ["grown", "other", "same"]
-        assert [(train / name).read_bytes() for name in train.names()] == [b"gr", b"other", b"same"]
+        assert {name: (train / name).read_bytes() for name in train.names()} == {
+            "grown": b"gr",
+            "other": b"other",
+            "same": b"same",
+            "short": b"short",
+        }
     if not same_process and kind != "local":
         assert os.listdir(copy.path / "train") == ["grown"]  # The others were not carried here.
+
+
+@pytest.fixture
+def _slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are under way for a while."""
+    put_file = MemoryFileSystem.put_file
+
+    def put_late(*arguments: Any) -> None:
+        time.sleep(0.2)
+        put_file(*arguments)
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", put_late)
+
+
+@pytest.mark.usefixtures("_slow")
+def test_what_is_under_way_is_waited_for(memory_folder: Any) -> None:
+    copy = WorkingCopy(memory_folder.location())
+    (copy.path / "train").mkdir()
+    (copy.path / "train" / "events").write_bytes(b"x")
+    copy.publish()
+    copy.fetch("train/events")
+    assert (copy.path / "train" / "events").read_bytes() == b"x"
+    (copy.path / "train" / "later").write_bytes(b"x")
+    copy.publish()
+    copy.cut_back("train", {"train/events": 1}, everything)
+    uploads.finish()
+    assert memory_folder.contents() == {"train/events": b"x"}

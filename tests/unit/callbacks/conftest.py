@@ -8,10 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 import distrib.cluster
 from distrib.cluster import Cluster
 from distrib.collectives import SingleProcess
+from distrib.uploads import UploadError, uploads
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -22,3 +24,22 @@ def not_chief(monkeypatch: pytest.MonkeyPatch) -> None:
         kind="local", rank=1, size=2, local_rank=1, num_replicas=2, collectives=SingleProcess()
     )
     monkeypatch.setattr(distrib.cluster, "_current", Cluster(backend))
+
+
+@pytest.fixture
+def no_uploads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory file system takes what the check before training writes, and no uploads."""
+
+    def denied(*_: Any) -> None:
+        raise PermissionError("not you")
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", denied)
+
+
+@pytest.fixture
+def failed_upload(no_uploads: None, memory_folder: Any) -> None:
+    """A file that a callback has handed over could not be sent, which nobody knows yet."""
+    with uploads.replacing(memory_folder.location() / "some.png") as temporary:
+        temporary.write_bytes(b"x")
+    with pytest.raises(UploadError):
+        uploads.pending().wait()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from driving import (
     make_data,
     make_model,
 )
+from fsspec.implementations.memory import MemoryFileSystem
 
 from distrib.callbacks import LossHistory
 from distrib.errors import ConfigurationError
-from distrib.uploads import uploads
+from distrib.uploads import UploadError, uploads
 
 ALL = [batch_logs(epoch, batch)["loss"] for epoch in range(EPOCHS) for batch in range(STEPS)]
 FILES = ["loss.csv", "loss.png", *(f"plot_at_epoch_{epoch}.png" for epoch in range(EPOCHS))]
@@ -171,6 +173,39 @@ def test_restoring_undoes_later_remote_numbers(
     uploads.finish()
     for name in ("loss.csv", "loss.png"):
         assert remote.contents().get(name) == contents(tmp_path).get(name)
+
+
+@pytest.mark.usefixtures("failed_upload")
+def test_failed_upload_is_raised_by_the_next_hook(tmp_path: Path) -> None:
+    with pytest.raises(UploadError, match=r"some.png: access is denied \(not you\)"):
+        LossHistory(tmp_path).on_batch_end(0, {"loss": 1.0})
+
+
+@pytest.mark.usefixtures("no_uploads")
+def test_failed_upload_is_raised_at_the_end_at_the_latest(memory_folder: Any) -> None:
+    history = LossHistory(memory_folder.url)
+    history.on_train_begin()
+    history._save_numbers()
+    with pytest.raises(UploadError, match=r"loss.csv: access is denied \(not you\)"):
+        history.on_train_end()
+
+
+def test_files_under_way_are_waited_for_before_they_are_removed(
+    memory_folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_file = MemoryFileSystem.put_file
+
+    def put_late(*arguments: Any) -> None:
+        time.sleep(0.1)
+        put_file(*arguments)
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", put_late)
+    history = LossHistory(memory_folder.url)
+    snapshot = drive([history], snapshot_at=(0, 0), kill_at=(1, 0))
+    assert snapshot is not None
+    history.set_state(snapshot.states[0])
+    uploads.finish()
+    assert list(memory_folder.contents()) == ["plot_at_epoch_0.png"]
 
 
 def test_place_that_cannot_be_written_is_refused_when_training_begins(s3_server: Any) -> None:

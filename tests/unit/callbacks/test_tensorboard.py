@@ -23,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from distrib.callbacks import TensorBoard
 from distrib.errors import ConfigurationError
-from distrib.uploads import uploads
+from distrib.uploads import UploadError, uploads
 
 Points = dict[str, list[tuple[int, float]]]
 
@@ -270,6 +270,32 @@ def test_embeddings_and_profiles_are_sent_too(remote: Any) -> None:
     names = "\n".join(remote.contents())
     for wanted in ("projector_config.pbtxt", "keras_embedding.ckpt-0.weights.h5", "xplane.pb"):
         assert wanted in names
+
+
+@pytest.mark.usefixtures("failed_upload")
+def test_failed_upload_is_raised_by_the_next_hook(tmp_path: Path) -> None:
+    with pytest.raises(UploadError, match=r"some.png: access is denied \(not you\)"):
+        TensorBoard(tmp_path).on_train_batch_begin(0)
+
+
+def test_remote_points_are_sent_after_every_epoch(tmp_path: Path, memory_folder: Any) -> None:
+    board = TensorBoard(memory_folder.url)
+    drive([board], kill_at=(1, 0))
+    uploads.finish()
+    sent = points(download(memory_folder, tmp_path))
+    assert [step for step, _ in sent["train/epoch_loss"]] == [0]
+    close(board)
+
+
+def test_second_fit_is_a_run_of_its_own(memory_folder: Any) -> None:
+    snapshot = drive([TensorBoard(memory_folder.url)], snapshot_at=(1, 0))
+    board = TensorBoard(memory_folder.url)
+    drive([board], resume=snapshot)
+    second = drive([board], snapshot_at=(2, 0))
+    assert second is not None
+    files = second.states[0]["files"]
+    assert len(files) == 2
+    assert all(board._run_id in name for name in files)
 
 
 def test_place_that_cannot_be_written_is_refused_when_training_begins(s3_server: Any) -> None:

@@ -89,14 +89,6 @@ def test_without_a_manifest_it_does_not_count_and_is_collected(
     assert notes.exists()
 
 
-def test_probes_of_killed_starts_are_collected(directory: CheckpointDirectory) -> None:
-    (directory.location / ".distrib-probe-0123").write_bytes(b"")
-    (directory.location / ".hidden").write_bytes(b"")
-    directory.collect_leftovers(99)
-    directory.collect_probes()
-    assert files(directory.location) == ["/.hidden"]
-
-
 def test_damaged_ones_are_set_aside_and_the_one_before_is_used(
     directory: CheckpointDirectory,
 ) -> None:
