@@ -144,27 +144,28 @@ class TensorBoard(Resumable, keras.callbacks.TensorBoard):
         """Write the results of the test."""
         super().on_test_end(logs)
         if not self._is_writing:  # An `evaluate` of its own.
-            self._publish()
+            self._copy.publish()
             uploads.finish()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Write the epoch's results."""
         super().on_epoch_end(epoch, logs)
-        self._publish()
+        self._copy.publish()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Close the event files, and wait until they are where they belong."""
         if self._is_writing:
             super().on_train_end(logs)
         self._is_writing = False
-        self._publish()
+        self._copy.publish()
         uploads.finish()
 
     def get_state(self) -> dict[str, Any]:
         """Return the counters, the run's id, and the sizes of its event files in bytes."""
-        self._flush()
+        for writer in self._writers.values():
+            writer.flush()
         sizes = self._earlier_sizes | {name: path.stat().st_size for name, path in self._files()}
-        self._publish()
+        self._copy.publish()
         return super().get_state() | {"files": sizes}
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -193,14 +194,6 @@ class TensorBoard(Resumable, keras.callbacks.TensorBoard):
 
     def _is_ours(self, name: str) -> bool:
         return name.startswith("events.out.tfevents.") and name.endswith(self._suffix)
-
-    def _flush(self) -> None:
-        for writer in self._writers.values():
-            writer.flush()
-
-    def _publish(self) -> None:
-        self._flush()
-        self._copy.publish()
 
     @property
     def _suffix(self) -> str:

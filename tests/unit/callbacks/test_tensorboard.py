@@ -209,7 +209,7 @@ def test_remote_points_are_complete_and_single_on_another_machine(
 
     def dies(callback: Any) -> None:
         close(callback)
-        callback._publish()  # All that it wrote has arrived: the worst case.
+        callback._copy.publish()  # All that it wrote has arrived: the worst case.
         uploads.finish()
 
     def make() -> TensorBoard:
@@ -239,7 +239,7 @@ def test_many_kills_in_a_row_remotely(tmp_path: Path, memory_folder: Any) -> Non
         board = TensorBoard(memory_folder.url)
         snapshot = drive([board], resume=snapshot, snapshot_at=at, kill_at=killed)
         close(board)
-        board._publish()
+        board._copy.publish()
         uploads.finish()
     drive([TensorBoard(memory_folder.url)], resume=snapshot)
     assert points(download(memory_folder, tmp_path / "ours")) == points(tmp_path / "keras")
