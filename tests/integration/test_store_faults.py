@@ -22,7 +22,7 @@ from distrib.checkpoint.saver import Content, Saver
 from distrib.errors import CheckpointError
 from distrib.store import Location, locate
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +75,7 @@ FAULTS: dict[str, Callable[[FaultProxy], object]] = {
     "reset in the middle of uploads": lambda proxy: proxy.fail(
         "reset", match="PUT .*/arrays/d/", times=4, after_bytes=300_000
     ),
-    "a storm of 503": lambda proxy: proxy.fail("503", times=12),
+    "a storm of 503": lambda proxy: proxy.fail("503", times=6),
     "responses lost while uploading": lambda proxy: proxy.fail(
         "lost response", match="PUT .*/d/", times=3
     ),
