@@ -77,11 +77,6 @@ def publish(checkpoints: Location, manifest: Manifest) -> None:
         (place / manifests.NAME).write_bytes(manifest.encode())
 
 
-def is_committed(checkpoints: Location, step: int) -> bool:
-    """Tell whether a step has a manifest, valid or not."""
-    return (checkpoints / str(step) / manifests.NAME).exists()
-
-
 def read(checkpoints: Location, step: int) -> Manifest:
     """Read the manifest of a committed checkpoint.
 

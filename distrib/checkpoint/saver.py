@@ -159,9 +159,8 @@ class Saver:
     def _explain(self, step: int, error: Exception, what: str = "write the") -> CheckpointError:
         checkpoints = self._directory.location
         if checkpoints.local is not None:
-            with suppress(
-                OSError
-            ):  # It is reported below what is wrong; the next start tries again.
+            # What is wrong is said below, and the next start tries again.
+            with suppress(OSError):
                 commit.draft(checkpoints, step, self._attempt.number)
         commits = self._attempt.entry.commits
         intact = (

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import errno
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -97,47 +98,44 @@ class Pace(keras.callbacks.Callback):
         time.sleep(0.03)
 
 
-def after(call: Callable[..., Any], number: int) -> Callable[..., Any]:
-    """Kill right after the call of that number."""
-    count = 0
+def counted(
+    call: Callable[..., Any],
+    number: int,
+    before: Callable[[], object] = lambda: None,
+    behind: Callable[[], object] = lambda: None,
+) -> Callable[..., Any]:
+    """Do something before or behind the call of that number."""
+    count = itertools.count(1)
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        nonlocal count
+        strikes = next(count) == number
+        if strikes:
+            before()
         result = call(*args, **kwargs)
-        count += 1
-        if count == number:
-            die()
+        if strikes:
+            behind()
         return result
 
     return wrapped
 
 
+def after(call: Callable[..., Any], number: int) -> Callable[..., Any]:
+    """Kill right after the call of that number."""
+    return counted(call, number, behind=die)
+
+
 def during(call: Callable[..., Any], number: int) -> Callable[..., Any]:
     """Kill a moment after the call of that number has begun."""
-    count = 0
-
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        nonlocal count
-        count += 1
-        if count == number:
-            threading.Timer(random.uniform(0.0, 0.03), die).start()
-        return call(*args, **kwargs)
-
-    return wrapped
+    return counted(call, number, lambda: threading.Timer(random.uniform(0.0, 0.03), die).start())
 
 
 def failing(call: Callable[..., Any], number: int) -> Callable[..., Any]:
     """Raise instead of the call of that number."""
-    count = 0
 
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        nonlocal count
-        count += 1
-        if count == number:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return call(*args, **kwargs)
+    def fail() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    return wrapped
+    return counted(call, number, fail)
 
 
 def arm(point: str, number: int) -> None:
