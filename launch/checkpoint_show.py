@@ -12,8 +12,8 @@ from typing import Any
 import ml_dtypes  # noqa: F401  (makes numpy know bfloat16 and its like by name)
 import numpy as np
 
-from distrib.checkpoint.attempts import FOLDER, Entry
-from distrib.checkpoint.directory import CheckpointDirectory
+from distrib.checkpoint import attempts
+from distrib.checkpoint.attempts import Entry
 from distrib.checkpoint.stored import StoredCheckpoint
 from distrib.errors import EXIT_FINISHED
 
@@ -45,7 +45,7 @@ def _show(options: argparse.Namespace) -> int:
     with reading(stored):
         training = stored.read_training()
     with plainly(directory.location):
-        entry = _entry(directory, stored.manifest.attempt)
+        entry = attempts.read(directory.location, stored.manifest.attempt)
     described = describe(stored, training, entry)
     if options.json:
         print(json.dumps(described, indent=1))
@@ -94,15 +94,6 @@ def _variable(described: Mapping[str, Any]) -> dict[str, Any]:
     size = prod(described["shape"]) * np.dtype(described["dtype"]).itemsize * copies
     kept = {name: described[name] for name in ("group", "path", "shape", "dtype")}
     return {**kept, "copies": copies, "bytes": size}
-
-
-def _entry(directory: CheckpointDirectory, attempt: int) -> Entry | None:
-    """Read what the ledger says of an attempt; a checkpoint of an old version has none."""
-    try:
-        content = (directory.location / FOLDER / f"{attempt:08d}.json").read_bytes()
-    except FileNotFoundError:
-        return None
-    return Entry.decode(content, attempt)
 
 
 def _print(described: Mapping[str, Any]) -> None:

@@ -119,10 +119,10 @@ class Attempt:
         Raises:
             SupersededError: If it is not.
         """
-        newer = _place(self._ledger, self.number + 1)
+        newer = _read(self._ledger, self.number + 1)
         own = _place(self._ledger, self.number)
-        if newer.exists():
-            raise self._superseded(Entry.decode(newer.read_bytes(), self.number + 1))
+        if newer is not None:
+            raise self._superseded(newer)
         current = Entry.decode(own.read_bytes(), self.number)
         if current.token != self.entry.token:
             raise self._superseded(current)
@@ -154,6 +154,11 @@ class Attempt:
             f"{self._ledger}. This process stops and has damaged nothing; its checkpoints up to "
             "there were taken over. Give this job its own `directory` if both are meant to run."
         )
+
+
+def read(checkpoints: Location, number: int) -> Entry | None:
+    """Return the entry of an attempt; `None` if the ledger has none."""
+    return _read(checkpoints / FOLDER, number)
 
 
 def newest(checkpoints: Location) -> Entry | None:
@@ -196,6 +201,14 @@ def begin(
         )
         if _place(checkpoints / FOLDER, entry.attempt).create(entry.encode()):
             return Attempt(checkpoints, entry)
+
+
+def _read(ledger: Location, number: int) -> Entry | None:
+    try:
+        content = _place(ledger, number).read_bytes()
+    except FileNotFoundError:
+        return None
+    return Entry.decode(content, number)
 
 
 def _place(ledger: Location, number: int) -> Location:
