@@ -81,7 +81,7 @@ def _try(location: Location, argument: str) -> str | None:
     probe = replace(location, patience=PATIENCE) / NAME
     doing = "write to"
     try:
-        probe.write_bytes(content)
+        _write(probe, content)
         doing = "read from"
         same = probe.read_bytes() == content
         doing = "list"
@@ -95,6 +95,15 @@ def _try(location: Location, argument: str) -> str | None:
     except OSError as error:
         raise ConfigurationError(_message(location, argument, doing, error)) from error
     return None if same and listed else "list" if same else "return"
+
+
+def _write(probe: Location, content: bytes) -> None:
+    if probe.local is None:
+        probe.write_bytes(content)
+        return
+    # Not by way of a temporary file, whose name would be another one every time.
+    probe.local.parent.mkdir(parents=True, exist_ok=True)
+    probe.local.write_bytes(content)
 
 
 def _message(location: Location, argument: str, doing: str, error: OSError) -> str:

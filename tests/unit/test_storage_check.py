@@ -5,6 +5,7 @@ import os
 import secrets
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -35,6 +36,22 @@ def test_a_sound_folder_is_left_as_it_was(remote: Any, tmp_path: Path) -> None:
         (folder / "log.csv").write_bytes(b"x")
         check_writable(folder, "directory")
         assert folder.names() == ["log.csv"]
+
+
+KILLED = """
+import os, signal
+from distrib.store import check_writable, locate
+
+os.fsync = os.replace = os.unlink = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+check_writable(locate({folder!r}, "directory"), "directory")
+"""
+
+
+def test_what_a_killed_one_left_is_gone_after_the_next(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", KILLED.format(folder=str(tmp_path))], check=False)
+    assert os.listdir(tmp_path)
+    check_writable(locate(tmp_path, "directory"), "directory")
+    assert os.listdir(tmp_path) == []
 
 
 # The local disk
