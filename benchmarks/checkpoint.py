@@ -277,7 +277,7 @@ def restore(directory: str, who: str = "distrib", cache: str = "") -> float:
     """Seconds of a restore, with the files in the page cache ("warm") or hardly ("cold")."""
     import orbax.checkpoint  # noqa: F401 - which every training has loaded, like the store's library
 
-    fsspec.core.url_to_fs(directory)
+    locate(directory, "directory").exists()  # As a start has done that found it writable.
     for path in newest(directory) if cache else ():
         with path.open("rb") as file:
             if cache == "warm":

@@ -62,7 +62,7 @@ osd_op_num_shards = 1
 [client.rgw]
 ms_mon_client_mode = crc secure
 rgw_data = {folder}
-rgw_frontends = beast endpoint=127.0.0.1:{gateway}
+rgw_frontends = beast endpoint=127.0.0.1:{gateway} tcp_nodelay=1
 rgw_override_bucket_index_max_shards = 1
 # What is deleted or replaced frees its bytes after this many seconds.
 rgw_gc_obj_min_wait = 60
