@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
+from distrib.checkpoint.transfer import each
 from distrib.errors import SupersededError
 from distrib.store import Location
 
@@ -119,13 +120,13 @@ class Attempt:
         Raises:
             SupersededError: If it is not.
         """
-        newer = _read(self._ledger, self.number + 1)
-        own = _place(self._ledger, self.number)
+        own, newer = _read_with_next(self._ledger, self.number)
         if newer is not None:
             raise self._superseded(newer)
-        current = Entry.decode(own.read_bytes(), self.number)
-        if current.token != self.entry.token:
-            raise self._superseded(current)
+        if own is None:
+            raise FileNotFoundError(f"{_place(self._ledger, self.number)} is gone")
+        if own.token != self.entry.token:
+            raise self._superseded(own)
 
     def committed(self, commit: Commit) -> None:
         """Write a commit down."""
@@ -166,10 +167,12 @@ def newest(checkpoints: Location) -> Entry | None:
     ledger = checkpoints / FOLDER
     numbers = [int(name[:-5]) for name in ledger.names() if name[:-5].isdecimal()]
     number = max(numbers, default=0)
+    entry, newer = _read_with_next(ledger, number)
     # A listing may be late; whether a file is there is always known.
-    while _place(ledger, number + 1).exists():
+    while newer is not None:
         number += 1
-    return Entry.decode(_place(ledger, number).read_bytes(), number) if number else None
+        entry, newer = _read_with_next(ledger, number)
+    return entry
 
 
 def begin(
@@ -184,9 +187,12 @@ def begin(
     """
     while True:
         previous = newest(checkpoints)
+        counting = known(previous)
+        # A copy may lack the ledger; the folders of its checkpoints have their attempts' names.
+        numbers = [previous.attempt if previous else 0, *(commit.attempt for commit in counting)]
         now = time.time()
         entry = Entry(
-            attempt=1 if previous is None else previous.attempt + 1,
+            attempt=max(numbers) + 1,
             token=secrets.token_hex(8),
             host=socket.gethostname(),
             pid=os.getpid(),
@@ -194,13 +200,17 @@ def begin(
             began=now,
             updated=now,
             end=None,
-            known=known(previous),
+            known=counting,
             committed=(),
             uptime=previous.uptime + previous.updated - previous.began if previous else 0.0,
             failures=previous.failures + (previous.end is None) if previous else 0,
         )
         if _place(checkpoints / FOLDER, entry.attempt).create(entry.encode()):
             return Attempt(checkpoints, entry)
+
+
+def _read_with_next(ledger: Location, number: int) -> list[Entry | None]:
+    return each(lambda number: _read(ledger, number), [number, number + 1], 2)
 
 
 def _read(ledger: Location, number: int) -> Entry | None:

@@ -49,11 +49,13 @@ _ORBAX_DRAFT = ".orbax-checkpoint-tmp"  # Of a version that let Orbax write.
 
 
 def draft(checkpoints: Location, step: int, attempt: int) -> Location:
-    """Return the folder for an attempt's data of a step; an earlier try's files are removed."""
-    if checkpoints.local is not None:
-        place = checkpoints / f".{step}.attempt-{attempt}"
-    else:
-        place = checkpoints / str(step) / f"attempt-{attempt}"
+    """Return the folder for an attempt's data of a step.
+
+    An earlier try's files are removed, where the folder will be the checkpoint.
+    """
+    if checkpoints.local is None:
+        return checkpoints / str(step) / f"attempt-{attempt}"
+    place = checkpoints / f".{step}.attempt-{attempt}"
     place.remove_tree()
     return place
 

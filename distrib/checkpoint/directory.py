@@ -166,7 +166,8 @@ class CheckpointDirectory:
         """
         if policy is None:
             return
-        manifests = [c.manifest for c in self.checkpoints() if not c.late]
+        found = [m for _, m in self._manifests(own.entry) if isinstance(m, Manifest)]
+        manifests = [m for m in found if own.entry.counts(Commit(m.step, m.attempt))]
         keep = policy.keep(manifests)
         gone = {m.step for m in manifests[:-1] if m.step not in keep and self._remove(m.step)}
         own.forget(gone)

@@ -12,6 +12,7 @@ the index only.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ class DataFile:
 
 
 def files(arrays: ArrayGroups, training: Mapping[str, Any]) -> list[DataFile]:
-    """Return all files of a checkpoint, the large ones first.
+    """Return all files of a checkpoint, the small ones first: their way takes time, not width.
 
     Args:
         arrays: Two levels: group, then name. Their bytes are read when the files are written.
@@ -78,12 +79,17 @@ def files(arrays: ArrayGroups, training: Mapping[str, Any]) -> list[DataFile]:
         f"{TRAINING}/metadata": _json({**training, INDEX: layout.index()}),
         "_CHECKPOINT_METADATA": _json(_checkpoint_metadata()),
     }
-    return large + [DataFile.of(path, content) for path, content in small.items()]
+    return [DataFile.of(path, content) for path, content in small.items()] + large
 
 
 def data_path(number: int) -> str:
     """Return the path of a data file relative to the item `arrays`."""
     return f"d/{number:06d}"
+
+
+def is_data(path: str) -> bool:
+    """Whether a path, relative to the checkpoint, is that of a data file."""
+    return re.fullmatch(rf"{ARRAYS}/d/\d+", path) is not None
 
 
 def _blocks(layout: Layout) -> list[Block]:

@@ -75,7 +75,7 @@ class Saver:
         self._directory = directory
         self._attempt = attempt
         self._policy = policy
-        self._executor = ThreadPoolExecutor(1, "distrib-saver", transfer.yield_to_training)
+        self._executor = ThreadPoolExecutor(1, "distrib-saver")
         self._pending: Future[None] | None = None
         if (abandoned := _open.pop(directory.location, None)) is not None:
             abandoned._executor.shutdown()

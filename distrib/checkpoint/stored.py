@@ -11,7 +11,7 @@ from typing import Any
 from distrib.checkpoint import orbax, transfer
 from distrib.checkpoint.layout import Array, allocate, destinations
 from distrib.checkpoint.manifest import DamagedCheckpointError, FileEntry, Manifest
-from distrib.checkpoint.orbax_format import ARRAYS, INDEX, TRAINING, data_path
+from distrib.checkpoint.orbax_format import ARRAYS, INDEX, TRAINING, data_path, is_data
 from distrib.store import Location
 
 _TRAINING = f"{TRAINING}/metadata"
@@ -63,21 +63,21 @@ class StoredCheckpoint:
         """
         if self.manifest.format == 1:
             return self._read_by_orbax()
-        training = self.read_training()
+        # What is not data is small, and best asked for together.
+        small = [path for path in self._entries if not is_data(path)]
+        training = self._training(self._read(small))
         index = training.pop(INDEX)
         arrays = allocate(index)
         into = {
             f"{ARRAYS}/{data_path(number)}": parts
             for number, parts in destinations(index, arrays).items()
         }
-        self._read([path for path in self._entries if path != _TRAINING], into)
+        self._read([path for path in self._entries if path in into], into)
         return Loaded(training, arrays)
 
     def read_training(self) -> dict[str, Any]:
         """Read the JSON item, with the index of the arrays."""
-        if _TRAINING not in self._entries:
-            raise DamagedCheckpointError(f"{self.place}: the manifest does not list {_TRAINING}")
-        return json.loads(self._read([_TRAINING])[_TRAINING])
+        return self._training(self._read([path for path in self._entries if path == _TRAINING]))
 
     def verify(self) -> None:
         """Read every byte and compare it with the manifest.
@@ -86,6 +86,11 @@ class StoredCheckpoint:
             DamagedCheckpointError: Names the first file that is missing, short or changed.
         """
         self._read(list(self._entries), {path: [] for path in self._entries})
+
+    def _training(self, contents: dict[str, bytes]) -> dict[str, Any]:
+        if _TRAINING not in contents:
+            raise DamagedCheckpointError(f"{self.place}: the manifest does not list {_TRAINING}")
+        return json.loads(contents[_TRAINING])
 
     def _read(
         self, paths: list[str], into: dict[str, list[tuple[int, Array]]] | None = None

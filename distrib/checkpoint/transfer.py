@@ -12,7 +12,6 @@ CPU and push the training's data out of the page cache; a checkpoint is hardly e
 from __future__ import annotations
 
 import errno
-import io
 import mmap
 import os
 import sys
@@ -21,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import google_crc32c
 import numpy as np
@@ -68,7 +67,11 @@ def write(files: Sequence[DataFile], folder: Location, cache: Path | None) -> tu
         (folder / file.path).write_bytes(content)
         return FileEntry(file.path, len(content), google_crc32c.value(content))
 
-    entries = each(put, files, WORKERS if local is None else LOCAL_WORKERS)
+    if local is None:
+        # What takes the processor here is the store's library, in a thread of its own.
+        entries = each(put, files, WORKERS)
+    else:
+        entries = each(put, files, LOCAL_WORKERS, _yield_to_training)
     if local is not None:
         for name in sorted({"", *_parents(folders)}, reverse=True):
             fsync(local / name)
@@ -107,9 +110,21 @@ def read(
     return {path: content for path, content in contents.items() if path not in into}
 
 
-def each(work: Callable[[S], T], items: Sequence[S], workers: int) -> list[T]:
-    """Do `work` for every item, several at a time, in order; the first error ends it."""
-    with ThreadPoolExecutor(workers, "distrib-transfer", initializer=yield_to_training) as pool:
+def each(
+    work: Callable[[S], T],
+    items: Sequence[S],
+    workers: int,
+    prepare: Callable[[], None] | None = None,
+) -> list[T]:
+    """Do `work` for every item, several at a time, in order; the first error ends it.
+
+    Args:
+        work: Called with an item.
+        items: All of them.
+        workers: Number of threads.
+        prepare: Called once in each of the threads.
+    """
+    with ThreadPoolExecutor(workers, "distrib-transfer", initializer=prepare) as pool:
         futures = [pool.submit(work, item) for item in items]
         try:
             return [future.result() for future in futures]
@@ -118,7 +133,7 @@ def each(work: Callable[[S], T], items: Sequence[S], workers: int) -> list[T]:
             raise
 
 
-def yield_to_training() -> None:
+def _yield_to_training() -> None:
     """Let training have the processor first; on Linux threads have a priority of their own."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
@@ -214,7 +229,21 @@ def _read(place: Location, entry: FileEntry, parts: list[tuple[int, Array]] | No
         content = place.read_bytes()
     except FileNotFoundError as error:
         raise DamagedCheckpointError(f"{place} is missing") from error
-    return _checked(io.BytesIO(content), len(content), place, entry, parts)
+    return _checked(_Memory(content), len(content), place, entry, parts)
+
+
+class _Memory:
+    """Bytes to be read like a file, but by numpy: `io.BytesIO` would copy with Python's lock held,
+    and the thread that hears what the store sends would stand still."""
+
+    def __init__(self, content: bytes) -> None:
+        self._rest = np.frombuffer(content, np.uint8)
+
+    def readinto(self, target: Array) -> int:
+        count = min(len(target), len(self._rest))
+        target[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
 
 
 def _read_local(path: Path, entry: FileEntry, parts: list[tuple[int, Array]] | None) -> bytes:
@@ -242,11 +271,11 @@ def _checked(
     return b"" if content is None else content.tobytes()
 
 
-def _fill(file: BinaryIO, target: Array, crc: int) -> int:
+def _fill(file: Any, target: Array, crc: int) -> int:
     """Read until `target` is full, and extend the checksum while the bytes are in the cache."""
     done = 0
     while done < len(target):
-        count = file.readinto(target[done : done + _CHUNK])  # type: ignore[attr-defined]
+        count = file.readinto(target[done : done + _CHUNK])
         if not count:
             raise DamagedCheckpointError("a file became shorter while it was read")
         crc = google_crc32c.extend(crc, target[done : done + count])
