@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras.src.utils.python_utils import pythonify_logs
 
@@ -112,7 +113,10 @@ class Checkpoint:
 
     def get(self, name: str) -> Any:
         """Return one of the nested structures, with its arrays."""
-        return tree.join(self.training[name], self.arrays.get(_CALLBACKS, {}))
+        arrays = self.arrays.get(_CALLBACKS, {})
+        # Callbacks may change in place what they are given.
+        own = {key: np.require(array, requirements="W") for key, array in arrays.items()}
+        return tree.join(self.training[name], own)
 
     def own_states(self, rank: int, size: int) -> dict[str, Any]:
         """Return the states of callbacks and random generators that a rank goes on with."""

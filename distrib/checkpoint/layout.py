@@ -11,9 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from math import prod
-from mmap import mmap
 from typing import Any
 
 import ml_dtypes  # noqa: F401  (makes numpy know bfloat16 and its like by name)
@@ -22,6 +20,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 ArrayGroups = Mapping[str, Mapping[str, Array]]
+Index = Sequence[Mapping[str, Any]]
 
 # Larger byte strings are got from the system and given back one by one, which costs an upload a
 # third more CPU (glibc keeps freed memory of up to 32 MiB).
@@ -88,7 +87,7 @@ class Layout:
     sizes: list[int] = field(default_factory=list)
 
     def index(self) -> list[dict[str, Any]]:
-        """Return where everything lies, JSON-able, for `allocate` and `destinations`."""
+        """Return where everything lies, JSON-able, for the functions below."""
         return [placed.describe() for placed in self.arrays]
 
     def blocks_by_file(self) -> list[list[Block]]:
@@ -112,35 +111,51 @@ def plan(arrays: ArrayGroups) -> Layout:
     return layout
 
 
-def allocate(index: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Array]]:
-    """Make the arrays that an index describes, by group and name, filled with zeros.
-
-    In memory of their own, because numpy asks for huge pages for large arrays, and a virtual
-    machine may need longer to get those from its host than a server to send what belongs there.
-    """
-    types = [np.dtype(entry["dtype"]) for entry in index]
-    sizes = [prod(e["shape"]) * t.itemsize for e, t in zip(index, types, strict=True)]
-    starts = list(accumulate((_aligned(size) for size in sizes), initial=0))
-    memory = np.frombuffer(mmap(-1, max(starts[-1], 1)), np.uint8)
+def allocate(index: Index) -> dict[str, dict[str, Array]]:
+    """Make, without content, the arrays that are more than a view of one file: those that are cut,
+    those that share a file with such a one, and those without elements. By group and name."""
     arrays: dict[str, dict[str, Array]] = {}
-    for entry, dtype, start, size in zip(index, types, starts, sizes, strict=False):
-        array = memory[start : start + size].view(dtype).reshape(entry["shape"])
+    for entry in _allocated(index):
+        array = np.empty(entry["shape"], np.dtype(entry["dtype"]))
         arrays.setdefault(entry["group"], {})[entry["name"]] = array
     return arrays
 
 
-def destinations(
-    index: Sequence[Mapping[str, Any]], arrays: ArrayGroups
-) -> dict[int, list[tuple[int, Array]]]:
-    """Return for each data file the offsets and the bytes, views of `arrays`, to read into."""
+def destinations(index: Index, arrays: ArrayGroups) -> dict[int, list[tuple[int, Array]]]:
+    """Return for data files the offsets and the bytes, views of allocated arrays, to read into."""
     files: dict[int, list[tuple[int, Array]]] = {}
-    for entry in index:
+    for entry in _allocated(index):
         content = as_bytes(arrays[entry["group"]][entry["name"]])
         start = 0
         for file, offset, length in entry["blocks"]:
             files.setdefault(file, []).append((offset, content[start : start + length]))
             start += length
     return files
+
+
+def views(index: Index, contents: Mapping[int, Array]) -> dict[str, dict[str, Array]]:
+    """Return all other arrays, as views of the content of data files, by group and name.
+
+    Args:
+        index: Of the checkpoint.
+        contents: Of every file that has no destination, shape (n,) uint8.
+    """
+    arrays: dict[str, dict[str, Array]] = {}
+    for entry in index:
+        if len(entry["blocks"]) == 1 and entry["blocks"][0][0] in contents:
+            file, offset, length = entry["blocks"][0]
+            content = contents[file][offset : offset + length].view(np.dtype(entry["dtype"]))
+            arrays.setdefault(entry["group"], {})[entry["name"]] = content.reshape(entry["shape"])
+    return arrays
+
+
+def _allocated(index: Index) -> list[Mapping[str, Any]]:
+    cut = {file for e in index if len(e["blocks"]) > 1 for file, *_ in e["blocks"]}
+    return [
+        entry
+        for entry in index
+        if not entry["blocks"] or any(file in cut for file, *_ in entry["blocks"])
+    ]
 
 
 def as_bytes(array: Array) -> Array:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distrib.checkpoint import orbax, transfer
-from distrib.checkpoint.layout import Array, allocate, destinations
+from distrib.checkpoint.layout import Array, Index, allocate, destinations, views
 from distrib.checkpoint.manifest import DamagedCheckpointError, FileEntry, Manifest
 from distrib.checkpoint.orbax_format import ARRAYS, INDEX, TRAINING, data_path, is_data
 from distrib.store import Location
@@ -23,7 +23,7 @@ class Loaded:
 
     Attributes:
         training: JSON-able.
-        arrays: By group and name, in host memory.
+        arrays: By group and name, in host memory; may be read-only.
     """
 
     training: dict[str, Any]
@@ -64,20 +64,21 @@ class StoredCheckpoint:
         if self.manifest.format == 1:
             return self._read_by_orbax()
         # What is not data is small, and best asked for together.
-        small = [path for path in self._entries if not is_data(path)]
-        training = self._training(self._read(small))
+        others = [path for path in self._entries if path != _TRAINING and not is_data(path)]
+        training = json.loads(self._read([_TRAINING, *others])[_TRAINING].tobytes())
         index = training.pop(INDEX)
         arrays = allocate(index)
-        into = {
-            f"{ARRAYS}/{data_path(number)}": parts
-            for number, parts in destinations(index, arrays).items()
-        }
-        self._read([path for path in self._entries if path in into], into)
+        paths = {number: f"{ARRAYS}/{data_path(number)}" for number in _files(index)}
+        into = {paths[number]: parts for number, parts in destinations(index, arrays).items()}
+        contents = self._read(list(paths.values()), into)
+        whole = {number: contents[path] for number, path in paths.items() if path in contents}
+        for group, members in views(index, whole).items():
+            arrays.setdefault(group, {}).update(members)
         return Loaded(training, arrays)
 
     def read_training(self) -> dict[str, Any]:
         """Read the JSON item, with the index of the arrays."""
-        return self._training(self._read([path for path in self._entries if path == _TRAINING]))
+        return json.loads(self._read([_TRAINING])[_TRAINING].tobytes())
 
     def verify(self) -> None:
         """Read every byte and compare it with the manifest.
@@ -87,14 +88,12 @@ class StoredCheckpoint:
         """
         self._read(list(self._entries), {path: [] for path in self._entries})
 
-    def _training(self, contents: dict[str, bytes]) -> dict[str, Any]:
-        if _TRAINING not in contents:
-            raise DamagedCheckpointError(f"{self.place}: the manifest does not list {_TRAINING}")
-        return json.loads(contents[_TRAINING])
-
     def _read(
         self, paths: list[str], into: dict[str, list[tuple[int, Array]]] | None = None
-    ) -> dict[str, bytes]:
+    ) -> dict[str, Array]:
+        for path in paths:
+            if path not in self._entries:
+                raise DamagedCheckpointError(f"{self.place}: the manifest does not list {path}")
         entries = [self._entries[path] for path in paths]
         return transfer.read(entries, self.root, self.cache, into or {})
 
@@ -104,3 +103,7 @@ class StoredCheckpoint:
         folder = self.root.local
         assert folder is not None
         return Loaded(orbax.read_training(folder), orbax.read_arrays(folder))
+
+
+def _files(index: Index) -> list[int]:
+    return sorted({file for entry in index for file, *_ in entry["blocks"]})

@@ -83,8 +83,10 @@ def read(
     folder: Location,
     cache: Path | None,
     into: Mapping[str, list[tuple[int, Array]]],
-) -> dict[str, bytes]:
+) -> dict[str, Array]:
     """Read files, compare them with their checksums, and return those that have no destination.
+
+    What is returned has shape (n,), uint8, and may be read-only.
 
     Args:
         entries: What the manifest says of them.
@@ -96,7 +98,7 @@ def read(
         DamagedCheckpointError: Names the first file that is missing, short or changed.
     """
 
-    def get(entry: FileEntry) -> tuple[str, bytes]:
+    def get(entry: FileEntry) -> tuple[str, Array]:
         parts = into.get(entry.path)
         if cache is not None:
             try:
@@ -222,53 +224,47 @@ def _write_all(path: Path, rest: memoryview, flags: int) -> None:
         os.close(descriptor)
 
 
-def _read(place: Location, entry: FileEntry, parts: list[tuple[int, Array]] | None) -> bytes:
+def _read(place: Location, entry: FileEntry, parts: list[tuple[int, Array]] | None) -> Array:
     if place.local is not None:
         return _read_local(place.local, entry, parts)
     try:
-        content = place.read_bytes()
+        content = np.frombuffer(place.read_bytes(), np.uint8)
     except FileNotFoundError as error:
         raise DamagedCheckpointError(f"{place} is missing") from error
-    return _checked(_Memory(content), len(content), place, entry, parts)
+    _check(place, entry, len(content), lambda: google_crc32c.value(content))
+    for offset, target in parts or []:
+        target[:] = content[offset : offset + len(target)]
+    return content
 
 
-class _Memory:
-    """Bytes to be read like a file, but by numpy: `io.BytesIO` would copy with Python's lock held,
-    and the thread that hears what the store sends would stand still."""
-
-    def __init__(self, content: bytes) -> None:
-        self._rest = np.frombuffer(content, np.uint8)
-
-    def readinto(self, target: Array) -> int:
-        count = min(len(target), len(self._rest))
-        target[:count] = self._rest[:count]
-        self._rest = self._rest[count:]
-        return count
-
-
-def _read_local(path: Path, entry: FileEntry, parts: list[tuple[int, Array]] | None) -> bytes:
+def _read_local(path: Path, entry: FileEntry, parts: list[tuple[int, Array]] | None) -> Array:
+    """Read without a buffer between, as a file of the local disk can be."""
+    content = np.empty(entry.size if parts is None else 0, np.uint8)
     try:
         with path.open("rb", buffering=0) as file:
-            return _checked(file, os.fstat(file.fileno()).st_size, path, entry, parts)
+            size = os.fstat(file.fileno()).st_size
+            targets = [(0, content)] if parts is None else parts
+            _check(path, entry, size, lambda: _read_into(file, size, targets))
     except FileNotFoundError as error:
         raise DamagedCheckpointError(f"{path} is missing") from error
+    return content
 
 
-def _checked(
-    file: Any, size: int, place: object, entry: FileEntry, parts: list[tuple[int, Array]] | None
-) -> bytes:
+def _check(place: object, entry: FileEntry, size: int, checksum: Callable[[], int]) -> None:
     if size != entry.size:
         raise DamagedCheckpointError(f"{place} has {size} bytes instead of {entry.size}")
-    content = np.empty(size, np.uint8) if parts is None else None
+    if (crc := checksum()) != entry.crc32c:
+        raise DamagedCheckpointError(f"{place} has CRC32C {crc:08x} instead of {entry.crc32c:08x}")
+
+
+def _read_into(file: Any, size: int, targets: list[tuple[int, Array]]) -> int:
+    """Fill the targets from their offsets on, and return the CRC32C of the whole file."""
     crc, end = 0, 0
-    for offset, target in [(0, content)] if content is not None else parts or []:
+    for offset, target in [*targets, (size, np.empty(0, np.uint8))]:
         crc = _fill(file, np.empty(offset - end, np.uint8), crc)
         crc = _fill(file, target, crc)
         end = offset + len(target)
-    crc = _fill(file, np.empty(size - end, np.uint8), crc)
-    if crc != entry.crc32c:
-        raise DamagedCheckpointError(f"{place} has CRC32C {crc:08x} instead of {entry.crc32c:08x}")
-    return b"" if content is None else content.tobytes()
+    return crc
 
 
 def _fill(file: Any, target: Array, crc: int) -> int:
