@@ -2,12 +2,13 @@ import os
 import secrets
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from distrib.checkpoint import commit, transfer
-from distrib.checkpoint.attempts import Attempt
+from distrib.checkpoint.attempts import Attempt, Commit
 from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.checkpoint.manifest import NAME, Manifest
 from distrib.checkpoint.orbax_format import DataFile
@@ -35,6 +36,11 @@ def draft(directory: CheckpointDirectory, attempt: Attempt, step: int, text: str
     files = transfer.write([DataFile.of("a/data", content)], place, None)
     root = commit.root_of(directory.location, step, attempt.number)
     return Manifest(step, 0, step, 0.0, files, attempt.number, root=root)
+
+
+class KeepNothing:
+    def keep(self, checkpoints: Sequence[Manifest]) -> set[int]:
+        return set()
 
 
 def add(directory: CheckpointDirectory, attempt: Attempt, *steps: int) -> None:
@@ -167,6 +173,22 @@ def test_what_a_superseded_attempt_commits_late_does_not_count(
     newest = directory.begin(1)
     add(directory, newest, 5)
     assert directory.load_newest(load) == "state 5"
+    directory.collect_leftovers(newest.number)
+    assert [
+        path for path in files(directory.location) if "late" in path or "replaced" in path
+    ] == []
+    assert len([path for path in files(directory.location) if path.endswith("a/data")]) == 3
+
+
+def test_pruning_overlooks_a_late_one(directory: CheckpointDirectory) -> None:
+    old = directory.begin(1)
+    late = draft(directory, old, 9, "late")
+    new = directory.begin(1)
+    add(directory, new, 1, 2)
+    commit.publish(directory.location, late)
+    directory.prune(LatestN(1), new)
+    assert directory.steps() == [2]
+    assert directory.load_newest(load) == "state 2"
 
 
 def test_a_late_one_is_better_than_none(directory: CheckpointDirectory) -> None:
@@ -198,8 +220,6 @@ def test_a_copy_by_other_means_is_a_checkpoint(
 def test_the_ledger_tells_of_checkpoints_that_a_listing_lacks(
     directory: CheckpointDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from distrib.checkpoint.attempts import Commit
-
     attempt = directory.begin(1)
     add(directory, attempt, 1)
     attempt.committed(Commit(1, attempt.number))
@@ -209,6 +229,33 @@ def test_the_ledger_tells_of_checkpoints_that_a_listing_lacks(
     assert directory.load_newest(load) == "state 1"
 
 
+def test_the_files_of_an_earlier_try_are_not_in_the_checkpoint(tmp_path: Path) -> None:
+    directory = CheckpointDirectory(locate(tmp_path, "directory"))
+    attempt = directory.begin(1)
+    (commit.draft(directory.location, 1, attempt.number) / "junk").write_bytes(b"half")
+    add(directory, attempt, 1)
+    assert files(directory.location / "1") == ["/a/data", f"/{NAME}"]
+
+
+def test_what_is_no_checkpoint_of_the_local_disk_is_collected(tmp_path: Path) -> None:
+    """Half of one that was being removed, and what Orbax was writing for an earlier version."""
+    directory = CheckpointDirectory(locate(tmp_path, "directory"))
+    (directory.location / "1" / "arrays").write_bytes(b"half")
+    (directory.location / "2.orbax-checkpoint-tmp-7" / "arrays").write_bytes(b"half")
+    directory.collect_leftovers(1)
+    assert directory.location.names() == []
+
+
+def test_data_whose_manifest_cannot_be_read_are_not_collected(
+    directory: CheckpointDirectory,
+) -> None:
+    add(directory, directory.begin(1), 1)
+    (directory.location / "1" / NAME).write_bytes(b"{")
+    before = files(directory.location)
+    directory.collect_leftovers(99)
+    assert files(directory.location) == before
+
+
 def test_prune_keeps_what_the_policy_names(directory: CheckpointDirectory) -> None:
     attempt = directory.begin(1)
     add(directory, attempt, 1, 2, 3)
@@ -216,6 +263,8 @@ def test_prune_keeps_what_the_policy_names(directory: CheckpointDirectory) -> No
     assert directory.steps() == [1, 2, 3]
     directory.prune(LatestN(2), attempt)
     assert directory.steps() == [2, 3]
+    directory.prune(KeepNothing(), attempt)
+    assert directory.steps() == [3]  # Whatever a policy says.
     assert not [path for path in files(directory.location) if path.startswith("/1/")]
 
 
@@ -224,6 +273,8 @@ def test_a_deletion_that_fails_is_reported_and_tried_again(
 ) -> None:
     attempt = directory.begin(1)
     add(directory, attempt, 1, 2)
+    for step in (1, 2):
+        attempt.committed(Commit(step, 1))
 
     def fail(location: Location) -> None:
         raise PermissionError(13, "Permission denied", str(location))
@@ -232,8 +283,10 @@ def test_a_deletion_that_fails_is_reported_and_tried_again(
         patch.setattr(Location, "remove", fail)
         with pytest.warns(UserWarning, match="Could not remove .*1: "):
             directory.prune(LatestN(1), attempt)
+    assert [c.step for c in attempt.entry.commits] == [1, 2]
     directory.prune(LatestN(1), attempt)
     assert directory.steps() == [2]
+    assert [c.step for c in attempt.entry.commits] == [2]
 
 
 def test_delete_leaves_nothing(directory: CheckpointDirectory) -> None:
@@ -241,6 +294,9 @@ def test_delete_leaves_nothing(directory: CheckpointDirectory) -> None:
     directory.lock()
     directory.delete()
     assert files(directory.location) == []
+    directory.lock()
+    assert (directory.location / ".lock").exists() == (directory.location.local is not None)
+    directory.unlock()
 
 
 def test_another_process_is_kept_out_until_the_first_is_dead(tmp_path: Path) -> None:

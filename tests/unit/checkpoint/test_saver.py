@@ -16,6 +16,7 @@ from distrib.checkpoint.stored import StoredCheckpoint
 from distrib.errors import CheckpointError, SupersededError
 from distrib.retention import LatestN
 from distrib.store import locate
+from distrib.uploads import uploads
 
 
 def content(step: int) -> Content:
@@ -99,9 +100,60 @@ def test_an_error_reaches_the_step_loop_and_costs_no_checkpoint(
         with pytest.raises(CheckpointError, match=r"step 2 .*no space.*step 1 is intact"):
             wait_until_idle(saver)
     assert directory.steps() == [1]
+    assert not [name for name in directory.location.names() if name.startswith(".2.")]
     saver.save(content(2))
     saver.close()
     assert directory.steps() == [2]
+
+
+def test_the_next_save_raises_what_the_last_has_failed_with(
+    directory: CheckpointDirectory, attempt: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    saver = Saver(directory, attempt, None)
+    with monkeypatch.context() as patch:
+        patch.setattr(transfer, "write", fail)
+        saver.save(content(1))
+        with pytest.raises(CheckpointError, match="There is none yet"):
+            saver.save(content(2))
+    saver.close()
+    assert directory.steps() == []
+
+
+def test_superseded_while_it_writes(
+    directory: CheckpointDirectory, attempt: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = transfer.write
+
+    def interrupted(*args: Any) -> Any:
+        directory.begin(1)
+        return write(*args)
+
+    monkeypatch.setattr(transfer, "write", interrupted)
+    saver = Saver(directory, attempt, None)
+    saver.save(content(1))
+    with pytest.raises(SupersededError):
+        saver.wait()
+    saver.close()
+    assert directory.checkpoints() == []
+
+
+def test_a_commit_waits_for_the_files_of_callbacks(
+    directory: CheckpointDirectory, attempt: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps_at_the_time = []
+
+    class Pending:
+        def wait(self) -> None:
+            steps_at_the_time.append(directory.steps())
+
+    monkeypatch.setattr(uploads, "pending", Pending)
+    saver = Saver(directory, attempt, None)
+    saver.save(content(1))
+    saver.close()
+    assert steps_at_the_time == [[]]
 
 
 def test_an_older_attempt_does_not_even_begin(
