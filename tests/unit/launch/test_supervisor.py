@@ -132,7 +132,9 @@ def test_the_cause_is_shown_before_the_symptoms(tmp_path: Path, capfd: Capture) 
     """The rank that fails takes longer to end than those that lose it, and they end alike."""
     failed, ended = tmp_path / "failed", tmp_path / "ended"
     slow = TRACEBACK.format("cause") + make(failed) + wait(ended) + "time.sleep(0.5); sys.exit(1)"
-    quick = wait(failed) + TRACEBACK.format("symptom") + make(ended) + "sys.exit(1)"
+    # A loss is noticed later than it was written; both come through pipes of their own.
+    notice = wait(failed) + "time.sleep(0.3)\n"
+    quick = notice + TRACEBACK.format("symptom") + make(ended) + "sys.exit(1)"
     end = run([quick, slow, quick])
     assert end == End(1, "localhost", 1)
     lines = [line for line in capfd.readouterr().err.splitlines() if "Traceback" not in line]
@@ -173,7 +175,11 @@ def test_a_signal_reaches_all_and_each_may_save(
         for file, seconds in zip(files, (1.0, 0.0), strict=True)
     ]
     signal_when((files[0], signal.SIGCONT), (files[1], signal.Signals[number]))
-    end = run(scripts)
+    previous = signal.signal(signal.Signals[number], signal.SIG_DFL)  # `nohup` has it ignored.
+    try:
+        end = run(scripts)
+    finally:
+        signal.signal(signal.Signals[number], previous)
     assert end is not None
     assert end.exit_code == 75
     out, err = capfd.readouterr()
