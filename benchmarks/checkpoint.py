@@ -47,7 +47,10 @@ import tensorflow as tf
 
 import distrib
 from distrib.callbacks import BackupAndRestore
+from distrib.checkpoint import transfer
 from distrib.checkpoint.directory import CheckpointDirectory
+from distrib.checkpoint.manifest import FileEntry
+from distrib.checkpoint.orbax_format import DataFile
 from distrib.contents import Checkpoint
 from distrib.errors import EXIT_CONFIGURATION
 from distrib.store import check_writable, locate
@@ -159,6 +162,7 @@ def orbax_manager(folder: Path, model: Any, load: Load) -> Saving:
     return Saving([Every(load.every, save)], manager.wait_until_finished, "{}")
 
 
+TRANSFER, RUN = "distrib, the files alone", "distrib, a run's save and start"
 NOTHING, DISTRIB = "no saving", "distrib BackupAndRestore"
 CONTENDERS: dict[str, Callable[[Path, Any, Load], Saving]] = {
     NOTHING: lambda folder, model, load: Saving(),
@@ -442,6 +446,22 @@ def plain_transfers(files: Sequence[Path], store: Any, root: str) -> dict[str, t
     return ways
 
 
+def own_transfer(files: Sequence[Path], url: str) -> tuple[Job, Job]:
+    """The same by the engine's own means, from arrays and back into memory, all checksummed."""
+    contents = [np.fromfile(file, np.uint8) for file in files]
+    data = [
+        DataFile(file.name, len(content), [(0, content)])
+        for file, content in zip(files, contents, strict=True)
+    ]
+    place = locate(url, "directory")
+    entries: list[FileEntry] = []
+
+    def put() -> None:
+        entries[:] = transfer.write(data, place, None)
+
+    return put, lambda: transfer.read(entries, place, None, {})
+
+
 def compare_store(count: int, url: str) -> Iterator[str]:
     url = f"{url.rstrip('/')}/{secrets.token_hex(4)}"
     store, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
@@ -456,15 +476,17 @@ def compare_store(count: int, url: str) -> Iterator[str]:
         # A server may be slower right after a write, and a run's last save comes after its first.
         before = plain_transfers(files, store, f"{root}/before")
         ways = plain_transfers(files, store, f"{root}/plain")
+        every = {**ways, TRANSFER: own_transfer(files, f"{url}/plain")}
+        before[TRANSFER] = own_transfer(files, f"{url}/before")
         try:
             for number in range(count):
-                for name, (put, get) in ways.items():
+                for name, (put, get) in every.items():
                     before[name][0]()
                     seconds.setdefault(name, []).append((seconds_of(put), seconds_of(get)))
                     store.rm([f"{root}/plain", f"{root}/before"], recursive=True)
                 run = f"{url}/{number}"
                 if (saved := in_process("save once", run)) is not None:
-                    seconds.setdefault("distrib", []).append((saved, in_process("restore", run)))
+                    seconds.setdefault(RUN, []).append((saved, in_process("restore", run)))
                     store.rm(f"{root}/{number}", recursive=True)
         finally:
             if store.exists(root):
