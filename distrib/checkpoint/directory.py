@@ -166,8 +166,7 @@ class CheckpointDirectory:
         """
         if policy is None:
             return
-        found = [m for _, m in self._manifests(own.entry) if isinstance(m, Manifest)]
-        manifests = [m for m in found if own.entry.counts(Commit(m.step, m.attempt))]
+        manifests = [manifest for _, manifest in self._counting(own.entry)]
         keep = policy.keep(manifests)
         gone = {m.step for m in manifests[:-1] if m.step not in keep and self._remove(m.step)}
         own.forget(gone)
@@ -186,12 +185,16 @@ class CheckpointDirectory:
         return True
 
     def _known(self, newest: Entry | None) -> tuple[Commit, ...]:
-        return tuple(
-            Commit(step, manifest.attempt)
+        return tuple(Commit(step, manifest.attempt) for step, manifest in self._counting(newest))
+
+    def _counting(self, newest: Entry | None) -> list[tuple[int, Manifest]]:
+        """The manifests that can be read and count, given the newest attempt's entry."""
+        return [
+            (step, manifest)
             for step, manifest in self._manifests(newest)
             if isinstance(manifest, Manifest)
             and (newest is None or newest.counts(Commit(step, manifest.attempt)))
-        )
+        ]
 
     def _manifests(
         self, newest: Entry | None

@@ -65,7 +65,7 @@ class StoredCheckpoint:
             return self._read_by_orbax()
         # What is not data is small, and best asked for together.
         others = [path for path in self._entries if path != _TRAINING and not is_data(path)]
-        training = json.loads(self._read([_TRAINING, *others])[_TRAINING].tobytes())
+        training = self._read_training(others)
         index = training.pop(INDEX)
         arrays = allocate(index)
         paths = {number: f"{ARRAYS}/{data_path(number)}" for number in _files(index)}
@@ -78,7 +78,7 @@ class StoredCheckpoint:
 
     def read_training(self) -> dict[str, Any]:
         """Read the JSON item, with the index of the arrays."""
-        return json.loads(self._read([_TRAINING])[_TRAINING].tobytes())
+        return self._read_training([])
 
     def verify(self) -> None:
         """Read every byte and compare it with the manifest.
@@ -87,6 +87,10 @@ class StoredCheckpoint:
             DamagedCheckpointError: Names the first file that is missing, short or changed.
         """
         self._read(list(self._entries), {path: [] for path in self._entries})
+
+    def _read_training(self, others: list[str]) -> dict[str, Any]:
+        """Read the JSON item, and check some other files at the same time."""
+        return json.loads(self._read([_TRAINING, *others])[_TRAINING].tobytes())
 
     def _read(
         self, paths: list[str], into: dict[str, list[tuple[int, Array]]] | None = None

@@ -72,7 +72,6 @@ def write(files: Sequence[DataFile], folder: Location, cache: Path | None) -> tu
         entries = each(put, files, WORKERS)
     else:
         entries = each(put, files, LOCAL_WORKERS, _yield_to_training)
-    if local is not None:
         for name in sorted({"", *_parents(folders)}, reverse=True):
             fsync(local / name)
     return tuple(sorted(entries, key=lambda entry: entry.path))
