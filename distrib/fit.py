@@ -28,6 +28,7 @@ import keras
 
 from distrib.data import Dataset
 from distrib.errors import ConfigurationError
+from distrib.heartbeat import OUTSIDE, STARTING, TRAINING, heartbeat
 
 if TYPE_CHECKING:
     from distrib.resume import Resume
@@ -124,6 +125,7 @@ class ResumableFit(keras.callbacks.CallbackList):
                 "and restore with Orbax itself. (Inside `fit` this means that Keras "
                 f"{keras.__version__} has changed it in a way that distrib does not know.)"
             )
+        heartbeat.enter(STARTING)
         self._resume.prepare(self.model, call)
         super().on_train_begin(logs)
         self._resume.begin(self.callbacks)
@@ -135,6 +137,7 @@ class ResumableFit(keras.callbacks.CallbackList):
             return
         super().on_train_end(logs or self._resume.logs.epoch)
         self._resume.end()
+        heartbeat.enter(OUTSIDE)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Set the data's position, begin the epoch, and restore what that has changed."""
@@ -167,6 +170,7 @@ class ResumableFit(keras.callbacks.CallbackList):
         super().on_train_batch_end(batch, logs)
         if self._resume.active:
             self._resume.after_batch(batch, logs)
+            heartbeat.enter(TRAINING)
             if self._offset and self._resume.train_done:
                 self._force_stop(self.model.stop_training)
 
@@ -180,6 +184,7 @@ class ResumableFit(keras.callbacks.CallbackList):
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
         """Leave the validation early if the process was asked to stop."""
         super().on_test_batch_end(batch, logs)
+        heartbeat.beat()
         if self._resume.active and self._resume.stop.requested:
             self.model.stop_evaluating = True
 

@@ -30,6 +30,7 @@ from distrib.cluster import current
 from distrib.data import Dataset
 from distrib.errors import ConfigurationError, LostPeerError
 from distrib.fit import FitCall, fit_in_progress
+from distrib.heartbeat import OUTSIDE, STARTING, TRAINING, heartbeat
 from distrib.metrics import global_result
 from distrib.optimizer import reduce_outside_of_loss_scaling, reduction_of
 from distrib.riders import Wish
@@ -77,6 +78,7 @@ class RanksFit(keras.callbacks.CallbackList):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Give all ranks the chief's state."""
+        heartbeat.enter(STARTING)
         model = self.model
         _check_steps(self._call)
         if not model.built or (model.optimizer is not None and not model.optimizer.built):
@@ -110,6 +112,17 @@ class RanksFit(keras.callbacks.CallbackList):
         if self.model.stop_training:
             riders.wish(Wish.STOP, True)
         self.model.stop_training = Wish.STOP in riders.last
+        heartbeat.enter(TRAINING)
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Show a sign of life."""
+        super().on_test_batch_end(batch, logs)
+        heartbeat.beat()
+
+    def on_predict_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Show a sign of life."""
+        super().on_predict_batch_end(batch, logs)
+        heartbeat.beat()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Show the chief's logs, then stop, and set the learning rate, on all ranks or none."""
@@ -123,6 +136,7 @@ class RanksFit(keras.callbacks.CallbackList):
         """Weigh what is trained without `fit` afterwards as whole batches."""
         super().on_train_end(logs)
         self._cluster.riders.weigh(1.0)
+        heartbeat.enter(OUTSIDE)
 
     def check_data_lasted(self) -> None:
         """Check, after the last batch, that this rank's data had all batches of the epoch.

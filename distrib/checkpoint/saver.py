@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ from distrib.checkpoint.layout import ArrayGroups
 from distrib.checkpoint.manifest import Manifest
 from distrib.checkpoint.orbax_format import files
 from distrib.errors import CheckpointError, SupersededError
+from distrib.heartbeat import INTERVAL_SECONDS, heartbeat
 from distrib.retention import RetentionPolicy
 from distrib.store import Location, explain
 from distrib.uploads import Pending, uploads
@@ -88,11 +89,16 @@ class Saver:
             self.wait()
         return self._pending is None
 
-    def save(self, content: Content) -> None:
-        """Begin a save; waits for the one before if that still runs."""
+    def save(self, content: Content, captured_in: float = 0.0) -> None:
+        """Begin a save; waits for the one before if that still runs.
+
+        Args:
+            content: What to save.
+            captured_in: Seconds that the copy of it took; a part of what the save takes.
+        """
         self.wait()
         # Files that callbacks have handed over by now must be there when the checkpoint says so.
-        self._pending = self._executor.submit(self._save, content, uploads.pending())
+        self._pending = self._executor.submit(self._save, content, captured_in, uploads.pending())
 
     def wait(self) -> None:
         """Return when the save in flight is committed.
@@ -103,6 +109,8 @@ class Saver:
         """
         pending, self._pending = self._pending, None
         if pending is not None:
+            while not wait([pending], INTERVAL_SECONDS).done:
+                heartbeat.beat()
             pending.result()
 
     def close(self) -> None:
@@ -113,7 +121,7 @@ class Saver:
             self._executor.shutdown()
             _open.pop(self._directory.location, None)
 
-    def _save(self, content: Content, handed_over: Pending) -> None:
+    def _save(self, content: Content, captured_in: float, handed_over: Pending) -> None:
         began = time.monotonic()
         checkpoints, number = self._directory.location, self._attempt.number
         try:
@@ -142,14 +150,15 @@ class Saver:
         except Exception as error:
             raise self._explain(content.step, error) from error
         self.write_time = time.monotonic() - began
-        self._after_commit(content.step)
+        self._after_commit(content.step, captured_in + self.write_time)
 
-    def _after_commit(self, step: int) -> None:
+    def _after_commit(self, step: int, save_time: float) -> None:
         number = self._attempt.number
         try:
-            self._attempt.committed(Commit(step, number))
+            self._attempt.committed(Commit(step, number), save_time)
         except OSError as error:
             raise self._explain(step, error, "note in the ledger the") from error
+        heartbeat.committed(step)
         self._directory.prune(self._policy, self._attempt)
         if self._directory.cache is not None:
             for folder in self._directory.cache.iterdir():

@@ -1,0 +1,107 @@
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+from distrib import heartbeat as module
+from distrib.heartbeat import OUTSIDE, STARTING, TRAINING, VARIABLE, Heartbeat, connect
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    yield reader, writer
+    for fd in (reader, writer):
+        with suppress(OSError):  # The test may have closed it.
+            os.close(fd)
+
+
+def lines(reader: int) -> list[dict[str, object]]:
+    try:
+        return [json.loads(line) for line in os.read(reader, 1 << 20).splitlines()]
+    except BlockingIOError:
+        return []
+
+
+def test_a_new_phase_is_told_at_once_and_an_old_one_now_and_then(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    heartbeat = Heartbeat(pipe[1])
+    for phase in (STARTING, STARTING, TRAINING, TRAINING):
+        heartbeat.enter(phase)
+    assert [line["phase"] for line in lines(pipe[0])] == [STARTING, TRAINING]
+    now += module.INTERVAL_SECONDS
+    heartbeat.beat()
+    heartbeat.beat()
+    assert len(lines(pipe[0])) == 1
+
+
+def test_what_happens_outside_of_fit_may_take_its_time(pipe: tuple[int, int]) -> None:
+    heartbeat = Heartbeat(pipe[1])
+    heartbeat.beat()
+    assert lines(pipe[0]) == []
+
+
+def test_each_line_says_all_that_is_known(pipe: tuple[int, int]) -> None:
+    heartbeat = Heartbeat(pipe[1])
+    heartbeat.note(step=3, resumed=0)
+    assert lines(pipe[0]) == []
+    heartbeat.committed(2)
+    heartbeat.note(step=4)
+    heartbeat.enter(TRAINING)
+    assert lines(pipe[0]) == [
+        {"phase": OUTSIDE, "step": 3, "resumed": 0, "committed": 2},
+        {"phase": TRAINING, "step": 4, "resumed": 0, "committed": 2},
+    ]
+
+
+def test_a_supervisor_that_is_busy_stops_nobody(pipe: tuple[int, int]) -> None:
+    fcntl.fcntl(pipe[1], fcntl.F_SETPIPE_SZ, 4096)
+    heartbeat = Heartbeat(pipe[1])
+    for step in range(1000):
+        heartbeat.committed(step)
+    heard = lines(pipe[0])
+    assert 0 < len(heard) < 1000
+    heartbeat.committed(1000)
+    assert lines(pipe[0])[-1]["committed"] == 1000
+
+
+def test_a_supervisor_that_is_gone_stops_nobody(pipe: tuple[int, int]) -> None:
+    heartbeat = Heartbeat(pipe[1])
+    os.close(pipe[0])
+    heartbeat.committed(1)
+    heartbeat.committed(2)
+
+
+def test_nobody_listens() -> None:
+    heartbeat = connect({})
+    heartbeat.note(step=1)
+    heartbeat.enter(TRAINING)
+    heartbeat.committed(1)
+
+
+def test_a_child_without_the_pipe_writes_into_nothing_else(pipe: tuple[int, int]) -> None:
+    """It inherits the variable, and may have another file with the pipe's number."""
+    address = f"{pipe[1]}:{os.fstat(pipe[1]).st_ino}"
+    code = "from distrib.heartbeat import heartbeat; heartbeat.enter('training')"
+    with open(os.devnull, "wb") as other:
+        os.dup2(other.fileno(), pipe[1], inheritable=True)
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", code],
+            env={**os.environ, VARIABLE: address},
+            pass_fds=(pipe[1],),
+            capture_output=True,
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert lines(pipe[0]) == []
+    assert connect({VARIABLE: address})._fd is None
+    assert connect({VARIABLE: "x:y"})._fd is None
