@@ -28,6 +28,7 @@ def _as_it_is(error: BaseException) -> BaseException:
 
 
 _translate: Callable[[BaseException], BaseException] = _as_it_is
+_last_words: Callable[[BaseException], object] | None = None
 
 
 class DistribError(Exception):
@@ -66,6 +67,12 @@ class NoLoadableCheckpointError(DistribError):
     exit_code = EXIT_NO_LOADABLE_CHECKPOINT
 
 
+class NoProgressError(DistribError):
+    """The attempts before this one have gained no step, so another one would not either."""
+
+    exit_code = EXIT_NO_PROGRESS
+
+
 class LostPeerError(DistribError):
     """Another process of the job is gone, so this one cannot go on.
 
@@ -100,6 +107,17 @@ class Preempted(SystemExit):
         super().__init__(EXIT_PREEMPTED)
 
 
+def say_before_exit(listener: Callable[[BaseException], object] | None) -> None:
+    """Have the exception that ends the process handed to `listener`, in place of the one before.
+
+    Args:
+        listener: Must not raise; it is called when the traceback has been printed. `None` for
+            nobody.
+    """
+    global _last_words
+    _last_words = listener
+
+
 def install_exit_codes(
     translate: Callable[[BaseException], BaseException] | None = None,
 ) -> None:
@@ -120,11 +138,13 @@ def install_exit_codes(
         kind: type[BaseException], error: BaseException, traceback: TracebackType | None
     ) -> None:
         meant = _translate(error)
-        if isinstance(meant, LostPeerError):
-            # The traceback would show where this process waited, which is nobody's fault.
+        if isinstance(meant, (LostPeerError, NoProgressError)):
+            # The traceback would show where this process was, which is nobody's fault.
             print(f"\ndistrib: {meant}", file=sys.stderr, flush=True)
         else:
             previous(kind, error, traceback)
+        if _last_words is not None:
+            _last_words(meant)
         if isinstance(meant, DistribError):
             # The interpreter honours a SystemExit raised here as it would anywhere else.
             raise SystemExit(meant.exit_code)

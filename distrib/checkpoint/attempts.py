@@ -9,7 +9,7 @@ be held up, and commit after the newer attempt has begun, its checkpoint is not 
 newer one knew, and does not count (see `commit.py`). So no clock and no lease is needed.
 
 An attempt goes on writing its own file after each commit. So the next one need not trust a listing
-to be complete, and knows for how long its forerunners ran and how they ended.
+to be complete, and knows for how long its forerunners ran, how far they came and how they ended.
 """
 
 from __future__ import annotations
@@ -18,16 +18,19 @@ import json
 import os
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from distrib.checkpoint.transfer import each
+from distrib.environment import NOBODY, Supervision
 from distrib.errors import SupersededError
 from distrib.store import Location
 
 FOLDER = "attempts"
-FINISHED, PREEMPTED = "finished", "preempted"
+FINISHED, PREEMPTED, FAILED, GIVEN_UP = "finished", "preempted", "failed", "given up"
 
 
 @dataclass(frozen=True, order=True)
@@ -50,12 +53,22 @@ class Entry:
         world_size: Number of its processes.
         began: Seconds since 1970, UTC.
         updated: The same, when it last wrote here.
-        end: `"finished"`, `"preempted"`, or `None` while it runs and if it died.
+        end: `"finished"`, `"preempted"`, `"failed"` with an exception, `"given up"` before the
+            first step because its forerunners had gained none, or `None` while it runs and if it
+            died.
         known: Checkpoints committed by older attempts that count; `None` if the file cannot be
             read, and all of them do.
         committed: Checkpoints that it has committed itself.
         uptime: Seconds that all attempts before it ran, as far as they have told.
-        failures: Attempts before it that died.
+        failures: Attempts before it that died or failed.
+        start: Step that it began with; `None` if it trains nothing, and in entries of old versions.
+        allowed: How many attempts in a row may gain no step, by its supervisor's will; 0 for any
+            number.
+        stalled: How many attempts right before it have gained no step.
+        seen: How many of them its supervisor has seen.
+        error: The exception that it failed with, in a line.
+        before: How the attempt before it ended, in its supervisor's words.
+        save_time: Seconds that the run's last save took, until it was committed; 0 if unknown.
     """
 
     attempt: int
@@ -70,6 +83,31 @@ class Entry:
     committed: tuple[Commit, ...]
     uptime: float
     failures: int
+    start: int | None = None
+    allowed: int = 0
+    stalled: int = 0
+    seen: int = 0
+    error: str = ""
+    before: str = ""
+    save_time: float = 0.0
+
+    def stalled_if_next_at(self, start: int | None) -> int:
+        """Return how many attempts in a row have gained no step if the next begins with `start`.
+
+        What a commit says counts nothing here, but where the next attempt can go on: a checkpoint
+        that has been damaged since is no gain. A row ends not only with a gain: when a supervisor
+        or an attempt has given up, it is a person who starts the job again, and has mended
+        something. Nor do attempts count that only a person could start again.
+
+        Args:
+            start: Step; `None` if the next one trains nothing.
+        """
+        if start is None or self.start is None or start > self.start:
+            return 0
+        for_a_person = self.seen + 1 >= self.allowed
+        if self.end in (FINISHED, GIVEN_UP) or for_a_person:
+            return 0
+        return self.stalled + 1
 
     @property
     def commits(self) -> tuple[Commit, ...]:
@@ -107,6 +145,7 @@ class Attempt:
 
     def __init__(self, checkpoints: Location, entry: Entry) -> None:
         self._ledger = checkpoints / FOLDER
+        self._lock = threading.Lock()
         self.entry = entry
 
     @property
@@ -128,9 +167,14 @@ class Attempt:
         if own.token != self.entry.token:
             raise self._superseded(own)
 
-    def committed(self, commit: Commit) -> None:
-        """Write a commit down."""
-        self._update(replace(self.entry, committed=(*self.entry.committed, commit)))
+    def committed(self, commit: Commit, save_time: float = 0.0) -> None:
+        """Write a commit down.
+
+        Args:
+            commit: What was committed.
+            save_time: Seconds that it took.
+        """
+        self._update(committed=(*self.entry.committed, commit), save_time=save_time)
 
     def forget(self, steps: set[int]) -> None:
         """Leave out checkpoints that were removed."""
@@ -140,13 +184,19 @@ class Attempt:
             committed=tuple(c for c in self.entry.committed if c.step not in steps),
         )
 
-    def ended(self, how: str) -> None:
-        """Write down that the attempt has ended: `FINISHED` or `PREEMPTED`."""
-        self._update(replace(self.entry, end=how))
+    def ended(self, how: str, error: str = "") -> None:
+        """Write down that the attempt has ended.
 
-    def _update(self, entry: Entry) -> None:
-        self.entry = replace(entry, updated=time.time())
-        _place(self._ledger, self.number).write_bytes(self.entry.encode())
+        Args:
+            how: `FINISHED`, `PREEMPTED`, `FAILED` or `GIVEN_UP`.
+            error: The exception, in a line.
+        """
+        self._update(end=how, error=error)
+
+    def _update(self, **changes: Any) -> None:
+        with self._lock:  # A save may be committed while the process fails.
+            self.entry = replace(self.entry, **changes, updated=time.time())
+            _place(self._ledger, self.number).write_bytes(self.entry.encode())
 
     def _superseded(self, by: Entry) -> SupersededError:
         return SupersededError(
@@ -176,7 +226,11 @@ def newest(checkpoints: Location) -> Entry | None:
 
 
 def begin(
-    checkpoints: Location, world_size: int, known: Callable[[Entry | None], tuple[Commit, ...]]
+    checkpoints: Location,
+    world_size: int,
+    known: Callable[[Entry | None], tuple[Commit, ...]],
+    start: int | None = None,
+    supervisor: Supervision = NOBODY,
 ) -> Attempt:
     """Take the next number.
 
@@ -184,6 +238,8 @@ def begin(
         checkpoints: The folder of the run's checkpoints.
         world_size: Number of processes.
         known: Returns the checkpoints that count, given the newest entry; asked right before.
+        start: Step that the attempt begins with; `None` if it trains nothing.
+        supervisor: What the job's supervisor says.
     """
     while True:
         previous = newest(checkpoints)
@@ -203,7 +259,13 @@ def begin(
             known=counting,
             committed=(),
             uptime=previous.uptime + previous.updated - previous.began if previous else 0.0,
-            failures=previous.failures + (previous.end is None) if previous else 0,
+            failures=previous.failures + (previous.end in (None, FAILED)) if previous else 0,
+            start=start,
+            allowed=supervisor.attempts,
+            stalled=previous.stalled_if_next_at(start) if previous else 0,
+            seen=supervisor.stalled,
+            before=supervisor.last_end,
+            save_time=previous.save_time if previous else 0.0,
         )
         if _place(checkpoints / FOLDER, entry.attempt).create(entry.encode()):
             return Attempt(checkpoints, entry)

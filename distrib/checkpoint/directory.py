@@ -22,6 +22,7 @@ from distrib.checkpoint.attempts import Attempt, Commit, Entry
 from distrib.checkpoint.manifest import DamagedCheckpointError, Manifest
 from distrib.checkpoint.stored import StoredCheckpoint
 from distrib.checkpoint.transfer import WORKERS, each
+from distrib.environment import NOBODY, Supervision
 from distrib.errors import ConfigurationError, NoLoadableCheckpointError
 from distrib.retention import RetentionPolicy
 from distrib.store import Location, explain
@@ -82,9 +83,17 @@ class CheckpointDirectory:
         if descriptor is not None:
             os.close(descriptor)
 
-    def begin(self, world_size: int) -> Attempt:
-        """Take the next attempt's number, which fences off all attempts before."""
-        return attempts.begin(self.location, world_size, self._known)
+    def begin(
+        self, world_size: int, start: int | None = None, supervisor: Supervision = NOBODY
+    ) -> Attempt:
+        """Take the next attempt's number, which fences off all attempts before.
+
+        Args:
+            world_size: Number of processes.
+            start: Step that the attempt begins with; `None` if it trains nothing.
+            supervisor: What the job's supervisor says.
+        """
+        return attempts.begin(self.location, world_size, self._known, start, supervisor)
 
     def steps(self) -> list[int]:
         """Steps of all checkpoints that count, oldest first; not verified."""

@@ -2,7 +2,14 @@ import json
 
 import pytest
 
-from distrib.environment import launched_as, tf_config
+from distrib.environment import (
+    NOBODY,
+    Supervision,
+    grace_seconds,
+    launched_as,
+    supervision,
+    tf_config,
+)
 from distrib.errors import ConfigurationError
 
 
@@ -42,3 +49,31 @@ def test_the_chief_is_the_first_worker() -> None:
 def test_a_wrong_tf_config_is_named(text: str) -> None:
     with pytest.raises(ConfigurationError, match=r"TF_CONFIG=.* is not of the form \{"):
         launched_as({"TF_CONFIG": text})
+
+
+def test_what_a_supervisor_says() -> None:
+    assert supervision({}) == NOBODY == supervision({"DISTRIB_ATTEMPTS": ""})
+    told = {
+        "DISTRIB_ATTEMPTS": "5",
+        "DISTRIB_STALLED_ATTEMPTS": "2",
+        "DISTRIB_LAST_END": "rank 1 was killed",
+    }
+    assert supervision(told) == Supervision(5, 2, "rank 1 was killed")
+
+
+@pytest.mark.parametrize("text", ["-1", "five", "2.5"])
+def test_a_wrong_number_of_attempts_is_named(text: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"DISTRIB_ATTEMPTS='{text}' is not a whole"):
+        supervision({"DISTRIB_ATTEMPTS": text})
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("", None), ("0.5", 0.5), ("120", 120.0)])
+def test_the_grace_period(text: str, seconds: float | None) -> None:
+    assert grace_seconds({"DISTRIB_GRACE_SECONDS": text}) == seconds
+    assert grace_seconds({}) is None
+
+
+@pytest.mark.parametrize("text", ["-1", "nan", "inf", "1m"])
+def test_a_wrong_grace_period_is_named(text: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"DISTRIB_GRACE_SECONDS='{text}' is not"):
+        grace_seconds({"DISTRIB_GRACE_SECONDS": text})

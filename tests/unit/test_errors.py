@@ -17,13 +17,15 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
         ("CheckpointMismatchError('x')", 78),
         ("NoLoadableCheckpointError('x')", 65),
         ("CheckpointError('x')", 1),
+        ("NoProgressError('x')", 70),
         ("Preempted()", 75),
     ],
 )
 def test_uncaught_error_gives_the_exit_code(raised: str, code: int) -> None:
     done = run(f"from distrib.errors import *; install_exit_codes(); raise {raised}")
     assert done.returncode == code
-    assert ("Traceback" in done.stderr) == (code != 75)
+    assert ("Traceback" in done.stderr) == (code not in (70, 75))
+    assert ("distrib: x" in done.stderr) == (code == 70)
 
 
 def test_other_errors_are_left_alone() -> None:
@@ -38,6 +40,16 @@ def test_installing_twice_prints_once() -> None:
         "raise ConfigurationError('x')"
     )
     assert done.stderr.count("ConfigurationError: x") == 1
+
+
+def test_the_last_words_come_after_the_traceback() -> None:
+    listen = "say_before_exit(lambda error: print('noted', type(error), file=sys.stderr));"
+    start = f"import sys; from distrib.errors import *; install_exit_codes(); {listen}"
+    done = run(f"{start} raise ValueError('mine')")
+    assert done.returncode == 1
+    assert done.stderr.endswith("ValueError: mine\nnoted <class 'ValueError'>\n")
+    done = run(f"{start} say_before_exit(None); raise ValueError('mine')")
+    assert done.stderr.endswith("ValueError: mine\n")
 
 
 def test_configuration_errors_are_value_errors() -> None:

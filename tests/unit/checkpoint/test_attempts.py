@@ -1,10 +1,12 @@
+import json
 import secrets
 from pathlib import Path
 
 import pytest
 
 from distrib.checkpoint import attempts
-from distrib.checkpoint.attempts import FINISHED, FOLDER, Commit, Entry
+from distrib.checkpoint.attempts import FAILED, FINISHED, FOLDER, GIVEN_UP, Commit, Entry
+from distrib.environment import Supervision
 from distrib.errors import SupersededError
 from distrib.store import Location, locate
 
@@ -17,6 +19,18 @@ def checkpoints(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
 
 def begin(checkpoints: Location, *known: Commit) -> attempts.Attempt:
     return attempts.begin(checkpoints, 1, lambda newest: known)
+
+
+def train(
+    checkpoints: Location, start: int | None, end: str = "", allowed: int = 3, seen: int = 0
+) -> Entry:
+    """Make an attempt to train, and return its entry as it began."""
+    supervisor = Supervision(allowed, seen)
+    attempt = attempts.begin(checkpoints, 1, lambda newest: (), start, supervisor)
+    began = attempt.entry
+    if end:
+        attempt.ended(end)
+    return began
 
 
 def newest(checkpoints: Location) -> Entry:
@@ -41,6 +55,59 @@ def test_it_knows_how_the_attempts_before_have_ended(
     third = begin(checkpoints, Commit(3, 1))
     assert (third.number, third.entry.failures, third.entry.uptime) == (3, 1, 65)
     assert newest(checkpoints) == third.entry
+    third.ended(FAILED, "ValueError: a bug")
+    assert newest(checkpoints).error == "ValueError: a bug"
+    assert begin(checkpoints).entry.failures == 2
+
+
+def test_attempts_that_begin_where_the_last_did_have_gained_nothing(checkpoints: Location) -> None:
+    starts = [0, 0, 20, 20, 20, 20, 30]
+    rows = [train(checkpoints, start).stalled for start in starts]
+    assert rows == [0, 1, 0, 1, 2, 3, 0]
+    # A checkpoint that was damaged is a step back.
+    assert train(checkpoints, 20).stalled == 1
+
+
+@pytest.mark.parametrize("end", [FINISHED, GIVEN_UP])
+def test_after_the_end_of_a_row_it_is_counted_anew(checkpoints: Location, end: str) -> None:
+    train(checkpoints, 20)
+    assert train(checkpoints, 20, end).stalled == 1
+    assert train(checkpoints, 20).stalled == 0
+
+
+def test_what_a_supervisor_has_given_up_is_a_persons(checkpoints: Location) -> None:
+    for seen in range(3):
+        assert train(checkpoints, 20, FAILED, allowed=3, seen=seen).stalled == seen
+    assert train(checkpoints, 20).stalled == 0
+
+
+def test_supervisors_one_after_the_other_are_one_row(checkpoints: Location) -> None:
+    rows = [train(checkpoints, 20, seen=seen).stalled for seen in (0, 1, 0, 1, 0)]
+    assert rows == [0, 1, 2, 3, 4]
+
+
+def test_attempts_that_only_a_person_repeats_do_not_count(checkpoints: Location) -> None:
+    for _ in range(3):
+        assert train(checkpoints, 20, FAILED, allowed=0).stalled == 0
+    begin(checkpoints)  # As `distrib checkpoints copy` does.
+    assert train(checkpoints, 20).stalled == 0
+
+
+def test_the_time_of_the_last_save_is_handed_on(checkpoints: Location) -> None:
+    begin(checkpoints).committed(Commit(3, 1), save_time=1.5)
+    begin(checkpoints)
+    assert begin(checkpoints).entry.save_time == 1.5
+
+
+def test_an_entry_of_an_old_version_can_be_read(checkpoints: Location) -> None:
+    begin(checkpoints, Commit(3, 0))
+    place = checkpoints / FOLDER / "00000001.json"
+    body = json.loads(place.read_bytes())
+    for name in ("start", "allowed", "stalled", "seen", "error", "before", "save_time"):
+        del body[name]
+    place.write_bytes(json.dumps(body).encode())
+    assert newest(checkpoints).commits == (Commit(3, 0),)
+    assert train(checkpoints, 3).stalled == 0
 
 
 def test_what_it_has_removed_is_forgotten_at_its_next_commit(checkpoints: Location) -> None:

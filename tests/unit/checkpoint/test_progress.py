@@ -1,0 +1,124 @@
+import re
+import secrets
+import threading
+from pathlib import Path
+
+import pytest
+
+from distrib.checkpoint import attempts, progress
+from distrib.checkpoint.attempts import FAILED, FOLDER, GIVEN_UP, PREEMPTED, Attempt
+from distrib.checkpoint.progress import note_failure, reason_to_give_up
+from distrib.environment import Supervision
+from distrib.errors import SupersededError
+from distrib.store import Location, locate
+
+THREE = Supervision(attempts=3)
+
+
+@pytest.fixture(params=["local", "memory"])
+def checkpoints(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+    url = str(tmp_path) if request.param == "local" else f"memory://{secrets.token_hex(4)}/run"
+    return locate(url, "directory")
+
+
+def begin(checkpoints: Location, start: int = 20, supervisor: Supervision = THREE) -> Attempt:
+    return attempts.begin(checkpoints, 1, lambda newest: (), start, supervisor)
+
+
+def test_as_many_attempts_are_made_as_are_allowed(checkpoints: Location) -> None:
+    for _ in range(3):
+        assert reason_to_give_up(checkpoints, 20, THREE) is None
+        begin(checkpoints)
+    assert reason_to_give_up(checkpoints, 20, THREE) is not None
+    assert reason_to_give_up(checkpoints, 21, THREE) is None
+    assert reason_to_give_up(checkpoints, 20, Supervision(attempts=4)) is None
+
+
+def test_who_has_given_up_may_be_started_again(checkpoints: Location) -> None:
+    for _ in range(3):
+        begin(checkpoints)
+    assert reason_to_give_up(checkpoints, 20, THREE) is not None
+    begin(checkpoints).ended(GIVEN_UP)
+    for _ in range(3):
+        assert reason_to_give_up(checkpoints, 20, THREE) is None
+        begin(checkpoints)
+    assert reason_to_give_up(checkpoints, 20, THREE) is not None
+
+
+def test_without_a_supervisor_nothing_is_refused_nor_read(
+    checkpoints: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(9):
+        begin(checkpoints)
+    monkeypatch.delattr(attempts, "newest")
+    assert reason_to_give_up(checkpoints, 20, Supervision()) is None
+
+
+def test_it_tells_what_the_attempts_have_come_to(checkpoints: Location) -> None:
+    begin(checkpoints).ended(FAILED, "ValueError: a bug")
+    begin(checkpoints)
+    begin(checkpoints, supervisor=Supervision(3, 1, "rank 1 on h1 was killed")).ended(PREEMPTED)
+    begin(checkpoints).ended(FAILED, "LostPeerError: gone")
+    last = Supervision(4, 1, "rank 2 on h2 ended with exit code 1: ValueError: its own")
+    reason = reason_to_give_up(checkpoints, 20, last)
+    assert reason is not None
+    told = [re.sub(r" \(pid .*\) ", " ", line.strip()) for line in reason.splitlines()]
+    assert told[0].startswith("given up: 4 attempts in a row have gained no step beyond 20,")
+    assert told[1:-1] == [
+        "attempt 1 ended: ValueError: a bug",
+        "attempt 2 ended: rank 1 on h1 was killed",
+        "attempt 3 was asked to stop",
+        "attempt 4 ended: rank 2 on h2 ended with exit code 1: ValueError: its own",
+    ]
+    assert told[-1].endswith("with 4 attempts. (exit code 70)")
+    assert re.search(r"\(pid \d+ on \S+, \d{4}-.*UTC, last heard of after .* s\)", reason)
+
+
+def test_an_attempt_that_left_no_word_or_no_entry(checkpoints: Location) -> None:
+    for _ in range(3):
+        begin(checkpoints)
+    (checkpoints / FOLDER / "00000002.json").remove()
+    reason = reason_to_give_up(checkpoints, 20, THREE)
+    assert reason is not None
+    assert "\n  attempt 2\n" in reason
+    assert reason.count("ended without a word") == 2
+
+
+def test_an_exception_is_noted_in_one_short_line(checkpoints: Location) -> None:
+    note_failure(begin(checkpoints), ValueError("a\nbug " + 999 * "x"))
+    entry = attempts.newest(checkpoints)
+    assert entry is not None
+    assert entry.end == FAILED
+    assert entry.error.startswith("ValueError: a bug xxx")
+    assert len(entry.error) == 500
+
+
+def test_who_was_superseded_notes_nothing(checkpoints: Location) -> None:
+    note_failure(begin(checkpoints), SupersededError("by another"))
+    entry = attempts.newest(checkpoints)
+    assert entry is not None
+    assert entry.end is None
+
+
+def test_a_store_that_fails_only_costs_the_note(
+    checkpoints: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = begin(checkpoints)
+
+    def refuse(place: Location, content: bytes) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Location, "write_bytes", refuse)
+    with pytest.warns(UserWarning, match=r"why this attempt has failed \(no space left\)"):
+        note_failure(attempt, ValueError("a bug"))
+
+
+def test_a_store_that_does_not_answer_is_not_waited_for(
+    checkpoints: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt, answered = begin(checkpoints), threading.Event()
+    monkeypatch.setattr(Location, "write_bytes", lambda place, content: answered.wait(30))
+    monkeypatch.setattr(progress, "_SECONDS_FOR_A_NOTE", 0.05)
+    with pytest.warns(UserWarning, match="it does not answer"):
+        note_failure(attempt, ValueError("a bug"))
+    answered.set()
