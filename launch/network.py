@@ -13,7 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 from distrib.errors import EXIT_LOST_PEER, ConfigurationError, DistribError
 
 from . import probe
-from .placement import Host, Slot
+from .placement import Host
 
 LOOPBACK = "127.0.0.1"
 SSH_FAILED = 255
@@ -79,33 +79,42 @@ def beside(module: str) -> list[str]:
     return [sys.executable, "-I", str(Path(__file__).with_name(module))]
 
 
-def survey(slots: Sequence[Slot], ssh: Ssh, interface: str | None) -> dict[Host, View]:
+def survey(
+    hosts: Sequence[Host], ssh: Ssh, interface: str | None
+) -> tuple[dict[Host, View], list[DistribError]]:
     """Ask every host for its view.
 
     Args:
-        slots: All ranks' places.
+        hosts: Which ones; of each as many free ports are asked for as it has slots.
         ssh: How to reach other hosts.
         interface: The network interface to use on every host; `None` takes the one that ssh uses.
 
-    Raises:
-        UnreachableHostError: If a host does not answer.
-        ConfigurationError: If a host is not set up like this one, or `interface` is not there.
+    Returns:
+        The views of the hosts that are there, in the order of `hosts`, and what is wrong with the
+        others: an `UnreachableHostError` if one does not answer, a `ConfigurationError` if it is
+        not set up like this host, or has no such `interface`.
     """
-    counts = {slot.host: slot.local_size for slot in slots}
-    asked = [(host, _ask(host, ports, ssh)) for host, ports in counts.items() if not host.is_local]
-    views = {host: _view(host, _answer(host, process), interface) for host, process in asked}
-    seen_as = [view.launcher for view in views.values()]
-    for host in counts.keys() - views.keys():
-        views[host] = _own_view(counts[host], seen_as, interface)
-    return views
+    asked = {host: _ask(host, ssh) for host in hosts if not host.is_local}
+    found: dict[Host, View] = {}
+    wrong: list[DistribError] = []
+    for host in sorted(hosts, key=lambda host: host not in asked):  # The others know this one's.
+        try:
+            if host in asked:
+                found[host] = view(host.name, _answer(host, asked[host]), interface)
+            else:
+                seen_as = [its_view.launcher for its_view in found.values()]
+                found[host] = own_view(host.slots, seen_as, interface)
+        except (UnreachableHostError, ConfigurationError) as error:
+            wrong.append(error)
+    return {host: found[host] for host in hosts if host in found}, wrong
 
 
-def _ask(host: Host, ports: int, ssh: Ssh) -> subprocess.Popen[str]:
+def _ask(host: Host, ssh: Ssh) -> subprocess.Popen[str]:
     if shutil.which("ssh") is None:
         raise ConfigurationError(
             f"{host.name} is another host, and there is no ssh to reach it by."
         )
-    words = [*beside("probe.py"), f"--ports={ports}", f"--directory={os.getcwd()}"]
+    words = [*beside("probe.py"), f"--ports={host.slots}", f"--directory={os.getcwd()}"]
     return subprocess.Popen(
         ssh.command(host.name, words),
         stdin=subprocess.DEVNULL,
@@ -143,19 +152,35 @@ def _answer(host: Host, process: subprocess.Popen[str]) -> dict[str, Any]:
     return answer
 
 
-def _view(host: Host, answer: dict[str, Any], interface: str | None) -> View:
+def view(host: str, answer: Mapping[str, Any], interface: str | None) -> View:
+    """Return another host's view.
+
+    Args:
+        host: Its name.
+        answer: What `probe.py` says there.
+        interface: The network interface to use; `None` takes that of the connection.
+
+    Raises:
+        ConfigurationError: If it is not there.
+    """
     addresses = answer["interfaces"]
     if interface is None:
         own, launcher = answer["own"], answer["launcher"]
-        interface = _interface_with(own, addresses, host.name)
+        interface = _interface_with(own, addresses, host)
     else:
-        own = _address_on(interface, addresses, host.name)
+        own = _address_on(interface, addresses, host)
         launcher = _address_on(interface, probe.interface_addresses(), "this host")
     return View(own, interface, launcher, tuple(answer["ports"]))
 
 
-def _own_view(ports: int, seen_as: Sequence[str], interface: str | None) -> View:
-    """Return the view of the launcher's host, where nothing but the others can tell its address."""
+def own_view(ports: int, seen_as: Sequence[str], interface: str | None) -> View:
+    """Return the view of the launcher's host, where nothing but the others can tell its address.
+
+    Args:
+        ports: How many free ones to name.
+        seen_as: The address by which each of the other hosts knows this one.
+        interface: See `view`.
+    """
     addresses = probe.interface_addresses()
     if interface is not None:
         own = _address_on(interface, addresses, "this host")
@@ -170,7 +195,7 @@ def _interface_with(address: str, addresses: dict[str, str], host: str) -> str:
         if its_address == address:
             return name
     raise ConfigurationError(
-        f"ssh reaches {host} at {address}, but {host} has {addresses}; name the network that the "
+        f"{host} is reached at {address}, but {host} has {addresses}; name the network that the "
         "hosts share with --network-interface."
     )
 

@@ -20,8 +20,7 @@ from distrib.errors import (
     EXIT_USAGE,
 )
 
-from .network import SSH_FAILED
-
+LOST = -1  # In place of an exit code: the connection to the rank broke before there was one.
 FOR_A_PERSON = (
     EXIT_CONFIGURATION,
     EXIT_USAGE,
@@ -38,7 +37,7 @@ class End:
     Attributes:
         rank: Which one.
         host: Where it ran.
-        code: Its exit code; 128 plus the number for a signal, 255 for a lost ssh connection.
+        code: Its exit code; 128 plus the number for a signal, `LOST` for a lost connection.
         by_launcher: Whether the launcher ended it.
     """
 
@@ -50,7 +49,7 @@ class End:
     @property
     def is_kill(self) -> bool:
         """Whether a signal ended it, or the loss of its host."""
-        return self.code == SSH_FAILED or 128 < self.code <= 128 + signal.SIGRTMAX
+        return self.code == LOST or 128 < self.code <= 128 + signal.SIGRTMAX
 
     @property
     def weight(self) -> int:
@@ -75,7 +74,7 @@ class End:
 
     def __str__(self) -> str:
         where = f"rank {self.rank} on {self.host}"
-        if self.code == SSH_FAILED:
+        if self.code == LOST:
             return f"the connection to {where} was lost"
         if self.is_kill:
             number = self.code - 128

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -18,6 +19,7 @@ from pathlib import Path
 STDOUT, STDERR = 1, 2
 PATIENCE_SECONDS = 0.2
 LONGEST_LINE = 65536
+TAIL_BYTES = 16384
 # How Python and C++ begin when they report an error that they may not survive.
 COMPLAINT = re.compile(
     rb"^(Traceback \(most recent call last\)|terminate called|Fatal Python error)", re.MULTILINE
@@ -29,6 +31,11 @@ CHATTER = re.compile(
     rb"I\d{4} \d\d:\d\d:[\d.]+ +\d+ \S+:\d+\] |"
     rb"WARNING: All log messages before absl::InitializeLog\(\) is called "
 )
+
+
+def tell(text: str) -> None:
+    """Show a line of the launcher's own on standard error while no ranks run."""
+    print(f"distrib: {text}", file=sys.stderr, flush=True)
 
 
 class Place:
@@ -104,6 +111,7 @@ class Display:
             folder.mkdir(parents=True, exist_ok=True)
             paths = (folder / f"rank-{rank}.log" for rank in range(size))
             self._logs = [self._files.enter_context(path.open("ab", 0)) for path in paths]
+        self._tails = [b""] * size
         self._lines = {(rank, fd): Lines() for rank in range(size) for fd in (STDOUT, STDERR)}
         place = Place()
         self._places = {STDOUT: place, STDERR: place if _is_one_place() else Place()}
@@ -124,10 +132,19 @@ class Display:
         for rank, fd, data in chunks:
             if self._logs:
                 self._logs[rank].write(data)
+            if fd == STDERR:
+                self._tails[rank] = (self._tails[rank] + data)[-TAIL_BYTES:]
             if fd == STDERR and self.held_since is not None:
                 self._held.append((rank, data))
             else:
                 self._show(rank, fd, data)
+
+    def last_error(self, rank: int) -> str:
+        """Return what a rank's last traceback on standard error ends with, or nothing."""
+        _, found, after = self._tails[rank].rpartition(b"Traceback (most recent call last)")
+        lines = after.splitlines()[1:] if found else []
+        names = (line.decode(errors="replace") for line in lines if line[:1].strip())
+        return next(names, "")
 
     def say(self, text: str) -> None:
         """Show a line of the launcher's own on standard error."""

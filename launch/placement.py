@@ -10,6 +10,7 @@ import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from distrib.errors import EXIT_USAGE, DistribError
 
@@ -80,6 +81,22 @@ def parse_hosts(text: str) -> list[Host]:
                 raise UsageError(f"-H {text}: {host.name} and {other.name} are the same host.")
         hosts.append(host)
     return hosts
+
+
+def parse_hostfile(path: Path) -> list[Host]:
+    """Return the hosts of a file with a line `name slots=N` each; a name alone has one slot.
+
+    Raises:
+        UsageError: If there is no such file, or it says something else.
+    """
+    try:
+        lines = [line.partition("#")[0].strip() for line in path.read_text().splitlines()]
+    except OSError as error:
+        raise UsageError(f"--hostfile {path}: {error.strerror}.") from error
+    words = [re.fullmatch(r"(\S+?)(?:(?:\s+slots\s*=\s*|:)(\d+))?", line) for line in lines if line]
+    if not words or None in words:
+        raise UsageError(f"--hostfile {path}: expected lines like `h0 slots=4`.")
+    return parse_hosts(",".join(f"{word[1]}:{word[2] or 1}" for word in words if word))
 
 
 def assign(hosts: Sequence[Host], size: int) -> list[Slot]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from distrib.errors import ConfigurationError
 
@@ -22,7 +23,11 @@ LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 
 def common_environment(slot: Slot) -> Environment:
     """Return what every rank gets, unless the user has set it: see docs/launching.md."""
-    defaults = {"PYTHONUNBUFFERED": "1", "HOROVOD_GLOO_TIMEOUT_SECONDS": "30"}
+    defaults = {
+        "PYTHONUNBUFFERED": "1",
+        "HOROVOD_GLOO_TIMEOUT_SECONDS": "30",
+        "PYTHONFAULTHANDLER": "1",  # Shows where a rank hangs, or crashes, in all of its threads.
+    }
     if slot.rank > 0:  # Rank 0 says the same already.
         defaults[LOG_LEVEL] = "2"
     return {name: value for name, value in defaults.items() if name not in os.environ}
@@ -53,11 +58,13 @@ def horovod_environment(slot: Slot, view: View, port: int) -> Environment:
     }
 
 
-def start_server(slots: Sequence[Slot], views: Mapping[Host, View]) -> int:
-    """Start Horovod's rendezvous server for one attempt, and return its port.
+@contextmanager
+def server(slots: Sequence[Slot], views: Mapping[Host, View]) -> Iterator[int]:
+    """Run Horovod's rendezvous server for one attempt, and yield its port.
 
-    It ends with the launcher. It asks nobody who they are, so it listens where the ranks look for
-    it and nowhere else, if that is one place.
+    It is a new one for each attempt, because the keys of one that failed would break the next. It
+    asks nobody who they are, so it listens where the ranks look for it and nowhere else, if that is
+    one place.
 
     Raises:
         ConfigurationError: If Horovod is not installed.
@@ -74,8 +81,14 @@ def start_server(slots: Sequence[Slot], views: Mapping[Host, View]) -> int:
     server = RendezvousHTTPServer((address, 0), RendezvousHandler, 0)
     server.daemon_threads = True
     server.init(slots)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return int(server.server_address[1])
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield int(server.server_address[1])
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def multiworker_environment(slot: Slot, addresses: Sequence[str]) -> Environment:

@@ -1,4 +1,4 @@
-"""`distrib run`: starts a script as one job of many processes, on this host and others.
+"""`distrib run`: starts a script as one job of many processes, and sees it to its end.
 
 The script needs nothing for it: `distrib.init()` finds out from the environment which rank it is.
 """
@@ -8,22 +8,29 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from distrib.errors import EXIT_FINISHED, ConfigurationError
+from distrib.environment import GRACE_VARIABLE
+from distrib.errors import ConfigurationError
 
-from . import rendezvous
-from .network import Ssh, View, beside, survey
-from .outcome import advice
-from .output import STDERR, STDOUT, Display
-from .placement import Host, Slot, UsageError, assign, parse_hosts
-from .supervisor import LEASE_SECONDS, Supervisor
+from . import init
+from .alive import Alive
+from .fleet import Fleet, NamedHosts, Size, Task
+from .job import Job, Plan
+from .join import PORT, Coordinator, parse_address
+from .member import Member
+from .network import Ssh
+from .output import tell
+from .placement import Host, UsageError, parse_hostfile, parse_hosts
+from .restarts import ATTEMPTS
+from .signals import Signals
+from .watch import STEP_SECONDS, Limits
 
-GRACE_VARIABLE = "DISTRIB_GRACE_SECONDS"
 GRACE_SECONDS = "60"
+JOIN_SECONDS = 300.0
 # Of the launcher's environment, what goes along to other hosts.
 NAMES = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
 PREFIXES = (
@@ -35,25 +42,73 @@ PREFIXES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `distrib run`."""
-    add = parser.add_argument
-    add("-np", "--num-proc", type=_positive, metavar="N", help="number of ranks (all slots of -H)")
-    add("-H", "--hosts", metavar="HOST:SLOTS,...", help="where they run (this host)")
-    add("--backend", choices=("horovod", "multiworker"), default="horovod", help="(horovod)")
-    add(
-        "--output-dir", type=Path, metavar="DIR", help="keep each rank's output in DIR/rank-<n>.log"
+    ranks = parser.add_argument_group("ranks").add_argument
+    ranks("-np", "--num-proc", type=_positive, metavar="N", help="number of ranks (all slots)")
+    ranks("--min-np", type=_positive, metavar="N", help="go on with so few if hosts are lost (-np)")
+    ranks("--max-np", type=_positive, metavar="N", help="use no more than so many (-np)")
+    ranks("--backend", choices=("horovod", "multiworker"), default="horovod", help="(horovod)")
+
+    hosts = parser.add_argument_group("hosts").add_argument
+    hosts("-H", "--hosts", metavar="HOST:SLOTS,...", help="where they run, by ssh (this host)")
+    hosts("--hostfile", type=Path, metavar="FILE", help="the same, a line `host slots=N` each")
+    hosts("--ssh-port", type=_positive, metavar="PORT", help="of the other hosts")
+    hosts("--ssh-identity", metavar="FILE", help="private key for the other hosts")
+    hosts(
+        "--join",
+        metavar="HOST[:PORT]",
+        help=f"without ssh: the same command runs on all hosts and meets at this one ({PORT})",
     )
-    add("--port", type=_positive, help="multiworker: each host's first port (any that is free)")
-    add("--network-interface", metavar="NAME", help="what connects the hosts (what ssh uses)")
-    add("--ssh-port", type=_positive, metavar="PORT", help="of the other hosts")
-    add("--ssh-identity", metavar="FILE", help="private key for the other hosts")
-    add(
+    hosts("--slots", type=_positive, metavar="N", help="--join: ranks on this host (1)")
+    hosts(
+        "--join-timeout",
+        type=_seconds,
+        default=JOIN_SECONDS,
+        metavar="SECONDS",
+        help="how long hosts that are missing are waited for (%(default)g)",
+    )
+    hosts("--network-interface", metavar="NAME", help="what connects the hosts (what ssh uses)")
+    hosts("--port", type=_positive, help="multiworker: each host's first port (any that is free)")
+    hosts(
         "--env",
         action="append",
         default=[],
         metavar="NAME",
         help="also pass this variable on to other hosts; may be repeated",
     )
-    add(
+
+    restarts = parser.add_argument_group("restarts").add_argument
+    restarts(
+        "--attempts",
+        type=_count,
+        default=ATTEMPTS,
+        metavar="N",
+        help="give up after so many in a row that gained no step; 0: never restart (%(default)d)",
+    )
+    restarts(
+        "--start-timeout",
+        type=_seconds,
+        metavar="SECONDS",
+        help="restart if it takes so long to begin `fit`, or its first batch (1800 for the latter)",
+    )
+    restarts(
+        "--step-timeout",
+        type=_seconds,
+        default=STEP_SECONDS,
+        metavar="SECONDS",
+        help="restart if no rank has got on for so long; 0: never (%(default)g)",
+    )
+
+    output = parser.add_argument_group("output").add_argument
+    output(
+        "--output-dir", type=Path, metavar="DIR", help="keep each rank's output in DIR/rank-<n>.log"
+    )
+    output(
+        "--heartbeat-file",
+        type=Path,
+        metavar="FILE",
+        help="touch this file every second, for a liveness probe",
+    )
+    parser.add_argument(
         "command",
         nargs=argparse.REMAINDER,
         metavar="script.py ...",
@@ -68,19 +123,92 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return seconds
+
+
 def _run(options: argparse.Namespace) -> int:
-    command = _command(options.command)
-    slots = _slots(options.num_proc, options.hosts)
+    return init.as_child(lambda: _supervise(options)) if os.getpid() == 1 else _supervise(options)
+
+
+def _supervise(options: argparse.Namespace) -> int:
+    task = Task(_command(options.command), _exported(options.env))
     grace = _grace()
-    ssh = Ssh(options.ssh_port, options.ssh_identity)
-    views = survey(slots, ssh, options.network_interface)
-    environments = _environments(options.backend, slots, views, options.port)
-    display = Display(options.output_dir, len(slots), quiet=rendezvous.LOG_LEVEL not in os.environ)
-    end = Supervisor(display, grace).run(_jobs(command, slots, environments, ssh, options.env))
-    if end is not None:
-        display.say(advice(end))
-    display.close()
-    return EXIT_FINISHED if end is None else end.exit_code
+    signals = Signals()
+    fleet = _fleet(options, task, signals, grace)
+    with signals.caught():
+        if isinstance(fleet, Member):
+            return fleet.serve()
+        plan = Plan(
+            backend=options.backend,
+            first_port=options.port,
+            limits=Limits(options.start_timeout, options.step_timeout),
+            attempts=options.attempts,
+            grace=grace,
+            output_dir=options.output_dir,
+            alive=Alive(options.heartbeat_file),
+        )
+        return Job(fleet, signals, plan).run()
+
+
+def _fleet(
+    options: argparse.Namespace, task: Task, signals: Signals, grace: float
+) -> Fleet | Member:
+    if options.join is None:
+        hosts = _hosts(options)
+        ssh = Ssh(options.ssh_port, options.ssh_identity)
+        size = _size(options, sum(host.slots for host in hosts()))
+        return NamedHosts(hosts, size, ssh, options.network_interface, task, tell, signals)
+    if options.hosts or options.hostfile:
+        raise UsageError("--join: the hosts come by themselves; leave -H and --hostfile out.")
+    if options.num_proc is None and options.max_np is None:
+        raise UsageError("--join: how many ranks has the whole job? Give -np.")
+    name, port = parse_address(options.join)
+    own = Host(socket.gethostname(), options.slots or 1)
+    if Host(name, own.slots).is_local:
+        size = _size(options, options.max_np or options.num_proc)
+        return Coordinator(port, own, size, options.network_interface, task, tell, signals)
+    alive = Alive(options.heartbeat_file)
+    return Member((name, port), own, task, options.join_timeout, grace, alive, signals)
+
+
+def _hosts(options: argparse.Namespace) -> Callable[[], Sequence[Host]]:
+    if options.hosts is not None and options.hostfile is not None:
+        raise UsageError("Give -H or --hostfile, not both.")
+    if options.slots is not None:
+        raise UsageError("--slots goes with --join; with -H write HOST:SLOTS.")
+    if options.hostfile is not None:
+        return lambda: parse_hostfile(options.hostfile)
+    if options.hosts is not None:
+        named = parse_hosts(options.hosts)
+        return lambda: named
+    size = options.num_proc or options.max_np
+    if size is None:
+        raise UsageError("how many ranks? Give -np, or -H with the hosts.")
+    return lambda: [Host("localhost", size)]
+
+
+def _size(options: argparse.Namespace, available: int) -> Size:
+    """Return how many ranks there may be; `available` are the slots, as far as they are known."""
+    most = options.max_np or options.num_proc or available
+    least = options.min_np or options.num_proc or most
+    if least > most:
+        raise UsageError(f"--min-np {least} is more than the {most} ranks that the job may have.")
+    if least > available:
+        raise UsageError(f"-np {least}: the hosts have {available} slots.")
+    return Size(least, most, options.join_timeout)
 
 
 def _command(words: Sequence[str]) -> list[str]:
@@ -96,67 +224,14 @@ def _command(words: Sequence[str]) -> list[str]:
     return words
 
 
-def _slots(size: int | None, hosts: str | None) -> list[Slot]:
-    if hosts is not None:
-        named = parse_hosts(hosts)
-        return assign(named, size or sum(host.slots for host in named))
-    if size is None:
-        raise UsageError("how many ranks? Give -np, or -H with the hosts.")
-    return assign([Host("localhost", size)], size)
-
-
 def _grace() -> float:
     text = os.environ.get(GRACE_VARIABLE, GRACE_SECONDS)
     try:
-        grace = float(text)
-    except ValueError:
-        grace = -1.0
-    if grace < 0:
-        raise ConfigurationError(f"{GRACE_VARIABLE}={text!r} is not a number of seconds.")
-    return grace
+        return _seconds(text)
+    except argparse.ArgumentTypeError as error:
+        raise ConfigurationError(f"{GRACE_VARIABLE}={error}.") from error
 
 
-def _environments(
-    backend: str, slots: Sequence[Slot], views: dict[Host, View], first_port: int | None
-) -> list[rendezvous.Environment]:
-    common = [rendezvous.common_environment(slot) for slot in slots]
-    if backend == "horovod":
-        port = rendezvous.start_server(slots, views)
-        own = [rendezvous.horovod_environment(slot, views[slot.host], port) for slot in slots]
-    else:
-        addresses = rendezvous.worker_addresses(slots, views, first_port)
-        own = [rendezvous.multiworker_environment(slot, addresses) for slot in slots]
-    return [{**its_common, **its_own} for its_common, its_own in zip(common, own, strict=True)]
-
-
-def _jobs(
-    command: Sequence[str],
-    slots: Sequence[Slot],
-    environments: Sequence[rendezvous.Environment],
-    ssh: Ssh,
-    names: Sequence[str],
-) -> Iterator[tuple[Slot, Sequence[str], dict[str, Any]]]:
-    """Yield what each rank's keeper is started by, and what it is told."""
-    keeper = beside("keeper.py")
-    for slot, environment in zip(slots, environments, strict=True):
-        local = slot.host.is_local
-        spec = {
-            "command": command,
-            "directory": os.getcwd(),
-            "environment": environment if local else {**_exported(names), **environment},
-            "terminals": _terminals() if slot.rank == 0 else {},
-            # Here, the end of the launcher is the end of its pipe, so there is nothing to wait for.
-            "lease": None if local else LEASE_SECONDS,
-        }
-        yield slot, keeper if local else ssh.command(slot.hostname, keeper), spec
-
-
-def _exported(names: Sequence[str]) -> rendezvous.Environment:
+def _exported(names: Sequence[str]) -> dict[str, str]:
     wanted = {*NAMES, *names}
     return {n: v for n, v in os.environ.items() if n in wanted or n.startswith(PREFIXES)}
-
-
-def _terminals() -> dict[int, tuple[int, int]]:
-    """Return rows and columns of those of the launcher's outputs that are a terminal."""
-    sizes = {fd: os.get_terminal_size(fd) for fd in (STDOUT, STDERR) if os.isatty(fd)}
-    return {fd: (size.lines, size.columns) for fd, size in sizes.items()}

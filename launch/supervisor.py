@@ -2,6 +2,7 @@
 
 Nothing here waits for ever. A rank that was asked to stop has the time to save; one whose peer has
 failed has the seconds to notice and to end by itself; then it is asked, and then it is killed.
+Ranks that hang are made to show where, and are killed too.
 """
 
 from __future__ import annotations
@@ -10,84 +11,102 @@ import json
 import os
 import selectors
 import signal
-import subprocess
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from types import FrameType
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from distrib.errors import EXIT_FINISHED, EXIT_PREEMPTED
 
-from .network import SSH_FAILED
-from .outcome import End, cause, is_known
-from .output import STDERR, STDOUT, Display
+from .link import Frames, Link
+from .outcome import LOST, End, cause, is_known
+from .output import STDOUT, Display
 from .placement import Slot
+from .signals import Signals
+from .watch import Watch
 
 CHUNK = 65536
 TICK_SECONDS = 0.1
 HOLD_SECONDS = 5.0  # For a rank that has complained to end; else it has not failed.
 BEAT_SECONDS = 5.0
-LEASE_SECONDS = 60.0  # What a rank on another host lives on when it hears no beat.
 NOTICE_SECONDS = 10.0  # For the other ranks to find out by themselves that one has failed.
 LAST_SECONDS = 5.0  # From one means to the next stronger one.
 ABANDON = 0  # Not a signal: what is left to do about a rank that even SIGKILL does not reach.
-PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Rank:
-    """One rank, by its keeper: a child of the launcher, or an ssh connection to one.
+    """One rank, by the connection to its keeper.
 
     Args:
         slot: Its place.
-        command: What starts the keeper.
-        spec: What the keeper is told to run.
+        link: To a keeper that waits to be told what to run.
+        spec: What that is.
+
+    Attributes:
+        open: File descriptors that may still be read, by stream.
+        sent: Signals that it got.
     """
 
-    def __init__(self, slot: Slot, command: Sequence[str], spec: Mapping[str, Any]) -> None:
+    def __init__(self, slot: Slot, link: Link, spec: Mapping[str, Any]) -> None:
         self.slot = slot
         self.sent: set[int] = set()
+        self.open = dict(link.sources)
+        self._link = link
+        self._frames = Frames()
         self._abandoned = False
-        pipe = subprocess.PIPE
-        # A session of its own: Ctrl-C is for the launcher, which passes it on.
-        self._process = subprocess.Popen(
-            command, bufsize=0, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
-        )
-        assert self._process.stdin
-        assert self._process.stdout
-        assert self._process.stderr
-        self._stdin = self._process.stdin
-        self.streams = {STDOUT: self._process.stdout, STDERR: self._process.stderr}
-        self._tell(json.dumps(spec).encode() + b"\n")
-        os.set_blocking(self._stdin.fileno(), False)
+        link.tell(json.dumps(spec).encode() + b"\n")
+
+    def read(self, stream: int) -> tuple[list[tuple[int, bytes]], list[Mapping[str, Any]]]:
+        """Take what has come: output of the rank, by stream, and its signs of life."""
+        try:
+            data = os.read(self.open[stream], CHUNK)
+        except ConnectionError:
+            data = b""
+        if not data:
+            del self.open[stream]
+            return [(stream, b"")], []
+        # What is on the keeper's standard error is a complaint of its own, or of ssh.
+        return self._frames.take(data) if stream == STDOUT else ([(stream, data)], [])
 
     def send(self, number: int) -> None:
         """Have a signal sent to the rank."""
         self.sent.add(number)
-        self._tell(b"%d\n" % number)
+        self._link.tell(b"%d\n" % number)
 
     def beat(self) -> None:
         """Tell the keeper that the launcher is there."""
-        self._tell(b"\n")
+        self._link.tell(b"\n")
 
     def abandon(self) -> None:
-        """Kill the keeper, or the connection; it dies of that if it can be reached at all."""
+        """Give the connection up."""
         self._abandoned = True
-        self._process.kill()
+        self._link.cut()
 
     def exit_code(self) -> int | None:
-        """Return the exit code, in a shell's manner, `None` while the rank runs."""
-        code = self._process.poll()
-        if code is not None and self._abandoned:
-            return SSH_FAILED
-        return 128 - code if code is not None and code < 0 else code
+        """Return the exit code, in a shell's manner, or `LOST`; `None` while the rank runs."""
+        if self.open:
+            return None
+        code = self._frames.exit_code
+        if code is None:
+            code = LOST if self._abandoned else self._link.failure()
+        if code is not None:
+            self._link.close()
+        return code
 
-    def _tell(self, data: bytes) -> None:
-        # A keeper that cannot hear has ended, or its connection will.
-        with suppress(BrokenPipeError):
-            while data:
-                data = data[self._stdin.write(data) or len(data) :]
+
+@dataclass(frozen=True)
+class Result:
+    """How an attempt ended.
+
+    Attributes:
+        end: The cause; `None` if all ranks finished.
+        hang: What was wrong if the ranks had to be ended because they got on no more.
+    """
+
+    end: End | None
+    hang: str | None
 
 
 class Supervisor:
@@ -96,41 +115,60 @@ class Supervisor:
     Args:
         display: Where their output goes.
         grace: Seconds that a rank has for saving after a request to stop.
+        signals: What the launcher is asked to do.
+        watch: What the ranks' signs of life tell.
+        leaving: Returns names of hosts that are about to go, once each.
+        tick: Called several times a second.
     """
 
-    def __init__(self, display: Display, grace: float) -> None:
+    def __init__(
+        self,
+        display: Display,
+        grace: float,
+        signals: Signals,
+        watch: Watch,
+        leaving: Callable[[], Iterable[str]] = tuple,
+        tick: Callable[[], None] = lambda: None,
+    ) -> None:
         self._display = display
         self._grace = grace
+        self._signals = signals
+        self._watch = watch
+        self._leaving = leaving
+        self._tick = tick
         self._ranks: list[Rank] = []
         self._ends: dict[int, End] = {}
-        self._received: list[int] = []
         self._agenda: list[tuple[float, int]] = []
         self._interrupted = False
         self._pressed = False
+        self._hang: str | None = None
 
-    def run(self, jobs: Iterable[tuple[Slot, Sequence[str], Mapping[str, Any]]]) -> End | None:
-        """Start the ranks, see them to their ends, and return the cause if not all finished.
+    def run(self, jobs: Iterable[tuple[Slot, Link, Mapping[str, Any]]]) -> Result:
+        """Start the ranks, see them to their ends, and return how those came about.
 
         Args:
             jobs: What each `Rank` is made of.
         """
-        with self._catching_signals(), selectors.DefaultSelector() as selector:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._signals.waker, selectors.EVENT_READ)
             for job in jobs:
                 rank = Rank(*job)
                 self._ranks.append(rank)
-                for fd, stream in rank.streams.items():
-                    selector.register(stream, selectors.EVENT_READ, (rank, fd))
+                for stream, fd in rank.open.items():
+                    selector.register(fd, selectors.EVENT_READ, (rank, stream))
             with self._beating():
                 while len(self._ends) < len(self._ranks):
                     self._read(selector)
                     self._notice_ends()
                     self._judge()
                     self._pass_signals_on()
+                    self._notice_hang()
                     self._keep_time()
                     self._display.settle()
+                    self._tick()
         end = cause(self._ends.values(), self._display.complaints)
         self._display.release(end.rank if end else None)
-        return end
+        return Result(end, self._hang)
 
     @property
     def _running(self) -> list[Rank]:
@@ -139,21 +177,24 @@ class Supervisor:
     def _read(self, selector: selectors.BaseSelector) -> None:
         chunks = []
         for key, _ in selector.select(TICK_SECONDS):
-            rank, fd = key.data
-            data = os.read(key.fd, CHUNK)
-            chunks.append((rank.slot.rank, fd, data))
-            if not data:
-                selector.unregister(key.fileobj)
-                rank.streams.pop(fd).close()
+            if key.data is None:  # A signal; it is dealt with below.
+                continue
+            rank, stream = key.data
+            output, beats = rank.read(stream)
+            chunks += [(rank.slot.rank, fd, data) for fd, data in output]
+            for facts in beats:
+                self._watch.hear(rank.slot.rank, facts)
+            if stream not in rank.open:
+                selector.unregister(key.fd)
         self._display.receive(chunks)
 
     def _notice_ends(self) -> None:
         for rank in self._running:
-            code = None if rank.streams else rank.exit_code()
+            code = rank.exit_code()
             if code is None:
                 continue
             # A lost connection is never the launcher's doing, even if it gives up before ssh does.
-            by_launcher = code != SSH_FAILED and (self._pressed or code - 128 in rank.sent)
+            by_launcher = code != LOST and (self._pressed or code - 128 in rank.sent)
             slot = rank.slot
             self._ends[slot.rank] = end = End(slot.rank, slot.hostname, code, by_launcher)
             if code not in (EXIT_FINISHED, EXIT_PREEMPTED):
@@ -181,8 +222,7 @@ class Supervisor:
             self._plan(NOTICE_SECONDS + LAST_SECONDS, signal.SIGKILL)
 
     def _pass_signals_on(self) -> None:
-        while self._received:
-            number = self._received.pop(0)
+        for number in self._signals.take():
             name = signal.Signals(number).name
             if number == signal.SIGINT and self._interrupted:
                 self._press(signal.SIGKILL)
@@ -195,6 +235,22 @@ class Supervisor:
             for rank in self._running:
                 rank.send(signal.SIGTERM if number == signal.SIGHUP else number)
             self._plan(self._grace, signal.SIGKILL)
+        for host in self._leaving():
+            self._display.say(f"{host} is about to go: all ranks save and stop.")
+            for rank in self._running:
+                if rank.slot.hostname == host:
+                    rank.send(signal.SIGTERM)
+            self._plan(self._grace, signal.SIGKILL)
+
+    def _notice_hang(self) -> None:
+        if self._pressed or self._agenda:  # It is ending already.
+            return
+        self._hang = self._watch.hang([rank.slot for rank in self._running])
+        if self._hang is not None:
+            self._display.say(self._hang)
+            # Python shows all stacks and ends (faulthandler), also where it is stuck in C.
+            self._press(signal.SIGABRT)
+            self._plan(LAST_SECONDS, signal.SIGKILL)
 
     def _plan(self, delay: float, number: int) -> None:
         """Have `_press` called later, unless it is to be called with the same before."""
@@ -243,17 +299,3 @@ class Supervisor:
         finally:
             done.set()
             thread.join()
-
-    @contextmanager
-    def _catching_signals(self) -> Iterator[None]:
-        def note(number: int, _: FrameType | None) -> None:
-            self._received.append(number)
-
-        # `nohup` and shells set some to be ignored, and mean it.
-        heeded = [number for number in PASSED_ON if signal.getsignal(number) != signal.SIG_IGN]
-        previous = {number: signal.signal(number, note) for number in heeded}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)

@@ -5,10 +5,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
+from distrib.launch.link import Frames
 from distrib.launch.network import beside
 
 FOREVER = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
@@ -28,17 +29,57 @@ def tell(process: "subprocess.Popen[bytes]", text: str) -> None:
     process.stdin.flush()
 
 
-def end(process: "subprocess.Popen[bytes]") -> tuple[int, bytes, bytes]:
+class End(NamedTuple):
+    code: int | None
+    out: bytes
+    err: bytes
+    beats: list[Any]
+    complaints: bytes
+
+
+class Heard:
+    """What a keeper has passed on."""
+
+    def __init__(self) -> None:
+        self.frames = Frames()
+        self.streams = {1: b"", 2: b""}
+        self.beats: list[Any] = []
+
+    def take(self, data: bytes) -> None:
+        output, beats = self.frames.take(data)
+        self.beats += beats
+        for stream, content in output:
+            self.streams[stream] += content
+
+
+heard: dict["subprocess.Popen[bytes]", Heard] = {}
+
+
+def end(process: "subprocess.Popen[bytes]") -> End:
     """Wait for the keeper without closing its standard input, which would kill the rank."""
     assert process.stdout
     assert process.stderr
-    out, err = process.stdout.read(), process.stderr.read()
-    return process.wait(), out, err
+    said = heard.pop(process, None) or Heard()
+    while data := os.read(process.stdout.fileno(), 65536):
+        said.take(data)
+    complaints = process.stderr.read()
+    process.wait()
+    return End(said.frames.exit_code, said.streams[1], said.streams[2], said.beats, complaints)
+
+
+def first_line(process: "subprocess.Popen[bytes]", stream: int = 1) -> bytes:
+    """Wait for the first line that the rank writes on a stream."""
+    assert process.stdout
+    said = heard.setdefault(process, Heard())
+    while b"\n" not in said.streams[stream]:
+        data = os.read(process.stdout.fileno(), 65536)
+        assert data
+        said.take(data)
+    return said.streams[stream].partition(b"\n")[0]
 
 
 def started(process: "subprocess.Popen[bytes]") -> None:
-    assert process.stdout
-    assert process.stdout.readline() == b"up\n"
+    assert first_line(process) == b"up"
 
 
 def wait_for_the_end_of(pid: int) -> None:
@@ -59,11 +100,11 @@ def wait_for_the_end_of(pid: int) -> None:
 def test_output_exit_code_directory_and_environment(tmp_path: Path) -> None:
     script = "pwd; echo $ANSWER; echo problem >&2; exit 7"
     process = start(["sh", "-c", script], directory=str(tmp_path), environment={"ANSWER": "42"})
-    assert end(process) == (7, f"{tmp_path}\n42\n".encode(), b"problem\n")
+    assert end(process)[:3] == (7, f"{tmp_path}\n42\n".encode(), b"problem\n")
 
 
 @pytest.mark.parametrize(
-    ("script", "code"), [("exit 0", 0), ("exit 255", 1), ("kill -ABRT $$", 134), ("kill $$", 143)]
+    ("script", "code"), [("exit 0", 0), ("exit 255", 255), ("kill -ABRT $$", 134), ("kill $$", 143)]
 )
 def test_exit_codes(script: str, code: int) -> None:
     assert end(start(["sh", "-c", script]))[0] == code
@@ -108,8 +149,7 @@ def test_the_rank_dies_with_the_launcher_and_with_the_keeper(death: str) -> None
     script = "import os; print(os.getpid(), flush=True); import time; time.sleep(600)"
     process = start([sys.executable, "-c", script])
     assert process.stdin
-    assert process.stdout
-    pid = int(process.stdout.readline())
+    pid = int(first_line(process))
     if death == "launcher":
         process.stdin.close()
     else:
@@ -121,14 +161,14 @@ def test_the_rank_dies_with_the_launcher_and_with_the_keeper(death: str) -> None
 @pytest.mark.parametrize("how", ["exit 3", "kill -KILL $$"])
 def test_nothing_is_left_of_the_ranks_group(how: str) -> None:
     process = start(["sh", "-c", f"sleep 600 & echo $!; {how}"])
-    code, out, _ = end(process)
+    code, out, *_ = end(process)
     assert code in (3, 137)
     wait_for_the_end_of(int(out))
 
 
 def test_a_process_that_has_left_the_group_does_not_hold_the_keeper_up() -> None:
     process = start(["sh", "-c", "setsid sleep 600 & echo $!; echo last >&2"])
-    code, out, err = end(process)
+    code, out, err, *_ = end(process)
     assert (code, err) == (0, b"last\n")
     os.kill(int(out), signal.SIGKILL)
 
@@ -154,14 +194,13 @@ def test_beats_are_heard_while_the_output_is_blocked() -> None:
         time.sleep(0.05)
         tell(process, "\n")
     assert process.poll() is None
-    code, out, _ = end(process)
+    code, out, *_ = end(process)
     assert (code, len(out)) == (0, 1000000)
 
 
 def test_orders_are_heard_while_the_output_is_blocked() -> None:
     process = start(["sh", "-c", "echo $$ >&2; exec head -c 1000000 /dev/zero"])
-    assert process.stderr
-    pid = int(process.stderr.readline())
+    pid = int(first_line(process, stream=2))
     tell(process, "9\n")
     wait_for_the_end_of(pid)
     assert end(process)[0] == 137
@@ -182,10 +221,31 @@ def test_much_output_through_a_terminal() -> None:
     "spec", [{"command": ["no-such-program"]}, {"command": ["true"], "directory": "/no/such"}]
 )
 def test_what_cannot_be_started(spec: dict[str, Any]) -> None:
-    code, _, err = end(start(**spec))
-    assert code == 64
-    assert err.startswith(b"distrib: cannot start on ")
-    assert b"No such file or directory: '" in err
+    process = start(**spec)
+    complaints = end(process).complaints
+    assert process.returncode == 64
+    assert complaints.startswith(b"distrib: cannot start on ")
+    assert b"No such file or directory: '" in complaints
+
+
+def test_signs_of_life() -> None:
+    script = (
+        "from distrib.heartbeat import TRAINING, heartbeat\n"
+        "heartbeat.note(step=7)\nheartbeat.enter(TRAINING)\nheartbeat.committed(5)\n"
+    )
+    assert end(start([sys.executable, "-c", script])).beats == [
+        {"phase": "training", "step": 7},
+        {"phase": "training", "step": 7, "committed": 5},
+    ]
+
+
+def test_a_host_that_has_come_by_itself_knows_its_command() -> None:
+    pipe = subprocess.PIPE
+    command = [*beside("keeper.py"), "echo", "mine"]
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)
+    spec = {"command": None, "directory": None, "environment": {}, "terminals": {}, "lease": None}
+    tell(process, json.dumps(spec) + "\n")
+    assert end(process)[:2] == (0, b"mine\n")
 
 
 def test_no_orders() -> None:

@@ -9,11 +9,18 @@ import pytest
 from distrib.errors import ConfigurationError
 from distrib.launch import network, probe
 from distrib.launch.network import Ssh, UnreachableHostError, View, beside, survey
-from distrib.launch.placement import Host, Slot, assign
+from distrib.launch.placement import Host
+
+HERE, FAR = Host("localhost", 1), Host("far", 2)
 
 
-def two_hosts() -> list[Slot]:
-    return assign([Host("localhost", 1), Host("far", 2)], 3)
+def ask(interface: str | None = None) -> dict[Host, View]:
+    """Ask two hosts for their views, and raise what is wrong with the other one."""
+    views, wrong = survey([HERE, FAR], Ssh(), interface)
+    for error in wrong:
+        assert FAR not in views or HERE not in views
+        raise error
+    return views
 
 
 @pytest.fixture
@@ -46,10 +53,9 @@ def test_the_ssh_command() -> None:
 
 def test_hosts_see_each_other_as_ssh_does(ssh: Path) -> None:
     answering(ssh)
-    slots = two_hosts()
-    views = survey(slots, Ssh(), None)
-    assert views[slots[1].host] == View("10.1.1.2", "ib0", "127.0.0.1", (4001, 4002))
-    own = views[slots[0].host]
+    views = ask()
+    assert views[FAR] == View("10.1.1.2", "ib0", "127.0.0.1", (4001, 4002))
+    own = views[HERE]
     assert (own.address, own.interface, own.launcher) == ("127.0.0.1", "lo", "127.0.0.1")
     assert len(own.ports) == 1
 
@@ -57,15 +63,15 @@ def test_hosts_see_each_other_as_ssh_does(ssh: Path) -> None:
 def test_an_interface_by_name(ssh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answering(ssh)
     monkeypatch.setattr(probe, "interface_addresses", lambda: {"eth0": "10.2.2.1"})
-    slots = two_hosts()
-    views = survey(slots, Ssh(), "eth0")
-    assert views[slots[0].host].address == "10.2.2.1"
-    assert views[slots[1].host] == View("10.2.2.2", "eth0", "10.2.2.1", (4001, 4002))
+    views = ask("eth0")
+    assert views[HERE].address == "10.2.2.1"
+    assert views[FAR] == View("10.2.2.2", "eth0", "10.2.2.1", (4001, 4002))
 
 
 def test_all_on_this_host_needs_no_network() -> None:
-    slots = assign([Host("localhost", 3)], 3)
-    (view,) = survey(slots, Ssh(), None).values()
+    views, wrong = survey([Host("localhost", 3)], Ssh(), None)
+    (view,) = views.values()
+    assert not wrong
     assert (view.address, view.interface, view.launcher) == ("127.0.0.1", "lo", "127.0.0.1")
     assert len(set(view.ports)) == 3
 
@@ -73,19 +79,19 @@ def test_all_on_this_host_needs_no_network() -> None:
 def test_an_interface_that_is_not_there(ssh: Path) -> None:
     answering(ssh)
     with pytest.raises(ConfigurationError, match=r"wlan0: far has no such interface.*ib0, eth0"):
-        survey(two_hosts(), Ssh(), "wlan0")
+        ask("wlan0")
 
 
 def test_an_address_of_no_interface(ssh: Path) -> None:
     answering(ssh, launcher="192.0.2.1")
-    with pytest.raises(ConfigurationError, match=r"this host at 192\.0\.2\.1.*--network-interface"):
-        survey(two_hosts(), Ssh(), None)
+    with pytest.raises(ConfigurationError, match=r"reached at 192\.0\.2\.1.*--network-interface"):
+        ask()
 
 
 def test_without_ssh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigurationError, match="far is another host, and there is no ssh"):
-        survey(two_hosts(), Ssh(), None)
+        ask()
 
 
 def test_a_host_that_cannot_be_reached(ssh: Path) -> None:
@@ -93,7 +99,7 @@ def test_a_host_that_cannot_be_reached(ssh: Path) -> None:
     with pytest.raises(
         UnreachableHostError, match=r"cannot reach far: Host key .*failed"
     ) as caught:
-        survey(two_hosts(), Ssh(), None)
+        ask()
     assert caught.value.exit_code == 76
     assert "ssh -o BatchMode=yes far true" in str(caught.value)
 
@@ -102,19 +108,19 @@ def test_a_host_that_does_not_answer(ssh: Path, monkeypatch: pytest.MonkeyPatch)
     ssh.write_text("#!/bin/sh\nexec sleep 600\n")
     monkeypatch.setattr(network, "ANSWER_SECONDS", 0.2)
     with pytest.raises(UnreachableHostError, match="far accepts the connection but has not"):
-        survey(two_hosts(), Ssh(), None)
+        ask()
 
 
 def test_a_host_without_this_environment(ssh: Path) -> None:
     ssh.write_text("#!/bin/sh\necho 'python: not found' >&2\nexit 127\n")
     with pytest.raises(ConfigurationError, match=r"far lacks .*python.*probe\.py: python: not"):
-        survey(two_hosts(), Ssh(), None)
+        ask()
 
 
 def test_a_host_without_this_folder(ssh: Path) -> None:
     answering(ssh, directory=False)
     with pytest.raises(ConfigurationError, match=f"far has no folder {os.getcwd()}"):
-        survey(two_hosts(), Ssh(), None)
+        ask()
 
 
 def test_the_probe(tmp_path: Path) -> None:

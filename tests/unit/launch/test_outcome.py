@@ -2,7 +2,7 @@ import signal
 
 import pytest
 
-from distrib.launch.outcome import End, advice, cause, is_known
+from distrib.launch.outcome import LOST, End, advice, cause, is_known
 
 KILL = 128 + signal.SIGKILL
 TERM = 128 + signal.SIGTERM
@@ -35,8 +35,8 @@ def ended(*codes: int, by_launcher: tuple[int, ...] = ()) -> list[End]:
         ((76, KILL), 1, 76),
         ((KILL, 1, 1), 0, 76),
         ((TERM, 76), 0, 76),
-        ((255, 76), 0, 76),
-        ((76, 76, 255), 2, 76),
+        ((LOST, 76), 0, 76),
+        ((76, 76, LOST), 2, 76),
         ((128 + signal.SIGSEGV, 76), 0, 76),
         ((ABORT, ABORT), 0, 76),
         ((76, 76), 0, 76),
@@ -106,7 +106,7 @@ def test_when_the_cause_is_known(
         (1, "rank 0 on h ended with exit code 1, whose own output says why. (exit code 1)"),
         (KILL, "rank 0 on h was killed by SIGKILL. Run the same command again: it goes on from "
          "the last checkpoint. (exit code 76)"),
-        (255, "the connection to rank 0 on h was lost. Run the same command again: it goes on "
+        (LOST, "the connection to rank 0 on h was lost. Run the same command again: it goes on "
          "from the last checkpoint. (exit code 76)"),
         (128 + 35, "rank 0 on h was killed by signal 35. Run the same command again: it goes on "
          "from the last checkpoint. (exit code 76)"),

@@ -9,10 +9,14 @@ from distrib.launch.rendezvous import (
     common_environment,
     horovod_environment,
     multiworker_environment,
-    start_server,
+    server,
     worker_addresses,
 )
 
+DEFAULTS = (
+    *("TF_CPP_MIN_LOG_LEVEL", "HOROVOD_GLOO_TIMEOUT_SECONDS"),
+    *("PYTHONUNBUFFERED", "PYTHONFAULTHANDLER"),
+)
 HOSTS = parse_hosts("h0:1,h1:2")
 SLOTS = assign(HOSTS, 3)
 VIEWS = {
@@ -54,15 +58,19 @@ def test_multiworker(first_port: int | None, ports: tuple[int, ...]) -> None:
 
 
 def test_what_every_rank_gets(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("TF_CPP_MIN_LOG_LEVEL", "PYTHONUNBUFFERED", "HOROVOD_GLOO_TIMEOUT_SECONDS"):
+    for name in DEFAULTS:
         monkeypatch.delenv(name, raising=False)
     chief = common_environment(SLOTS[0])
-    assert chief == {"PYTHONUNBUFFERED": "1", "HOROVOD_GLOO_TIMEOUT_SECONDS": "30"}
+    assert chief == {
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONFAULTHANDLER": "1",
+        "HOROVOD_GLOO_TIMEOUT_SECONDS": "30",
+    }
     assert common_environment(SLOTS[1]) == {**chief, "TF_CPP_MIN_LOG_LEVEL": "2"}
 
 
 def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("TF_CPP_MIN_LOG_LEVEL", "PYTHONUNBUFFERED", "HOROVOD_GLOO_TIMEOUT_SECONDS"):
+    for name in DEFAULTS:
         monkeypatch.setenv(name, "")
     assert common_environment(SLOTS[1]) == {}
 
@@ -70,7 +78,7 @@ def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_server() -> None:
     pytest.importorskip("horovod.runner.http.http_server")
     host = Host("localhost", 2)
-    port = start_server(assign([host], 2), {host: View("127.0.0.1", "lo", "127.0.0.1", (1, 2))})
+    slots, views = assign([host], 2), {host: View("127.0.0.1", "lo", "127.0.0.1", (1, 2))}
 
     def ask(method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", port)
@@ -78,11 +86,11 @@ def test_the_server() -> None:
         answer = connection.getresponse()
         return answer.status, answer.read()
 
-    assert ask("GET", "/global/0")[0] == 404
-    assert ask("PUT", "/global/0", b"address")[0] == 200
-    assert ask("GET", "/global/0") == (200, b"address")
-    # It keeps a scope until all ranks have left it.
-    ask("DELETE", "/global/0")
-    assert ask("GET", "/global/0")[0] == 200
-    ask("DELETE", "/global/1")
-    assert ask("GET", "/global/0")[0] == 404
+    with server(slots, views) as port:
+        assert ask("GET", "/global/0")[0] == 404
+        assert ask("PUT", "/global/0", b"address")[0] == 200
+        assert ask("GET", "/global/0") == (200, b"address")
+    with pytest.raises(ConnectionRefusedError):
+        ask("GET", "/global/0")
+    with server(slots, views) as port:  # The next attempt's knows nothing of this one's keys.
+        assert ask("GET", "/global/0")[0] == 404

@@ -1,3 +1,4 @@
+import argparse
 import os
 import subprocess
 import sys
@@ -7,9 +8,9 @@ import pytest
 
 from distrib.launch import run
 from distrib.launch.cli import main
-from distrib.launch.placement import Host, assign
 
 Capture = pytest.CaptureFixture[str]
+ONE = ["-np", "1", "--backend", "multiworker"]
 SCRIPT = "import json, os; print(json.loads(os.environ['TF_CONFIG'])['task']['index'])"
 
 
@@ -32,6 +33,15 @@ def script(tmp_path: Path) -> str:
         (["-H", "h0:", "true"], "not of the form host:slots"),
         (["true"], "how many ranks?"),
         (["-np", "1", "--backend", "mpi", "true"], "invalid choice: 'mpi'"),
+        (["-np", "2", "--min-np", "3", "true"], "--min-np 3 is more than the 2 ranks"),
+        (["-np", "1", "--attempts", "-1", "true"], "'-1' is not a whole number"),
+        (["-np", "1", "--step-timeout", "soon", "true"], "'soon' is not a number of seconds"),
+        (["-H", "h0", "--hostfile", "f", "true"], "Give -H or --hostfile, not both"),
+        (["-np", "1", "--hostfile", "no-such-file", "true"], "no-such-file: No such file"),
+        (["-np", "1", "--slots", "2", "true"], "--slots goes with --join"),
+        (["-np", "1", "--join", "h0", "-H", "h0", "true"], "leave -H and --hostfile out"),
+        (["--join", "h0", "true"], "how many ranks has the whole job? Give -np"),
+        (["-np", "1", "--join", "h0:x", "true"], "--join h0:x: not of the form HOST or HOST:PORT"),
     ],
 )
 def test_wrong_usage(arguments: list[str], message: str, capsys: Capture) -> None:
@@ -68,15 +78,61 @@ def test_any_command(dashes: list[str], capfd: Capture) -> None:
 
 
 def test_the_cause_is_told_last(tmp_path: Path, capfd: Capture) -> None:
-    arguments = ["-np", "1", "--backend", "multiworker", "--output-dir", str(tmp_path / "logs")]
+    arguments = [*ONE, "--attempts", "0", "--output-dir", str(tmp_path / "logs")]
     assert main(["run", *arguments, "sh", "-c", "echo bad >&2; exit 5"]) == 5
     last = "distrib: rank 0 on localhost ended with exit code 5, whose own output says why."
     assert capfd.readouterr().err == f"bad\n{last} (exit code 5)\n"
     assert (tmp_path / "logs" / "rank-0.log").read_text() == "bad\n"
 
 
-def test_all_slots_are_the_default() -> None:
-    assert len(run._slots(None, "h0:2,h1:3")) == 5
+def test_what_fails_each_time_is_given_up(tmp_path: Path, capfd: Capture) -> None:
+    count = tmp_path / "count"
+    error = r"Traceback (most recent call last):\n  x\nOSError: y\n"
+    script = f"echo once >> {count}; printf '{error}' >&2; exit 3"
+    assert main(["run", *ONE, "--attempts", "2", "sh", "-c", script]) == 70
+    assert count.read_text() == "once\n" * 2
+    err = capfd.readouterr().err
+    assert err.count("OSError: y\n") == 2
+    assert "exit code 3: OSError: y. Starting again now." in err
+    assert err.splitlines()[-1].startswith(
+        "distrib: given up: 2 attempts in a row have gained no step beyond 0, the last "
+        "checkpoint's. The last one ended because rank 0 on localhost ended with exit code 3: "
+        "OSError: y. "
+    )
+
+
+def test_what_fails_once_is_started_again(tmp_path: Path, capfd: Capture) -> None:
+    script = f"test -e {tmp_path}/second && exit 0; touch {tmp_path}/second; kill -9 $$"
+    assert main(["run", *ONE, "sh", "-c", script]) == 0
+    assert capfd.readouterr().err == (
+        "distrib: rank 0 on localhost was killed by SIGKILL. Starting again now.\n"
+    )
+
+
+@pytest.mark.parametrize("code", [64, 65, 70, 78])
+def test_what_a_person_must_mend_is_not_started_again(
+    code: int, tmp_path: Path, capfd: Capture
+) -> None:
+    count = tmp_path / "count"
+    assert main(["run", *ONE, "sh", "-c", f"echo once >> {count}; exit {code}"]) == code
+    assert count.read_text() == "once\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "available", "size"),
+    [
+        ([], 5, (5, 5)),
+        (["-np", "3"], 5, (3, 3)),
+        (["-np", "4", "--min-np", "2"], 4, (2, 4)),
+        (["--min-np", "2"], 4, (2, 4)),
+        (["--min-np", "2", "--max-np", "8"], 4, (2, 8)),
+    ],
+)
+def test_how_many_ranks(arguments: list[str], available: int, size: tuple[int, int]) -> None:
+    parser = argparse.ArgumentParser()
+    run.add_arguments(parser)
+    made = run._size(parser.parse_args([*arguments, "true"]), available)
+    assert (made.least, made.most) == size
 
 
 def test_what_goes_to_other_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,16 +140,16 @@ def test_what_goes_to_other_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINE", "1")
     monkeypatch.setenv("OTHER", "2")
     monkeypatch.setenv("HOME", "/not/there")
-    slots = assign([Host("localhost", 1), Host("far", 1)], 2)
-    own = [{"HOROVOD_RANK": "0"}, {"HOROVOD_RANK": "1"}]
-    here, there = run._jobs(["x"], slots, own, run.Ssh(), ["MINE"])
-    assert here[2]["environment"] == {"HOROVOD_RANK": "0"}
-    passed = there[2]["environment"]
+    passed = run._exported(["MINE"])
     assert (passed["AWS_SECRET_ACCESS_KEY"], passed["MINE"]) == ("secret", "1")
-    assert (passed["HOROVOD_RANK"], passed["PATH"]) == ("1", os.environ["PATH"])
+    assert passed["PATH"] == os.environ["PATH"]
     assert not {"OTHER", "HOME"} & passed.keys()
-    assert "secret" not in " ".join(there[1])
-    assert (here[2]["lease"], there[2]["lease"]) == (None, 60)
+
+
+def test_the_file_of_a_liveness_probe(tmp_path: Path) -> None:
+    alive = tmp_path / "alive"
+    arguments = [*ONE, "--heartbeat-file", str(alive), "sh", "-c", f"test -e {alive}"]
+    assert main(["run", *arguments]) == 0
 
 
 def test_the_launcher_does_without_tensorflow() -> None:

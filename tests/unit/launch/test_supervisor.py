@@ -5,30 +5,35 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from distrib.launch import supervisor
+from distrib.launch.link import ProcessLink
 from distrib.launch.network import beside
-from distrib.launch.outcome import End
+from distrib.launch.outcome import LOST, End
 from distrib.launch.output import Display
 from distrib.launch.placement import Host, assign
-from distrib.launch.supervisor import Supervisor
+from distrib.launch.signals import HEEDED, Signals
+from distrib.launch.supervisor import Result, Supervisor
+from distrib.launch.watch import Limits, Watch
 
 Capture = pytest.CaptureFixture[str]
 IGNORE_SIGTERM = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
 TRACEBACK = "import sys; print('Traceback (most recent call last):\\n{}', file=sys.stderr); "
 
 
-def run(
+def attempt(
     scripts: Sequence[str],
     grace: float = 60,
     keepers: Sequence[Sequence[str]] = (),
     host: str = "localhost",
-) -> End | None:
+    limits: Limits = Limits(),  # noqa: B008 - it is frozen
+    leaving: Callable[[], Sequence[str]] = tuple,
+) -> Result:
     """Run a Python script for each rank; `{n}` in one is a file that rank n makes, at `wait`."""
     slots = assign([Host(host, len(scripts))], len(scripts))
     jobs = []
@@ -40,12 +45,19 @@ def run(
             "terminals": {},
             "lease": None,
         }
-        jobs.append((slot, keepers[slot.rank] if keepers else beside("keeper.py"), spec))
-    display = Display(None, len(scripts))
+        link = ProcessLink(keepers[slot.rank] if keepers else beside("keeper.py"))
+        jobs.append((slot, link, spec))
+    display, signals = Display(None, len(scripts)), Signals()
+    supervisor = Supervisor(display, grace, signals, Watch(limits), leaving)
     try:
-        return Supervisor(display, grace).run(jobs)
+        with signals.caught():
+            return supervisor.run(jobs)
     finally:
         display.close()
+
+
+def run(scripts: Sequence[str], **options: Any) -> End | None:
+    return attempt(scripts, **options).end
 
 
 def make(path: Path) -> str:
@@ -114,7 +126,7 @@ def test_who_does_not_hear_is_killed(tmp_path: Path, capfd: Capture) -> None:
 def test_who_cannot_be_reached_is_given_up(capfd: Capture) -> None:
     deaf = [sys.executable, "-c", "import time; time.sleep(600)"]
     end = run(["raise SystemExit(76)", ""], keepers=[beside("keeper.py"), deaf])
-    assert end == End(1, "localhost", 255)
+    assert end == End(1, "localhost", LOST)
     assert "giving up the connection to rank 1" in capfd.readouterr().err
 
 
@@ -124,7 +136,7 @@ def test_a_connection_that_is_lost(capfd: Capture) -> None:
         ["import time; time.sleep(0.2); raise SystemExit(76)", ""],
         keepers=[beside("keeper.py"), lost],
     )
-    assert end == End(1, "localhost", 255)
+    assert end == End(1, "localhost", LOST)
     assert end.exit_code == 76
 
 
@@ -227,6 +239,59 @@ def test_signals_that_are_ignored_stay_so(tmp_path: Path, signal_when: Any) -> N
 
 
 def test_handlers_are_given_back() -> None:
-    before = [signal.getsignal(number) for number in supervisor.PASSED_ON]
+    before = [signal.getsignal(number) for number in HEEDED]
     run([""])
-    assert [signal.getsignal(number) for number in supervisor.PASSED_ON] == before
+    assert [signal.getsignal(number) for number in HEEDED] == before
+
+
+BEAT = "from distrib.heartbeat import TRAINING, heartbeat; heartbeat.enter(TRAINING); "
+
+
+def test_ranks_that_hang_show_their_stacks_and_are_ended(
+    monkeypatch: pytest.MonkeyPatch, capfd: Capture
+) -> None:
+    monkeypatch.setenv("PYTHONFAULTHANDLER", "1")
+    stuck = "import time\n" + BEAT + "\ndef stuck_here(): time.sleep(600)\nstuck_here()"
+    result = attempt([stuck, stuck], limits=Limits(step=1.0))
+    assert result.hang is not None
+    assert "no rank has got on for 1 s" in result.hang
+    assert result.end is not None
+    assert result.end.exit_code == 76
+    err = capfd.readouterr().err
+    assert err.count("in stuck_here") == 2
+    assert "--step-timeout" in err
+
+
+@pytest.mark.usefixtures("hasty")
+def test_who_hangs_and_is_deaf_is_killed(capfd: Capture) -> None:
+    stopped = BEAT + "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"
+    result = attempt([stopped], limits=Limits(step=0.5))
+    assert result.hang is not None
+    assert "SIGKILL to rank 0, which has not ended" in capfd.readouterr().err
+
+
+def test_one_that_gets_on_gives_the_others_reason_to_wait() -> None:
+    busy = (
+        "import time\nfrom distrib.heartbeat import TRAINING, heartbeat\n"
+        "for _ in range(30): heartbeat.enter(TRAINING); time.sleep(0.1)\n"
+    )
+    waiting = BEAT + "import time; time.sleep(2.5)"
+    assert attempt([waiting, busy], limits=Limits(step=1.5)) == Result(None, None)
+
+
+def test_a_job_that_never_begins(capfd: Capture) -> None:
+    result = attempt(["import time; time.sleep(600)"], limits=Limits(start=0.5))
+    assert result.hang is not None
+    assert "--start-timeout" in result.hang
+
+
+def test_a_host_that_is_about_to_go_asks_its_own_ranks(tmp_path: Path, capfd: Capture) -> None:
+    ready = tmp_path / "ready"
+    script = (
+        f"import signal, sys; signal.signal(15, lambda *_: sys.exit(75)); {make(ready)}"
+        "\nwhile True: signal.sigtimedwait([], 0.01)"
+    )
+    asked = iter([["localhost"]])
+    end = run([script], leaving=lambda: next(asked, []) if ready.exists() else [])
+    assert end == End(0, "localhost", 75)
+    assert "localhost is about to go: all ranks save and stop" in capfd.readouterr().err

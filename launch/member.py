@@ -1,0 +1,197 @@
+"""A host that comes by itself: the other side of `join.py`."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
+from typing import Any
+
+from distrib.errors import EXIT_LOST_PEER, EXIT_PREEMPTED, ConfigurationError
+
+from . import probe
+from .alive import Alive
+from .fleet import Task
+from .join import ANSWER_SECONDS, TOKEN_VARIABLE, limit_reads, prepare, receive, send, token
+from .network import beside
+from .output import tell
+from .placement import Host
+from .signals import Signals
+
+RETRY_SECONDS = 1.0
+TICK_SECONDS = 0.5
+
+
+class Member:
+    """Serves a coordinator until the job has ended, and each new one that takes its place.
+
+    Args:
+        coordinator: Host and port.
+        own: This host, and how many ranks it may have.
+        task: What they run.
+        patience: Seconds to wait for a coordinator.
+        grace: Seconds that ranks have for saving after a request to stop.
+        alive: What says that all is well.
+        signals: What this process is asked to do.
+    """
+
+    def __init__(
+        self,
+        coordinator: tuple[str, int],
+        own: Host,
+        task: Task,
+        patience: float,
+        grace: float,
+        alive: Alive,
+        signals: Signals,
+    ) -> None:
+        self._coordinator = coordinator
+        self._own = own
+        self._task = task
+        self._patience = patience
+        self._grace = grace
+        self._alive = alive
+        self._signals = signals
+        self._keepers: list[subprocess.Popen[bytes]] = []
+        self._asked: list[subprocess.Popen[bytes]] = []  # To save.
+
+    def serve(self) -> int:
+        """Return the exit code: the job's, or 75 if this host was asked to stop, or 76."""
+        deadline = time.monotonic() + self._patience
+        told = ""
+        while time.monotonic() < deadline:
+            try:
+                channel, connection = self._dial()
+            except OSError as error:
+                if str(error) != told:
+                    told = str(error)
+                    host, port = self._coordinator
+                    tell(f"waiting for {host}:{port}, {self._patience:g} s at most: {error}")
+                if self._signals.wait(RETRY_SECONDS):
+                    return self._stop_idle()
+                self._alive.tick()
+                continue
+            try:
+                code = self._follow(channel, connection)
+            finally:
+                channel.close()
+                connection.close()
+                self._end_ranks()
+            if code is not None:
+                return code
+            tell(f"lost {self._coordinator[0]}; its ranks here were ended. Joining again.")
+            deadline, told = time.monotonic() + self._patience, ""
+        host, port = self._coordinator
+        tell(
+            f"{host}:{port} has not answered for {self._patience:g} s. Started again, this host "
+            f"tries again. (exit code {EXIT_LOST_PEER})"
+        )
+        return EXIT_LOST_PEER
+
+    def _dial(self, **hello: Any) -> tuple[Connection, socket.socket]:
+        """Connect, and say who is there."""
+        connection = socket.create_connection(self._coordinator, timeout=ANSWER_SECONDS)
+        connection.settimeout(None)
+        prepare(connection)
+        limit_reads(connection, ANSWER_SECONDS)
+        channel = Connection(os.dup(connection.fileno()))
+        try:
+            answer_challenge(channel, token())
+            deliver_challenge(channel, token())
+            send(channel, hello or {"name": self._own.name, "slots": self._own.slots})
+        except AuthenticationError as error:
+            raise ConfigurationError(
+                f"{self._coordinator[0]} has another token than this host; give both the same "
+                f"{TOKEN_VARIABLE}."
+            ) from error
+        except EOFError as error:
+            raise ConnectionError("the connection was closed") from error
+        limit_reads(connection, 0)
+        return channel, connection
+
+    def _follow(self, channel: Connection, connection: socket.socket) -> int | None:
+        """Do what the coordinator says; return the exit code, `None` if it was lost."""
+        tell(f"joined {self._coordinator[0]}, which shows what the ranks of this host write.")
+        leave_by: float | None = None
+        while True:
+            self._alive.tick()
+            if self._signals.take() and leave_by is None:
+                leave_by = time.monotonic() + self._grace
+                self._asked = self._running
+                try:
+                    send(channel, {"leave": True})
+                except OSError:
+                    return self._leave()
+            if leave_by is not None and (not self._running or time.monotonic() > leave_by):
+                return self._leave()
+            try:
+                ready, _, _ = select.select(
+                    [channel.fileno(), self._signals.waker], [], [], TICK_SECONDS
+                )
+                if channel.fileno() in ready:
+                    message = receive(channel)
+                    if "end" in message:
+                        self._wait_for_ranks()
+                        send(channel, {"goodbye": True})
+                        return int(message["end"])
+                    self._do(message, channel, connection)
+            except OSError:
+                return None if leave_by is None else self._leave()
+
+    def _do(
+        self, message: Mapping[str, Any], channel: Connection, connection: socket.socket
+    ) -> None:
+        if "survey" in message:
+            answer = {
+                "number": message["number"],
+                "launcher": connection.getpeername()[0],
+                "own": connection.getsockname()[0],
+                "interfaces": probe.interface_addresses(),
+                "ports": probe.free_ports(self._own.slots),
+            }
+            send(channel, answer)
+        elif "start" in message:
+            self._start_keeper(message["start"])
+
+    def _start_keeper(self, key: str) -> None:
+        """Start a keeper whose input and output are a new connection."""
+        channel, connection = self._dial(key=key)
+        channel.close()
+        with connection:
+            fd, command = connection.fileno(), [*beside("keeper.py"), *self._task.command]
+            keeper = subprocess.Popen(command, stdin=fd, stdout=fd, start_new_session=True)
+            self._keepers = [*self._running, keeper]
+
+    @property
+    def _running(self) -> list[subprocess.Popen[bytes]]:
+        return [keeper for keeper in self._keepers if keeper.poll() is None]
+
+    def _wait_for_ranks(self) -> None:
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while self._running and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    def _end_ranks(self) -> None:
+        """End what still runs: the kernel kills a rank with its keeper."""
+        for keeper in self._running:
+            keeper.kill()
+        for keeper in self._keepers:
+            keeper.wait()
+
+    def _leave(self) -> int:
+        codes = [keeper.poll() for keeper in self._asked]
+        saved = all(code in (0, EXIT_PREEMPTED) for code in codes)
+        if saved:
+            tell(f"asked to stop, and saved. (exit code {EXIT_PREEMPTED})")
+        else:
+            tell(f"asked to stop; the ranks did not save in time. (exit code {EXIT_LOST_PEER})")
+        return EXIT_PREEMPTED if saved else EXIT_LOST_PEER
+
+    def _stop_idle(self) -> int:
+        tell(f"asked to stop while no rank was running. (exit code {EXIT_PREEMPTED})")
+        return EXIT_PREEMPTED
