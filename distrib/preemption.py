@@ -1,4 +1,4 @@
-"""Requests to stop: signals in, a flag out.
+"""Requests to stop: signals in, a flag out. (Notices of clouds are in `notices.py`.)
 
 SIGTERM comes from Kubernetes, Slurm and spot instances, SIGINT from a keyboard, and SIGUSR1 is what
 Open MPI passes on to all ranks while it kills them soon after a SIGTERM. The handler sets a
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import CodeType, FrameType
 from typing import Any
 
@@ -18,7 +19,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class StopRequest:
-    """Whether somebody asked this process to stop while a certain function was running.
+    """Whether somebody asked this process to stop while a certain function was running, and when.
 
     A signal that arrives when that function is no longer on the stack, because it has raised, goes
     to whoever had it before: Ctrl-C in a notebook keeps its meaning after a failed `fit`.
@@ -36,9 +37,20 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
-        self.requested = False
+        # By `time.monotonic()`, of the first request.
+        self.requested_at: float | None = None
         self._previous: dict[signal.Signals, Any] = {}
         self._within: CodeType | None = None
+
+    @property
+    def requested(self) -> bool:
+        """Whether somebody has."""
+        return self.requested_at is not None
+
+    def request(self) -> None:
+        """Ask; any thread may, and a signal handler."""
+        if self.requested_at is None:
+            self.requested_at = time.monotonic()
 
     def listen(self, within: CodeType) -> None:
         """Take over the signals; only Python's main thread can, elsewhere nothing happens.
@@ -72,4 +84,4 @@ class StopRequest:
                 self.ignore()
                 signal.raise_signal(number)
                 return
-        self.requested = True
+        self.request()

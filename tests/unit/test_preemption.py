@@ -66,3 +66,14 @@ def test_other_threads_leave_the_signals_alone() -> None:
     thread.start()
     thread.join()
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_time_of_the_first_request_counts() -> None:
+    stop = StopRequest()
+    assert stop.requested_at is None
+    stop.request()
+    first = stop.requested_at
+    assert first is not None
+    stop.request()
+    assert stop.requested_at == first
+    assert stop.requested
