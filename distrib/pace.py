@@ -59,6 +59,17 @@ class Pace:
             self._last += waited
 
     @property
+    def last_pause(self) -> float:
+        """Seconds that the step loop waited for the last save; 0 before the first."""
+        return self._blocked[-1] if self._blocked else 0.0
+
+    @property
+    def step_time(self) -> float:
+        """Seconds that a step takes, whether or not one is being saved; 0 before the second."""
+        steps = [*self._plain, *self._writing]
+        return statistics.median(steps) if steps else 0.0
+
+    @property
     def save_cost(self) -> float:
         """Seconds that a save has kept the training from going on; 0 before the first."""
         if not self._blocked:

@@ -20,16 +20,27 @@ from keras.src.utils.python_utils import pythonify_logs
 
 from distrib.agreement import agreement
 from distrib.build import build, build_without_data
-from distrib.checkpoint import attempts
+from distrib.checkpoint import attempts, progress
 from distrib.checkpoint.attempts import Attempt
 from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.checkpoint.saver import Saver
 from distrib.cluster import current
 from distrib.contents import BeforeValidation, Checkpoint, Logs, Position, RunContents
 from distrib.data import Dataset
-from distrib.errors import CheckpointError, ConfigurationError, DistribError, Preempted
+from distrib.environment import grace_seconds, supervision
+from distrib.errors import (
+    CheckpointError,
+    ConfigurationError,
+    DistribError,
+    NoProgressError,
+    Preempted,
+    say_before_exit,
+)
 from distrib.fit import FitCall
-from distrib.interval import MAX_OVERHEAD, Observed, choose
+from distrib.grace import Grace, fits
+from distrib.heartbeat import heartbeat
+from distrib.interval import MAX_OVERHEAD, Observed, choose, readable
+from distrib.notices import Watch, sources
 from distrib.pace import Pace
 from distrib.preemption import StopRequest
 from distrib.report import say
@@ -123,6 +134,9 @@ class Resume:
         self._model = model
         self._call = call
         self._check_call()
+        self._supervisor = supervision()
+        self._grace = Grace(grace_seconds())
+        self._sources = sources()
         if call.dataset is not None:
             build(model, call.dataset.element_spec)
         else:
@@ -132,6 +146,7 @@ class Resume:
         self._checkpoint = self._cluster.collectives.broadcast(checkpoint)
         if self._checkpoint is not None:
             self._contents.check(self._checkpoint)
+        self._check_progress()
 
     def begin(self, callbacks: Sequence[Any]) -> None:
         """Take the run over, and restore the checkpoint that `prepare` found or save the first."""
@@ -149,11 +164,14 @@ class Resume:
         self._model._initial_epoch = None
         self.logs = Logs({}, None)
         if self._checkpoint is None:
+            heartbeat.note(resumed=0)
             self._save(wait=True)
         else:
             self._resume(self._checkpoint)
+        self._check_grace()
         self.active = True
         self.stop.listen(within=self._call.code)
+        self._watch = Watch(self._sources, self.stop)
 
     def _open_directory(self) -> Checkpoint | None:
         """Make sure that the run can be saved here, and load what it has left."""
@@ -161,15 +179,38 @@ class Resume:
         self._directory.lock()
         return self._directory.load_newest(Checkpoint.load)
 
+    @property
+    def _start(self) -> int:
+        return 0 if self._checkpoint is None else self._checkpoint.position.step
+
+    def _check_progress(self) -> None:
+        """Refuse, on all ranks together, what has led nowhere often enough."""
+        reason = None
+        if self._cluster.is_chief:
+            place = self._directory.location
+            reason = progress.reason_to_give_up(place, self._start, self._supervisor)
+            if reason is not None:
+                begun = self._directory.begin(self._cluster.size, self._start, self._supervisor)
+                begun.ended(attempts.GIVEN_UP)
+                self._directory.unlock()
+        reason = self._cluster.collectives.broadcast(reason)
+        if reason is not None:
+            raise NoProgressError(reason)
+
     def _take_over(self) -> None:
         """Become the run's newest attempt. Not before all is found to fit: it ends an older one."""
-        self._attempt = self._directory.begin(self._cluster.size)
+        attempt = self._directory.begin(self._cluster.size, self._start, self._supervisor)
+        say_before_exit(lambda error: progress.note_failure(attempt, error))
+        self._attempt = attempt
         self._saver = Saver(self._directory, self._attempt, self._policy)
         self._directory.collect_leftovers(self._attempt.number)
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         self._position = position = checkpoint.position
         self._last_due_step = self._last_saved_step = position.step
+        heartbeat.note(step=position.step)
+        if self._cluster.is_chief:
+            heartbeat.note(resumed=position.step, committed=position.step)
         self.logs = checkpoint.logs
         self._contents.restore(checkpoint)
         epochs = self._call.epochs
@@ -225,6 +266,7 @@ class Resume:
         position, batches = self._position, self._call.batches
         done = batch + 1 if batches is None else min(batch + 1, batches)
         position.step += done - position.batch
+        heartbeat.note(step=position.step)
         position.batch = done
         position.stop = bool(self._model.stop_training)
         position.train_done = position.stop or done == batches
@@ -272,6 +314,7 @@ class Resume:
     def end(self) -> None:
         """Finish saving after the last `on_train_end`."""
         self.active = False
+        self._watch.end()
         self._close(attempts.FINISHED)
         self.stop.ignore()
         self._model._initial_epoch = None
@@ -350,20 +393,46 @@ class Resume:
         return self._interval
 
     def _leave(self, before_validation: BeforeValidation | None = None) -> NoReturn:
-        if self._can_save_here:
+        self._wait()
+        self._watch.end()
+        if self._can_save_here and self._save_fits():
             self._save(wait=True, before_validation=before_validation)
-            place = self._directory.location / str(self._last_saved_step)
-            saved = f"checkpoint {place} is saved"
+            saved = f"checkpoint {self._directory.location / str(self._last_saved_step)} is saved"
         else:
-            self._wait()
             self._raise_failure()
-            saved = "the data cannot be resumed within an epoch, so this one will be repeated"
+            saved = self._why_not_saved()
         self._close(attempts.PREEMPTED)
         self.stop.leave()
         # A launcher may end the other ranks as soon as one has ended: not before all is saved.
         self._cluster.collectives.barrier()
         say(f"asked to stop: {saved}. Run the same command again to go on.")
         raise Preempted
+
+    def _save_fits(self) -> bool:
+        """Whether the present state is saved, or can be before this process is killed."""
+        if self._position.step == self._last_saved_step:
+            return True
+        left = self._grace.left(self.stop)
+        return fits(self._cluster.collectives, left, self._save_time)
+
+    def _why_not_saved(self) -> str:
+        if not self._can_save_here:
+            return "the data cannot be resumed within an epoch, so this one will be repeated"
+        return (
+            f"a save takes {readable(self._save_time)}, for which the time that is left will not "
+            f"do. The run goes on from checkpoint "
+            f"{self._directory.location / str(self._last_saved_step)}, and repeats what came "
+            f"after it ({self._position.step - self._last_saved_step} of {self._position.step} "
+            "steps)"
+        )
+
+    @property
+    def _save_time(self) -> float:
+        """Seconds that a save takes, on the chief; 0 if unknown."""
+        return self._attempt.entry.save_time if self._attempt is not None else 0.0
+
+    def _check_grace(self) -> None:
+        self._grace.check(self._save_time, self._pace.step_time)
 
     def _save(self, wait: bool = False, before_validation: BeforeValidation | None = None) -> None:
         """Save the present state unless this step is saved already. All ranks call it together.
@@ -377,7 +446,8 @@ class Resume:
             with self._pace.saving():
                 content = self._contents.capture(self._position, self.logs, before_validation)
             if self._saver is not None and content is not None and self._failure is None:
-                self._saver.save(content)
+                self._check_grace()
+                self._saver.save(content, self._pace.last_pause)
             self._last_saved_step = self._position.step
         self._was_due(self._position.step)
         self._told_of_skipping = False
@@ -405,6 +475,7 @@ class Resume:
         if self._saver is None or self._attempt is None:
             return
         self._saver.close()
+        say_before_exit(None)
         try:
             self._attempt.ended(how)
             self._directory.collect_leftovers(self._attempt.number + 1)

@@ -72,6 +72,8 @@ class Killer(keras.callbacks.Callback):
         step = self.epoch * self.params["steps"] + batch + 1
         if self.point == "after_step" and step >= self.number:
             die()
+        if self.point == "bug" and step == self.number:
+            raise ValueError(f"a bug in step {step}")
         if self.point == "signal" and step == self.number:
             os.kill(os.getpid(), signal.SIGTERM)
         if self.point == "interrupt" and step == self.number:

@@ -63,3 +63,14 @@ def test_a_pause_between_epochs_is_no_step(clock: Clock) -> None:
     steps(watch, clock, 2, 0.1, writing=True)
     save(watch, clock, 0.1)
     assert watch.save_cost == pytest.approx(0.1)
+
+
+def test_the_time_of_a_step_is_that_of_all_steps(clock: Clock) -> None:
+    watch = Pace()
+    assert (watch.step_time, watch.last_pause) == (0, 0)
+    steps(watch, clock, 4, 0.1)
+    save(watch, clock, 0.3)
+    watch._was_writing = True
+    steps(watch, clock, 1, 0.5)
+    assert watch.step_time == pytest.approx(0.1)
+    assert watch.last_pause == pytest.approx(0.3)

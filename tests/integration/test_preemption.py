@@ -1,0 +1,143 @@
+"""Jobs that are started again and again by something that does not look: when they may stop, when
+they must, and what a person who comes along finds."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import JOB, KILLED, environment, finish, forked, start
+
+from distrib.checkpoint import attempts
+from distrib.checkpoint.directory import CheckpointDirectory
+from distrib.environment import (
+    ATTEMPTS_VARIABLE,
+    GRACE_VARIABLE,
+    Supervision,
+)
+from distrib.errors import EXIT_NO_PROGRESS, EXIT_PREEMPTED
+from distrib.store import locate
+
+SHORT = ["--epochs", "2"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return finish(tmp_path_factory.mktemp("undisturbed"), *SHORT)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was asked to stop after step 16."""
+    run = tmp_path_factory.mktemp("stopped") / "run"
+    assert start(run, *SHORT, "--kill=signal:16").returncode == EXIT_PREEMPTED
+    return run
+
+
+@pytest.fixture
+def run(stopped: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(stopped, tmp_path / "run"))
+
+
+def directory(run: Path) -> CheckpointDirectory:
+    return CheckpointDirectory(locate(run, "directory"))
+
+
+def newest(run: Path) -> attempts.Entry:
+    entry = attempts.newest(directory(run).location)
+    assert entry is not None
+    return entry
+
+
+@pytest.mark.slow
+def test_a_bug_ends_a_job_after_its_attempts_and_mended_it_goes_on(
+    run: Path, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ATTEMPTS_VARIABLE, "2")
+    broken = [*SHORT, "--kill=bug:17"]
+    for _ in range(2):
+        done = start(run, *broken)
+        assert done.returncode == 1
+        assert "Traceback" in done.stderr
+        assert "ValueError: a bug in step 17" in done.stderr
+        assert (newest(run).end, newest(run).error) == ("failed", "ValueError: a bug in step 17")
+    done = start(run, *broken)
+    assert done.returncode == EXIT_NO_PROGRESS
+    assert "given up: 2 attempts in a row have gained no step beyond 16" in done.stderr
+    assert done.stderr.count("ended: ValueError: a bug in step 17") == 2
+    assert "Traceback" not in done.stderr
+    assert newest(run).end == "given up"
+    assert finish(run, *SHORT) == undisturbed
+
+
+def supervised(
+    run: Path, *options: str, size: int = 1, attempts: int = 2, variables: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Run the job by `distrib run`, whose ranks may have variables that it has not."""
+    distrib = str(Path(sys.executable).with_name("distrib"))
+    command = [distrib, "run", "-np", str(size), "--attempts", str(attempts), "env", *variables]
+    command += forked(JOB, "--run", str(run), *SHORT, *options)
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment(), timeout=400, check=False
+    )
+
+
+@pytest.mark.slow
+def test_a_supervisor_and_the_ledger_count_alike(run: Path) -> None:
+    done = supervised(run, "--kill=bug:17")
+    assert done.returncode == EXIT_NO_PROGRESS
+    assert done.stderr.count("Traceback") == 2
+    assert (newest(run).stalled, newest(run).seen) == (1, 1)
+    # It was the supervisor that gave up, and a person has mended the cause.
+    done = supervised(run)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_all_ranks_give_up_together(run: Path) -> None:
+    for _ in range(2):
+        directory(run).begin(2, 16, Supervision(attempts=2))
+    done = supervised(run, size=2)
+    assert done.returncode == EXIT_NO_PROGRESS, done.stderr
+    assert done.stderr.count("given up: 2 attempts in a row have gained no step beyond 16") == 2
+
+
+@pytest.mark.slow
+def test_a_save_that_cannot_fit_is_not_begun(
+    tmp_path: Path, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    monkeypatch.setenv(GRACE_VARIABLE, "0.001")
+    done = start(run, *SHORT, "--kill=signal:16")
+    assert done.returncode == EXIT_PREEMPTED
+    assert done.stderr.count("a request to stop leaves 0.001 s (DISTRIB_GRACE_SECONDS)") == 1
+    saved = directory(run).steps()[-1]
+    assert 9 <= saved <= 15
+    assert f"The run goes on from checkpoint {run}/checkpoints/{saved}, and" in done.stderr
+    assert f"({16 - saved} of 16 steps)" in done.stderr
+    assert newest(run).end == "preempted"
+
+    # A run that goes on saves nothing at its start, but the ledger knows how long it takes.
+    done = start(run, *SHORT, f"--kill=before_step:{saved}")
+    assert done.returncode == KILLED
+    assert "a request to stop leaves 0.001 s" in done.stderr
+    assert finish(run, *SHORT) == undisturbed
+
+
+@pytest.mark.slow
+def test_ranks_agree_that_a_save_does_not_fit(run: Path) -> None:
+    """One rank is asked, and another one knows how long a save takes."""
+    done = supervised(
+        *(run, "--kill=signal:17", "--kill-rank=1"),
+        size=2,
+        attempts=0,
+        variables=[f"{GRACE_VARIABLE}=0.001"],
+    )
+    assert done.returncode == EXIT_PREEMPTED, done.stderr
+    assert "for which the time that is left will not do" in done.stderr
+    assert directory(run).steps()[-1] in (16, 18)
