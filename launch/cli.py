@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import distrib
 from distrib.errors import EXIT_FINISHED, EXIT_USAGE, DistribError
 
-from . import checkpoints, horovod_build, plan, run
+from . import checkpoints, horovod_build, k8s, plan, run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     plan.add_arguments(commands.add_parser("plan", help="how often to save, what failures cost"))
     horovod_build.add_commands(commands.add_parser("horovod", help="make Horovod work here"))
+    k8s.add_commands(commands.add_parser("k8s", help="run jobs on Kubernetes"))
     return parser
 
 
