@@ -29,7 +29,8 @@ class BackupAndRestore(keras.callbacks.Callback):
     run begins, and saves its first one before the first step.
 
     SIGTERM and SIGINT (Ctrl-C) let the current step finish, save, and end the process with exit
-    code 75: run the same command again to go on.
+    code 75: run the same command again to go on. See docs/preemption.md for what else may ask, how
+    much time there is, and when a job that gains nothing is given up.
 
     Checkpoints are written in the background in Orbax format to `<directory>/checkpoints/<step>/`.
     One counts only when its manifest, with the size and CRC32C of every file, is in place. A
@@ -66,6 +67,8 @@ class BackupAndRestore(keras.callbacks.Callback):
         CheckpointMismatchError: When training starts, if the checkpoint belongs to another model,
             optimizer or dataset; nothing is overwritten.
         NoLoadableCheckpointError: When training starts, if all checkpoints are damaged.
+        NoProgressError: When training starts, if as many attempts in a row as the launcher allows
+            have gained no step.
         CheckpointError: In training, if a checkpoint cannot be written, as on a full disk. The
             ones before are intact.
         Preempted: In training, after a signal; a `SystemExit` with code 75.

@@ -98,7 +98,7 @@ class LostPeerError(DistribError):
 
 
 class Preempted(SystemExit):
-    """The process was asked to stop; the state is saved and the same command goes on from it.
+    """The process was asked to stop; the same command goes on from the checkpoint that it left.
 
     A `SystemExit`, so an unchanged script ends with exit code 75 and no traceback.
     """
