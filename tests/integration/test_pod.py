@@ -31,7 +31,7 @@ UNSHARE = ["unshare", "--pid", "--fork", "--mount-proc"]
 UNSHARE += [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
 # As in the manifests: no root, no capability, no file that can be written to but in /tmp. Limits of
 # the machine that are higher than a container may have are lowered.
-PODMAN = ["podman", "run", "--rm", "--network=none", "--user=1000:1000"]
+PODMAN = ["podman", "run", "--rm", "--user=1000:1000"]
 PODMAN += ["--read-only", "--read-only-tmpfs=false"]
 PODMAN += ["--cap-drop=all", "--security-opt=no-new-privileges", "--env=HOME=/tmp"]
 PODMAN += ["--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024", f"--workdir={ROOT}"]
@@ -48,6 +48,20 @@ signal.signal(signal.SIGTERM, stop)
 print("ready")
 while True:
     time.sleep(600)
+"""
+# Two ranks that stop together, as those that train do, and finish when they are started again.
+TWICE = """
+import json, os, signal, sys, time
+from pathlib import Path
+place = Path(os.environ["CHECKPOINT_DIR"])
+if (place / "stop").exists():
+    (place / f"finished-{json.loads(os.environ['TF_CONFIG'])['task']['index']}").touch()
+    sys.exit(0)
+signal.signal(signal.SIGTERM, lambda number, frame: (place / "stop").touch())
+print("ready")
+while not (place / "stop").exists():
+    time.sleep(0.05)
+sys.exit(75)
 """
 # Leaves a process without a parent, which then ends.
 ORPHAN = """
@@ -158,7 +172,11 @@ class Podman(Unshare):
         shown = [f"--volume={place}:{place}:ro" for place in sorted(SHOWN)]
         path = f"--env=PATH={Path(sys.executable).parent}:/usr/bin:/bin"
         scratch = f"--volume={self.scratch}:/tmp"
-        return [*PODMAN, *shown, path, scratch, *options, "--rootfs", str(self._root)]
+        network = [] if any("--network" in option for option in options) else ["--network=none"]
+        return [*PODMAN, *network, *shown, path, scratch, *options, "--rootfs", str(self._root)]
+
+    def name(self, container: Container) -> str:
+        return self._names[id(container)]
 
     def start(self, command: list[str], *options: str) -> Container:
         name = f"distrib-{secrets.token_hex(6)}"
@@ -167,12 +185,11 @@ class Podman(Unshare):
         return container
 
     def signal(self, container: Container, number: int) -> None:
-        name = self._names[id(container)]
-        subprocess.run(["podman", "kill", f"--signal={number}", name], capture_output=True)
+        kill = ["podman", "kill", f"--signal={number}", self.name(container)]
+        subprocess.run(kill, capture_output=True)
 
     def run_inside(self, container: Container, command: list[str]) -> int:
-        done = subprocess.run(["podman", "exec", self._names[id(container)], *command])
-        return done.returncode
+        return subprocess.run(["podman", "exec", self.name(container), *command]).returncode
 
     def probe(self) -> list[str]:
         return [*self.command(), *DISTRIB, "--version"]
@@ -242,12 +259,10 @@ def test_a_kill_is_no_exit_code_of_ours(unshare: Unshare) -> None:
     assert pod.wait() == 137
 
 
-def test_the_pod_of_the_manifests(podman: Podman, tmp_path: Path) -> None:
-    """Its command, environment and probes, as the kubelet would have them."""
-    render = [*DISTRIB, "k8s", "render", "--name=digits", "--image=none", "--replicas=1"]
-    render += ["--pvc=disk", "--checkpoint-dir=/runs/17", "--env=GREETING=hello", "--", "python"]
-    code = f"import os, pathlib; pathlib.Path(os.environ['CHECKPOINT_DIR']).mkdir()\n{STOP}"
-    render += ["-u", "-c", f"{code}\n# $(GREETING)"]
+def test_the_pods_of_the_manifests(podman: Podman, tmp_path: Path) -> None:
+    """Two pods, as the kubelet would start them; one is evicted and made anew, and all finish."""
+    render = [*DISTRIB, "k8s", "render", "--name=digits", "--image=none", "--backend=multiworker"]
+    render += ["--pvc=disk", "--checkpoint-dir=/runs/17", "--", "python", "-u", "-c", TWICE]
     manifests = subprocess.run(render, check=True, capture_output=True).stdout
     objects = {each["kind"]: each for each in yaml.safe_load_all(manifests)}
     (container,) = objects["Job"]["spec"]["template"]["spec"]["containers"]
@@ -258,18 +273,30 @@ def test_the_pod_of_the_manifests(podman: Podman, tmp_path: Path) -> None:
     }
     command = [expanded(word, environment) for word in container["command"] + container["args"]]
     runs = tmp_path / "runs"
-    runs.mkdir()
-    runs.chmod(0o777)
-    variables = [f"--env={name}={value}" for name, value in environment.items()]
-    # Given in place of the script's rendezvous, which is not what this is about.
-    command.insert(2, "--backend=multiworker")
-    pod = podman.start(command, "--hostname=digits-0", f"--volume={runs}:/runs", *variables)
-    pod.wait_for("ready")
-    assert (runs / "17").is_dir()
+    (runs / "17").mkdir(parents=True)
+    (runs / "17").chmod(0o777)
+    # In place of the Service; they share a network for the want of one that leads to the other.
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.1 localhost digits-0 digits-1 digits-0.digits\n")
+    shared = [f"--volume={runs}:/runs", "--no-hosts", f"--volume={hosts}:/etc/hosts:ro"]
+    shared += [f"--env={name}={value}" for name, value in environment.items()]
+
+    def start(index: int, *options: str) -> Container:
+        return podman.start(command, *shared, f"--hostname=digits-{index}", *options)
+
+    first = start(0)
+    first.wait_for("waiting for hosts")
+    beside = f"--network=container:{podman.name(first)}"
+    second = start(1, beside)
+    first.wait_for("[rank 1] ready")
     for probe in ("startupProbe", "livenessProbe"):
-        assert podman.run_inside(pod, container[probe]["exec"]["command"]) == 0
-    podman.signal(pod, signal.SIGTERM)
-    assert pod.wait() == 75
+        assert podman.run_inside(first, container[probe]["exec"]["command"]) == 0
+    podman.signal(second, signal.SIGTERM)
+    assert second.wait() == 75, second.output
+    again = start(1, beside)
+    assert again.wait() == 0, again.output
+    assert first.wait() == 0, first.output
+    assert sorted(os.listdir(runs / "17")) == ["finished-0", "finished-1", "stop"]
 
 
 def expanded(word: str, environment: dict[str, str]) -> str:
