@@ -97,7 +97,8 @@ class Settings:
     @property
     def is_remote(self) -> bool:
         """Whether checkpoints go to a store."""
-        return "://" in self.checkpoint_dir and not self.checkpoint_dir.startswith("file://")
+        scheme, separator, _ = self.checkpoint_dir.partition("://")
+        return bool(separator) and scheme not in ("file", "local", "memory")
 
     @property
     def ports(self) -> list[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -36,6 +37,7 @@ CLAIM = ["--pvc=distrib-runs", "--storage=50Gi", "--checkpoint-dir=/runs/digits"
 DIGITS = ["--", "examples/digits.py", "--run=$(CHECKPOINT_DIR)"]
 STORE = ["--checkpoint-dir=s3://BUCKET/runs/distrib"]
 SPOT = ["--name=distrib", "--image=distrib-gpu", "--gpus=1", "--spot=gce"]
+AGAIN = "RestartJobSetAndIgnoreMaxRestarts"
 QUEUE = ["--queue=training", "--priority-class=training"]
 SAME = {
     "overlays/cpu": [*COMMON, *CLAIM, *DIGITS],
@@ -142,6 +144,26 @@ def test_all_that_can_be_asked_for(variant: str, render: Any) -> None:
     text = str(objects)
     for part in ("--min-np=24", "--backend=multiworker", "9000", "SPOT", "'DISTRIB_GRACE_SECONDS'"):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("how", "action"),
+    [
+        ("Container train for pod ml/distrib-node-0-1-x failed with exit code 78 ", "FailJobSet"),
+        ("Container train for pod ml/distrib-node-0-1-x failed with exit code 75 ", AGAIN),
+        ("Pod ml/distrib-node-0-1-x has condition DisruptionTarget ", AGAIN),
+        ("Container train for pod ml/distrib-node-0-1-x failed with exit code 7 ", None),
+    ],
+)
+def test_a_jobset_reads_its_jobs_message(how: str, action: str | None) -> None:
+    policy = golden("variants/jobset")["JobSet", "distrib"]["spec"]["failurePolicy"]
+    found = [
+        rule["action"]
+        for rule in policy["rules"]
+        for pattern in rule.get("onJobFailureMessagePatterns", ())
+        if re.search(pattern, f"{how}matching FailJob rule at index 0")
+    ]
+    assert found == ([action] if action else [])
 
 
 def test_the_liveness_probe_looks_at_the_files_age(tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ def test_a_volume_that_one_node_can_mount_is_for_one_pod(mode: str, refusal: Ref
 
 def test_checkpoints_outlive_the_pod(refusal: Refusal) -> None:
     assert "gone with the pod" in refusal("--checkpoint-dir=/tmp/run")
+    assert "gone with the pod" in refusal("--checkpoint-dir=memory://run")
     assert "is at /runs" in refusal("--checkpoint-dir=/data/run", "--pvc=disk")
     assert "is at /runs" in refusal("--checkpoint-dir=file:///data/run", "--pvc=disk")
 
