@@ -6,6 +6,10 @@ be process 1 it runs as a child of this one, which knows nothing and waits for a
 
 The kernel delivers to process 1 only signals that it handles, and kills everything in the container
 when it ends.
+
+A container may be asked to stop when its work is done and its processes are about to end, which
+takes Python a moment. It has its exit code by then, and a signal must not turn a success into 143:
+the job would wait for a pod whose peers have all gone home.
 """
 
 from __future__ import annotations
@@ -13,6 +17,8 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
 
 PASSED_ON = (
     *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT),
@@ -31,12 +37,27 @@ def as_child(work: Callable[[], int]) -> int:
     child = os.fork()
     if child == 0:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
-        return work()
+        try:
+            return work()
+        finally:
+            _ignore_signals()
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        with suppress(ProcessLookupError):  # It has just ended.
+            os.kill(child, number)
+
     for number in PASSED_ON:
-        signal.signal(number, lambda number, _: os.kill(child, number))
+        signal.signal(number, pass_on)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
     while True:
         pid, status = os.wait()
         if pid == child:
+            _ignore_signals()
             code = os.waitstatus_to_exitcode(status)
             return 128 - code if code < 0 else code
+
+
+def _ignore_signals() -> None:
+    """Let the process end in peace: handlers of Python's own are gone before its very end."""
+    for number in PASSED_ON:
+        signal.signal(number, signal.SIG_IGN)

@@ -49,6 +49,19 @@ def test_signals_are_passed_on(number: signal.Signals) -> None:
     assert process.wait(60) == 75
 
 
+@pytest.mark.parametrize("who", ["os.getpid()", "os.getppid()"])
+def test_a_signal_after_the_work_changes_nothing(who: str) -> None:
+    """At exit, with the work's child still there."""
+    process = start(f"import atexit, os\natexit.register(lambda: os.kill({who}, 15))\nreturn 0")
+    assert process.wait(60) == 0
+
+
+def test_a_signal_after_the_childs_end_changes_nothing() -> None:
+    code = PARENT.format("    return 75").replace("sys.exit(", "code = (")
+    code += "import os\nos.kill(os.getpid(), 15)\nsys.exit(code)"
+    assert subprocess.run([sys.executable, "-P", "-c", code], timeout=60).returncode == 75
+
+
 def test_orphans_are_reaped() -> None:
     """`sh` dies at once and leaves a process behind, whose end nobody but process 1 can see."""
     process = start(
