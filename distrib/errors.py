@@ -47,6 +47,12 @@ class ConfigurationError(DistribError, ValueError):
     exit_code = EXIT_CONFIGURATION
 
 
+class StoreUnavailableError(DistribError, OSError):
+    """A store does not answer, or is full; nothing is wrong with the job, so run it again."""
+
+    exit_code = EXIT_LOST_PEER
+
+
 class CheckpointError(DistribError, OSError):
     """A checkpoint could not be written. Those committed before are intact."""
 

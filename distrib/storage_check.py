@@ -3,6 +3,9 @@
 A run that cannot save is worth nothing, and permissions cannot be asked for: only a write, a read,
 a listing and a removal show that each is allowed. So a small file goes there and back.
 Servers that never answer are given up on, because a job that hangs looks like one that works.
+
+What is wrong for good and what may pass are told apart: a job that is started again in the middle
+of a night, while its store is down, must not end as one that was set up wrong.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from dataclasses import replace
 from threading import Thread
 from typing import TYPE_CHECKING
 
-from distrib.errors import ConfigurationError
+from distrib.errors import ConfigurationError, DistribError, StoreUnavailableError
 from distrib.storage_errors import MEANINGS, explain, meaning
 
 if TYPE_CHECKING:
@@ -38,6 +41,7 @@ def check_writable(location: Location, argument: str, limit: float = LIMIT) -> N
 
     Raises:
         ConfigurationError: Says what failed, why, and what to do.
+        StoreUnavailableError: The same, if it may pass without a change of the job.
 
     Example:
     >>> check_writable(locate("s3://bucket/runs/17", "directory"), "directory")
@@ -48,7 +52,7 @@ def check_writable(location: Location, argument: str, limit: float = LIMIT) -> N
     try:
         done.result(limit)
     except TimeoutError:
-        raise ConfigurationError(
+        raise StoreUnavailableError(
             f"`{argument}`: {location} did not answer within {limit:g} s; look whether the server "
             "runs, and correct the endpoint's address."
         ) from None
@@ -90,10 +94,10 @@ def _try(location: Location, argument: str) -> str | None:
         probe.remove()
     except FileNotFoundError as error:
         if doing != "read from":
-            raise ConfigurationError(_message(location, argument, doing, error)) from error
+            raise _error(location, argument, doing, error) from error
         return "return"
     except OSError as error:
-        raise ConfigurationError(_message(location, argument, doing, error)) from error
+        raise _error(location, argument, doing, error) from error
     return None if same and listed else "list" if same else "return"
 
 
@@ -106,7 +110,7 @@ def _write(probe: Location, content: bytes) -> None:
     probe.local.write_bytes(content)
 
 
-def _message(location: Location, argument: str, doing: str, error: OSError) -> str:
+def _error(location: Location, argument: str, doing: str, error: OSError) -> DistribError:
     known = meaning(error)
     cause = explain(error, location)
     if location.local is None and doing == "write to" and isinstance(error, FileNotFoundError):
@@ -114,4 +118,6 @@ def _message(location: Location, argument: str, doing: str, error: OSError) -> s
         cause = known.cause.format(bucket=location.path.split("/")[0])
     if location.local is not None and isinstance(error, FileExistsError):
         cause = f"a file is in the way ({error.filename})"
-    return f"`{argument}`: cannot {doing} {location}: {cause}; {known.way_out}."
+    message = f"`{argument}`: cannot {doing} {location}: {cause}; {known.way_out}."
+    may_pass = known.passes or known.is_lack
+    return StoreUnavailableError(message) if may_pass else ConfigurationError(message)

@@ -42,16 +42,20 @@ class Meaning:
         cause: In plain words; `{bucket}` stands for its name.
         way_out: What a person can do about it.
         passes: Whether trying again may help.
+        is_lack: Whether it passes only when somebody makes room.
     """
 
     signs: frozenset[str]
     cause: str
     way_out: str
     passes: bool = False
+    is_lack: bool = False
 
 
-def _meaning(signs: str, cause: str, way_out: str, passes: bool = False) -> Meaning:
-    return Meaning(frozenset(signs.split()), cause, way_out, passes)
+def _meaning(
+    signs: str, cause: str, way_out: str, passes: bool = False, is_lack: bool = False
+) -> Meaning:
+    return Meaning(frozenset(signs.split()), cause, way_out, passes, is_lack)
 
 
 # The first that fits counts: what the server says before what it is the number of.
@@ -101,11 +105,13 @@ MEANINGS = (
         "QuotaExceeded EDQUOT",
         "the quota is used up",
         "remove what is no longer needed, or raise the quota",
+        is_lack=True,
     ),
     _meaning(
         "ENOSPC InsufficientCapacity XMinioStorageFull 507",
         "no space is left",
         "free some space",
+        is_lack=True,
     ),
     _meaning(
         "PermanentRedirect Redirect TemporaryRedirect 301 307 AuthorizationHeaderMalformed "

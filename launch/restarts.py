@@ -8,7 +8,8 @@ progress: a job that was started `attempts` times in a row without gaining a ste
 a later checkpoint, is given up.
 
 The first restart after a gain is immediate, because a job that has just got on most likely will
-again. From then on each waits twice as long as the one before.
+again. From then on each waits three times as long as the one before: what is down, such as the
+store, may be up again by then.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .supervisor import Result
 from .watch import Progress
 
 ATTEMPTS = 5
-SHORTEST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+SHORTEST_PAUSE, LONGEST_PAUSE = 5.0, 300.0
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Restarts:
             return Verdict(EXIT_NO_PROGRESS, 0.0, self._why_given_up())
         pause = 0.0
         if self.stalled > 1:
-            pause = min(SHORTEST_PAUSE * 2.0 ** (self.stalled - 2), LONGEST_PAUSE)
+            pause = min(SHORTEST_PAUSE * 3.0 ** (self.stalled - 2), LONGEST_PAUSE)
         return Verdict(None, pause, self._why_again(result, pause))
 
     def _count(self, progress: Progress) -> None:

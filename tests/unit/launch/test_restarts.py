@@ -24,7 +24,7 @@ def test_attempts_that_gain_nothing_are_counted_to_the_last() -> None:
         None, 0.0, "rank 1 on h1 was killed by SIGKILL: OSError: x. Starting again now."
     )
     pauses = [judge(restarts, code, 25, 25).pause for code in (1, 75, LOST)]
-    assert pauses == [0.0, 1.0, 2.0]
+    assert pauses == [0.0, 5.0, 15.0]
     last = judge(restarts, 1, 25, 25)
     assert last.exit_code == 70
     assert "4 attempts in a row have gained no step beyond 25" in last.reason
@@ -79,5 +79,5 @@ def test_a_hang_is_a_reason_of_its_own() -> None:
 def test_pauses_grow_to_a_limit() -> None:
     restarts = Restarts(100)
     pauses = [judge(restarts, 1).pause for _ in range(50)]
-    assert pauses[:5] == [0.0, 1.0, 2.0, 4.0, 8.0]
+    assert pauses[:5] == [0.0, 5.0, 15.0, 45.0, 135.0]
     assert pauses[-1] == LONGEST_PAUSE
