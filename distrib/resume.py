@@ -47,6 +47,8 @@ from distrib.report import say
 from distrib.retention import RetentionPolicy
 from distrib.store import check_writable, explain
 
+# A rank that hears no more of its supervisor lives for a minute.
+_LOCK_PATIENCE = 90.0
 _FORGETFUL = {
     "CSVLogger",
     "EarlyStopping",
@@ -176,7 +178,8 @@ class Resume:
     def _open_directory(self) -> Checkpoint | None:
         """Make sure that the run can be saved here, and load what it has left."""
         check_writable(self._directory.location, "directory")
-        self._directory.lock()
+        # The chief of the attempt before may be on a host that was cut off, and not know it yet.
+        self._directory.lock(_LOCK_PATIENCE if self._supervisor.attempts else 0.0)
         return self._directory.load_newest(Checkpoint.load)
 
     @property

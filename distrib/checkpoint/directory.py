@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -24,12 +25,15 @@ from distrib.checkpoint.stored import StoredCheckpoint
 from distrib.checkpoint.transfer import WORKERS, each
 from distrib.environment import NOBODY, Supervision
 from distrib.errors import ConfigurationError, NoLoadableCheckpointError
+from distrib.heartbeat import heartbeat
+from distrib.report import say
 from distrib.retention import RetentionPolicy
 from distrib.store import Location, explain
 
 T = TypeVar("T")
 
 _LOCK = ".lock"
+_LOOK_SECONDS = 0.5
 _locks: dict[Path, int] = {}
 
 
@@ -45,13 +49,16 @@ class CheckpointDirectory:
         self.location = directory / "checkpoints"
         self.cache = cache
 
-    def lock(self) -> None:
+    def lock(self, patience: float = 0.0) -> None:
         """Become the only process of this machine that writes here, until `unlock` or its end.
 
         Does nothing on an object store, where attempts are fenced off.
 
+        Args:
+            patience: Seconds to wait for another process that holds the lock.
+
         Raises:
-            ConfigurationError: If another process holds the lock, or the folder cannot be made.
+            ConfigurationError: If it still does, or the folder cannot be made.
         """
         path = self.location.local
         if path is None or path in _locks:
@@ -64,15 +71,13 @@ class CheckpointDirectory:
                 f"`directory`: cannot write to {path}: {error.strerror}. "
                 "Give a directory that this user can create and write."
             ) from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.read(descriptor, 32).decode(errors="replace") or "unknown"
+        if not _try_lock(descriptor) and not _wait_for_lock(descriptor, path, patience):
+            holder = _holder(descriptor)
             os.close(descriptor)
             raise ConfigurationError(
                 f"Another process (pid {holder}) is training into {path}. Stop it first, or "
                 "give this run its own `directory`."
-            ) from error
+            )
         os.ftruncate(descriptor, 0)
         os.write(descriptor, str(os.getpid()).encode())
         _locks[path] = descriptor
@@ -259,3 +264,27 @@ def _warn_of_failed_removal(place: Location, error: OSError) -> None:
         f"Could not remove {place}: {explain(error, place)}. It will be tried again later.",
         stacklevel=3,
     )
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _wait_for_lock(descriptor: int, path: Path, patience: float) -> bool:
+    deadline = time.monotonic() + patience
+    if patience:
+        say(f"process {_holder(descriptor)} still holds {path}; waiting {patience:g} s at most.")
+    while time.monotonic() < deadline:
+        heartbeat.beat()
+        time.sleep(_LOOK_SECONDS)
+        if _try_lock(descriptor):
+            return True
+    return False
+
+
+def _holder(descriptor: int) -> str:
+    return os.pread(descriptor, 32, 0).decode(errors="replace") or "unknown"

@@ -2,7 +2,9 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -299,8 +301,8 @@ def test_delete_leaves_nothing(directory: CheckpointDirectory) -> None:
     directory.unlock()
 
 
-def test_another_process_is_kept_out_until_the_first_is_dead(tmp_path: Path) -> None:
-    directory = CheckpointDirectory(locate(tmp_path, "directory"))
+@contextmanager
+def locked(folder: Path) -> Iterator["subprocess.Popen[str]"]:
     code = (
         "import sys, time; from distrib.store import locate;"
         "from distrib.checkpoint.directory import CheckpointDirectory;"
@@ -308,19 +310,37 @@ def test_another_process_is_kept_out_until_the_first_is_dead(tmp_path: Path) -> 
         "time.sleep(60)"
     )
     holder = subprocess.Popen(
-        [sys.executable, "-P", "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-P", "-c", code, str(folder)], stdout=subprocess.PIPE, text=True
     )
     assert holder.stdout is not None
     try:
         assert holder.stdout.readline() == "locked\n"
-        with pytest.raises(ConfigurationError, match=f"pid {holder.pid}"):
-            directory.lock()
+        yield holder
     finally:
         holder.kill()
         holder.wait()
         holder.stdout.close()
+
+
+def test_another_process_is_kept_out_until_the_first_is_dead(tmp_path: Path) -> None:
+    directory = CheckpointDirectory(locate(tmp_path, "directory"))
+    with locked(tmp_path) as holder:
+        for patience in (0.0, 0.1):
+            with pytest.raises(ConfigurationError, match=f"pid {holder.pid}"):
+                directory.lock(patience)
     directory.lock()
     directory.lock()
+    directory.unlock()
+
+
+def test_a_process_that_is_about_to_end_is_waited_for(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    directory = CheckpointDirectory(locate(tmp_path, "directory"))
+    with locked(tmp_path) as holder:
+        threading.Timer(0.2, holder.kill).start()
+        directory.lock(patience=60)
+    assert f"process {holder.pid} still holds" in capfd.readouterr().err
     directory.unlock()
 
 
