@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from distrib.collectives import Collectives
 from distrib.errors import ConfigurationError
+from distrib.heartbeat import heartbeat
 from distrib.riders import Riders
 
 Compression = Literal["fp16", "bf16"]
@@ -126,6 +127,8 @@ class Forms:
 def reduce_gradients(grads: Sequence[Any], how: Reduction, name: str) -> list[Any]:
     """Combine gradients over all ranks, and exchange the riders.
 
+    How long that takes is for supervisors, so it is measured where one listens.
+
     Args:
         grads: In the agreed forms.
         how: The collectives.
@@ -134,6 +137,22 @@ def reduce_gradients(grads: Sequence[Any], how: Reduction, name: str) -> list[An
     Returns:
         The gradients in the same forms and dtypes, equal on all ranks.
     """
+    if not heartbeat.listened:
+        return _reduce(grads, how, name)
+    began = _time_after(grads)
+    reduced = _reduce(grads, how, name)
+    how.riders.waited.assign_add(_time_after(reduced) - began)
+    return reduced
+
+
+def _time_after(tensors: Sequence[Any]) -> Any:
+    """Return when all tensors are there, in seconds."""
+    parts = [part for part in tf.nest.flatten(tensors, expand_composites=True) if part is not None]
+    with tf.control_dependencies(parts), tf.device("CPU:0"):
+        return tf.timestamp()
+
+
+def _reduce(grads: Sequence[Any], how: Reduction, name: str) -> list[Any]:
     reduced = list(grads)
     for dtype, places in _by_dtype(grads, tf.IndexedSlices, how).items():
         slices = [grads[place] for place in places]

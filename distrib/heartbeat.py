@@ -38,6 +38,16 @@ class Heartbeat:
         self._next = 0.0
         self._lock = threading.Lock()
 
+    @property
+    def listened(self) -> bool:
+        """Whether anybody listens."""
+        return self._fd is not None
+
+    @property
+    def due(self) -> bool:
+        """Whether the next sign of life will be a line."""
+        return self._fd is not None and time.monotonic() >= self._next
+
     def enter(self, phase: str) -> None:
         """Say at once that a phase begins, or now and then that it goes on."""
         if self._fd is None:
@@ -58,7 +68,7 @@ class Heartbeat:
         Args:
             facts: JSON-able, of one or more of these names. `step`: batches trained since the run
                 began. `resumed`: step that this process began with. `committed`: step of the newest
-                checkpoint.
+                checkpoint. `waited`: seconds that this rank has waited for others' gradients.
         """
         if self._fd is not None:
             with self._lock:

@@ -112,6 +112,8 @@ class RanksFit(keras.callbacks.CallbackList):
         if self.model.stop_training:
             riders.wish(Wish.STOP, True)
         self.model.stop_training = Wish.STOP in riders.last
+        if heartbeat.due:
+            heartbeat.note(waited=float(riders.waited.numpy()))
         heartbeat.enter(TRAINING)
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:

@@ -5,6 +5,8 @@ collective, and one at every step would cost as much as the gradients of a small
 numbers, one for each thing that a rank may wish for, are reduced together with the gradients,
 which happens anyway. A wish that exists before a step is granted on all ranks after it.
 
+How long a rank waits there for the others is added up, if a supervisor wants to know who is slow.
+
 Two more numbers go along, the sum of the losses and their weight, so that the loss which callbacks
 see after each batch is that of the global batches and not that of the rank's own share.
 """
@@ -37,6 +39,7 @@ class Riders:
             the ranks' pieces of the global batch differ in size.
         loss_tracker: The `keras.metrics.Mean` that the train step keeps the loss in.
         last: What was granted last.
+        waited: float64 scalar variable: seconds spent in the exchange since the process began.
     """
 
     def __init__(self) -> None:
@@ -44,6 +47,7 @@ class Riders:
         self.last: frozenset[Wish] = frozenset()
         with tf.device("CPU:0"):
             self.share = tf.Variable(1.0, trainable=False)
+            self.waited = tf.Variable(0.0, trainable=False, dtype=tf.float64)
             self._out = tf.Variable(tf.zeros([len(Wish)]), trainable=False)
             self._in = tf.Variable(tf.zeros([len(Wish) + 2]), trainable=False)
         self._wished = np.zeros(len(Wish), np.float32)

@@ -163,6 +163,7 @@ class Supervisor:
                     self._judge()
                     self._pass_signals_on()
                     self._notice_hang()
+                    self._notice_stragglers()
                     self._keep_time()
                     self._display.settle()
                     self._tick()
@@ -251,6 +252,11 @@ class Supervisor:
             # Python shows all stacks and ends (faulthandler), also where it is stuck in C.
             self._press(signal.SIGABRT)
             self._plan(LAST_SECONDS, signal.SIGKILL)
+
+    def _notice_stragglers(self) -> None:
+        slow = self._watch.stragglers([rank.slot for rank in self._running])
+        if slow is not None:
+            self._display.say(slow)
 
     def _plan(self, delay: float, number: int) -> None:
         """Have `_press` called later, unless it is to be called with the same before."""

@@ -1,9 +1,11 @@
-"""What ranks' signs of life tell: how far the job has come, and whether it hangs.
+"""What ranks' signs of life tell: how far the job has come, whether it hangs, and who is slow.
 
 Ranks that train together wait for each other, so one that is stuck stops all of them. As long as
 one of them gets on (the chief that sends a large checkpoint to a slow store), the others have
 reason to wait. So it is a hang when no rank has shown a sign of life for too long, and who is
 to blame is seen from the stacks. Outside of `fit` nobody gives signs, and nothing is missed.
+
+A slow rank is the one that does not wait for the others.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from statistics import median_high
 from typing import Any
 
 from distrib.heartbeat import OUTSIDE, STARTING
@@ -19,6 +22,8 @@ from .placement import Slot
 
 START_SECONDS = 1800.0
 STEP_SECONDS = 600.0
+WINDOW_SECONDS = 30.0
+SLOW = 0.2  # Of the time, what others wait more.
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,8 @@ class Watch:
         self.signs: dict[int, Sign] = {}
         self.progress = Progress()
         self._began = time.monotonic()
+        self._window: dict[int, Sign] = {}
+        self._slow: set[int] = set()
 
     def hear(self, rank: int, facts: Mapping[str, Any]) -> None:
         """Take a sign of life."""
@@ -106,3 +113,30 @@ class Watch:
             f"the job hangs: no rank has got on for {limit:g} s{where}. The stacks of all ranks "
             f"follow. If nothing is wrong with them, allow for more by {option}"
         )
+
+    def stragglers(self, running: Collection[Slot]) -> str | None:
+        """Return who makes the others wait, when that has changed.
+
+        Args:
+            running: Places of the ranks that have not ended.
+        """
+        told = {slot.rank: self.signs.get(slot.rank) for slot in running}
+        now = {rank: sign for rank, sign in told.items() if sign and "waited" in sign.facts}
+        if len(now) < len(told) or now.keys() != self._window.keys():
+            self._window = now
+            return None
+        spans = {rank: sign.when - self._window[rank].when for rank, sign in now.items()}
+        if len(now) < 2 or min(spans.values()) < WINDOW_SECONDS:
+            return None
+        shares = {
+            rank: (sign.facts["waited"] - self._window[rank].facts["waited"]) / spans[rank]
+            for rank, sign in now.items()
+        }
+        self._window = now
+        typical = median_high(shares.values())
+        slow = {rank for rank, share in shares.items() if share < typical - SLOW}
+        news, self._slow = slow - self._slow, slow
+        if not news:
+            return None
+        names = ", ".join(f"rank {s.rank} on {s.hostname}" for s in running if s.rank in slow)
+        return f"slow: {names}; the other ranks wait {typical:.0%} of the time"

@@ -39,7 +39,9 @@ def test_a_new_phase_is_told_at_once_and_an_old_one_now_and_then(
     for phase in (STARTING, STARTING, TRAINING, TRAINING):
         heartbeat.enter(phase)
     assert [line["phase"] for line in lines(pipe[0])] == [STARTING, TRAINING]
+    assert not heartbeat.due
     now += module.INTERVAL_SECONDS
+    assert heartbeat.due
     heartbeat.beat()
     heartbeat.beat()
     assert len(lines(pipe[0])) == 1
@@ -84,6 +86,8 @@ def test_a_supervisor_that_is_gone_stops_nobody(pipe: tuple[int, int]) -> None:
 
 def test_nobody_listens() -> None:
     heartbeat = connect({})
+    assert not heartbeat.listened
+    assert not heartbeat.due
     heartbeat.note(step=1)
     heartbeat.enter(TRAINING)
     heartbeat.committed(1)

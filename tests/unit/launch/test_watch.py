@@ -101,3 +101,41 @@ def test_progress_is_the_chiefs_word() -> None:
     assert one.progress == Progress(5, 5)
     one.hear(0, {"phase": TRAINING, "resumed": 5, "committed": 8})
     assert one.progress == Progress(5, 8)
+
+
+def after(seconds: float, clock: Clock, one: Watch, *waited: float) -> str | None:
+    clock.now += seconds
+    for rank, total in enumerate(waited):
+        one.hear(rank, {"phase": TRAINING, "waited": total})
+    return one.stragglers(FOUR)
+
+
+FOUR = assign([Host("h0", 2), Host("h1", 2)], 4)
+
+
+def test_who_never_waits_is_slow(clock: Clock) -> None:
+    one = Watch(Limits())
+    assert after(0, clock, one, 5, 5, 5, 5) is None
+    assert after(29, clock, one, 20, 20, 20, 6) is None
+    assert after(1, clock, one, 20, 21, 19, 6) == (
+        "slow: rank 3 on h1; the other ranks wait 50% of the time"
+    )
+    assert after(30, clock, one, 35, 35, 35, 7) is None  # As is known.
+    assert after(30, clock, one, 35, 36, 36, 8) is None  # Not any more.
+    assert after(30, clock, one, 50, 50, 36, 8) == (
+        "slow: rank 2 on h1, rank 3 on h1; the other ranks wait 47% of the time"
+    )
+
+
+def test_ranks_that_wait_a_little_for_each_other(clock: Clock) -> None:
+    one = Watch(Limits())
+    after(0, clock, one, 0, 0, 0, 0)
+    assert after(30, clock, one, 6, 3, 1, 5) is None
+
+
+def test_one_alone_and_ranks_that_say_nothing(clock: Clock) -> None:
+    one = Watch(Limits())
+    for _ in range(3):
+        assert after(30, clock, one, 0) is None
+        assert one.stragglers(FOUR[:1]) is None
+        assert one.stragglers([]) is None
