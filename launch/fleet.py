@@ -13,13 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from distrib.errors import Preempted
-
+from .console import Console
 from .link import Link, ProcessLink
 from .network import Ssh, View, beside, survey
 from .output import STDERR, STDOUT
 from .placement import Host, Slot, assign
-from .signals import Signals
 
 RETRY_SECONDS = 2.0
 LEASE_SECONDS = 60.0  # What a rank on another host lives on when it hears no beat.
@@ -110,8 +108,7 @@ class Fleet(Protocol):
 
 def await_hosts(
     look: Callable[[], str | None],
-    say: Callable[[str], None],
-    signals: Signals,
+    console: Console,
     patience: float,
     interval: float,
 ) -> str | None:
@@ -119,8 +116,7 @@ def await_hosts(
 
     Args:
         look: Returns what is missing, `None` for nothing.
-        say: Tells the user.
-        signals: What the launcher is asked to do; a request to stop ends the waiting.
+        console: The launcher's; a request to stop ends the waiting.
         patience: Seconds.
         interval: Seconds from one look to the next.
 
@@ -134,25 +130,15 @@ def await_hosts(
     told = None
     while (missing := look()) is not None and time.monotonic() < deadline:
         if missing != told:
-            say(f"waiting for hosts, {patience:g} s at most: {missing}")
+            console.say(f"waiting for hosts, {patience:g} s at most: {missing}")
             told = missing
-        pause(signals, min(interval, deadline - time.monotonic()))
+        console.pause(min(interval, deadline - time.monotonic()))
     return missing
 
 
 def keeper_here() -> Link:
     """Return a connection to a new keeper on this host."""
     return ProcessLink(beside("keeper.py"))
-
-
-def pause(signals: Signals, seconds: float) -> None:
-    """Wait, unless asked to stop.
-
-    Raises:
-        Preempted: If so. Nothing runs, so nothing has to be saved.
-    """
-    if signals.wait(seconds):
-        raise Preempted
 
 
 class NamedHosts:
@@ -164,8 +150,7 @@ class NamedHosts:
         ssh: How to reach other hosts.
         interface: The network interface to use on every host; `None` takes the one that ssh uses.
         task: What each rank runs.
-        say: Tells the user.
-        signals: What the launcher is asked to do.
+        console: The launcher's.
     """
 
     def __init__(
@@ -175,22 +160,20 @@ class NamedHosts:
         ssh: Ssh,
         interface: str | None,
         task: Task,
-        say: Callable[[str], None],
-        signals: Signals,
+        console: Console,
     ) -> None:
         self._hosts = hosts
         self._size = size
         self._ssh = ssh
         self._interface = interface
         self._task = task
-        self._say = say
-        self._signals = signals
+        self._console = console
         self._is_first = True
 
     def gather(self) -> Crew:
         """See `Fleet`. At the start a host that is missing is most likely a wrong name."""
         patience = 0.0 if self._is_first else self._size.patience
-        await_hosts(self._look, self._say, self._signals, patience, RETRY_SECONDS)
+        await_hosts(self._look, self._console, patience, RETRY_SECONDS)
         available = sum(host.slots for host in self._views)
         if self._wrong and (self._is_first or available < self._size.least):
             raise self._wrong[0]

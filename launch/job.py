@@ -18,13 +18,12 @@ from distrib.environment import (
 from distrib.errors import EXIT_PREEMPTED, DistribError, Preempted
 
 from . import rendezvous
-from .alive import Alive
-from .fleet import Crew, Fleet, pause
+from .console import Console
+from .fleet import Crew, Fleet
 from .link import Link
-from .output import Display, tell
+from .output import Display
 from .placement import Slot
 from .restarts import Restarts
-from .signals import Signals
 from .supervisor import Result, Supervisor
 from .watch import Limits, Watch
 
@@ -40,7 +39,6 @@ class Plan:
         attempts: How many in a row may gain no step; 0 for no restarts.
         grace: Seconds that a rank has for saving after a request to stop.
         output_dir: Where each rank's output is kept; `None` for nowhere.
-        alive: What says that all is well.
     """
 
     backend: str
@@ -49,7 +47,6 @@ class Plan:
     attempts: int
     grace: float
     output_dir: Path | None
-    alive: Alive
 
 
 class Job:
@@ -57,13 +54,13 @@ class Job:
 
     Args:
         fleet: Its hosts.
-        signals: What the launcher is asked to do.
+        console: The launcher's.
         plan: How it is run.
     """
 
-    def __init__(self, fleet: Fleet, signals: Signals, plan: Plan) -> None:
+    def __init__(self, fleet: Fleet, console: Console, plan: Plan) -> None:
         self._fleet = fleet
-        self._signals = signals
+        self._console = console
         self._plan = plan
         self._restarts = Restarts(plan.attempts)
 
@@ -76,7 +73,9 @@ class Job:
             code = error.exit_code
             raise
         except Preempted:
-            tell(f"asked to stop while no rank was running. (exit code {EXIT_PREEMPTED})")
+            self._console.say(
+                f"asked to stop while no rank was running. (exit code {EXIT_PREEMPTED})"
+            )
         finally:
             self._fleet.dismiss(code)
         return code
@@ -93,23 +92,23 @@ class Job:
             result = self._attempt(crew, display, watch)
             error = display.last_error(result.end.rank) if result.end else ""
             verdict = self._restarts.judge(
-                result, watch.progress, error, self._signals.asked_to_stop
+                result, watch.progress, error, self._console.signals.asked_to_stop
             )
             if verdict.reason:
                 display.say(verdict.reason)
             display.close()
             if verdict.exit_code is not None:
                 return verdict.exit_code
-            pause(self._signals, verdict.pause)
+            self._console.pause(verdict.pause)
 
     def _attempt(self, crew: Crew, display: Display, watch: Watch) -> Result:
         supervisor = Supervisor(
             display,
             self._plan.grace,
-            self._signals,
+            self._console.signals,
             watch,
             self._fleet.leaving,
-            self._plan.alive.tick,
+            self._console.alive.tick,
         )
         with self._environments(crew) as environments:
             return supervisor.run(self._ranks(crew.slots, environments))

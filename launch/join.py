@@ -24,7 +24,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
@@ -32,11 +32,11 @@ from typing import Any
 
 from distrib.errors import EXIT_FINISHED, ConfigurationError
 
+from .console import Console
 from .fleet import Crew, Size, Task, await_hosts, keeper_here
 from .link import Link, LostLink, SocketLink
 from .network import UnreachableHostError, View, own_view, view
 from .placement import Host, Slot, UsageError, assign
-from .signals import Signals
 
 PORT = 7600
 TOKEN_VARIABLE = "DISTRIB_JOIN_TOKEN"
@@ -132,8 +132,7 @@ class Coordinator:
         size: How many ranks.
         interface: The network interface to use on every host; `None` takes that of the connection.
         task: What each rank runs.
-        say: Tells the user.
-        signals: What the launcher is asked to do.
+        console: The launcher's.
 
     Raises:
         ConfigurationError: If the port is taken.
@@ -146,15 +145,14 @@ class Coordinator:
         size: Size,
         interface: str | None,
         task: Task,
-        say: Callable[[str], None],
-        signals: Signals,
+        console: Console,
     ) -> None:
         self._own = own
         self._size = size
         self._interface = interface
         self._task = task
-        self._say = say
-        self._signals = signals
+        self._console = console
+        self._attempt = 0
         self._lock = threading.Lock()
         self._members: dict[str, Registered] = {}
         self._leaving: list[str] = []
@@ -175,9 +173,7 @@ class Coordinator:
 
     def gather(self) -> Crew:
         """See `Fleet`."""
-        missing = await_hosts(
-            self._look, self._say, self._signals, self._size.patience, LOOK_SECONDS
-        )
+        missing = await_hosts(self._look, self._console, self._size.patience, LOOK_SECONDS)
         views, available = self._survey()
         if available < self._size.least:
             raise UnreachableHostError(
@@ -191,6 +187,7 @@ class Coordinator:
 
     def connect(self, slots: Sequence[Slot]) -> list[Link]:
         """See `Fleet`."""
+        self._attempt += 1
         asked = {slot: self._ask_for_keeper(slot) for slot in slots if slot.host != self._own}
         deadline = time.monotonic() + ANSWER_SECONDS
         links: list[Link] = []
@@ -225,7 +222,7 @@ class Coordinator:
 
         A coordinator that was itself asked to stop says nothing: another one will take its place.
         """
-        if code == EXIT_FINISHED or not self._signals.asked_to_stop:
+        if code == EXIT_FINISHED or not self._console.signals.asked_to_stop:
             self._tell_the_end(code)
         self._listener.shutdown(socket.SHUT_RDWR)  # Wakes who waits there.
         self._listener.close()
@@ -245,6 +242,7 @@ class Coordinator:
         deadline = time.monotonic() + patience
         expected = set(self._crew) - {self._own.name}
         while not expected <= self._goodbyes and time.monotonic() < deadline:
+            self._console.alive.tick()
             time.sleep(0.05)
 
     def _say_goodbye(self, channel: Connection, code: int) -> None:
@@ -286,7 +284,7 @@ class Coordinator:
             member = self._members.get(slot.hostname)
         if member is not None:
             try:
-                send(member.channel, {"start": key})
+                send(member.channel, {"start": key, "attempt": self._attempt})
             except OSError:
                 self._forget(member)
         return key, waiting
@@ -310,7 +308,7 @@ class Coordinator:
             answer_challenge(channel, token())
             hello = receive(channel)
         except AuthenticationError:
-            self._say(f"--join: {address} does not know the token ({TOKEN_VARIABLE}).")
+            self._console.say(f"--join: {address} does not know the token ({TOKEN_VARIABLE}).")
             channel.close()
             connection.close()
             return

@@ -15,13 +15,11 @@ from typing import Any
 from distrib.errors import EXIT_LOST_PEER, EXIT_PREEMPTED, ConfigurationError
 
 from . import probe
-from .alive import Alive
+from .console import Console
 from .fleet import Task
 from .join import ANSWER_SECONDS, TOKEN_VARIABLE, limit_reads, prepare, receive, send, token
 from .network import beside
-from .output import tell
 from .placement import Host
-from .signals import Signals
 
 RETRY_SECONDS = 1.0
 TICK_SECONDS = 0.5
@@ -36,8 +34,7 @@ class Member:
         task: What they run.
         patience: Seconds to wait for a coordinator.
         grace: Seconds that ranks have for saving after a request to stop.
-        alive: What says that all is well.
-        signals: What this process is asked to do.
+        console: The launcher's.
     """
 
     def __init__(
@@ -47,16 +44,15 @@ class Member:
         task: Task,
         patience: float,
         grace: float,
-        alive: Alive,
-        signals: Signals,
+        console: Console,
     ) -> None:
         self._coordinator = coordinator
         self._own = own
         self._task = task
         self._patience = patience
         self._grace = grace
-        self._alive = alive
-        self._signals = signals
+        self._console = console
+        self._attempt = 0
         self._keepers: list[subprocess.Popen[bytes]] = []
         self._asked: list[subprocess.Popen[bytes]] = []  # To save.
 
@@ -71,10 +67,11 @@ class Member:
                 if str(error) != told:
                     told = str(error)
                     host, port = self._coordinator
-                    tell(f"waiting for {host}:{port}, {self._patience:g} s at most: {error}")
-                if self._signals.wait(RETRY_SECONDS):
+                    self._console.say(
+                        f"waiting for {host}:{port}, {self._patience:g} s at most: {error}"
+                    )
+                if self._console.wait(RETRY_SECONDS):
                     return self._stop_idle()
-                self._alive.tick()
                 continue
             try:
                 code = self._follow(channel, connection)
@@ -84,10 +81,12 @@ class Member:
                 self._end_ranks()
             if code is not None:
                 return code
-            tell(f"lost {self._coordinator[0]}; its ranks here were ended. Joining again.")
+            self._console.say(
+                f"lost {self._coordinator[0]}; its ranks here were ended. Joining again."
+            )
             deadline, told = time.monotonic() + self._patience, ""
         host, port = self._coordinator
-        tell(
+        self._console.say(
             f"{host}:{port} has not answered for {self._patience:g} s. Started again, this host "
             f"tries again. (exit code {EXIT_LOST_PEER})"
         )
@@ -116,11 +115,13 @@ class Member:
 
     def _follow(self, channel: Connection, connection: socket.socket) -> int | None:
         """Do what the coordinator says; return the exit code, `None` if it was lost."""
-        tell(f"joined {self._coordinator[0]}, which shows what the ranks of this host write.")
+        self._console.say(
+            f"joined {self._coordinator[0]}, which shows what the ranks of this host write."
+        )
         leave_by: float | None = None
         while True:
-            self._alive.tick()
-            if self._signals.take() and leave_by is None:
+            self._console.alive.tick()
+            if self._console.signals.take() and leave_by is None:
                 leave_by = time.monotonic() + self._grace
                 self._asked = self._running
                 try:
@@ -131,7 +132,7 @@ class Member:
                 return self._leave()
             try:
                 ready, _, _ = select.select(
-                    [channel.fileno(), self._signals.waker], [], [], TICK_SECONDS
+                    [channel.fileno(), self._console.signals.waker], [], [], TICK_SECONDS
                 )
                 if channel.fileno() in ready:
                     message = receive(channel)
@@ -156,6 +157,9 @@ class Member:
             }
             send(channel, answer)
         elif "start" in message:
+            if message["attempt"] != self._attempt:
+                self._end_ranks()  # Of the one before: a keeper may be deaf, and its rank alive.
+                self._attempt = message["attempt"]
             self._start_keeper(message["start"])
 
     def _start_keeper(self, key: str) -> None:
@@ -187,11 +191,13 @@ class Member:
         codes = [keeper.poll() for keeper in self._asked]
         saved = all(code in (0, EXIT_PREEMPTED) for code in codes)
         if saved:
-            tell(f"asked to stop, and saved. (exit code {EXIT_PREEMPTED})")
+            self._console.say(f"stopped as asked to. (exit code {EXIT_PREEMPTED})")
         else:
-            tell(f"asked to stop; the ranks did not save in time. (exit code {EXIT_LOST_PEER})")
+            self._console.say(
+                f"asked to stop; the ranks did not end in time. (exit code {EXIT_LOST_PEER})"
+            )
         return EXIT_PREEMPTED if saved else EXIT_LOST_PEER
 
     def _stop_idle(self) -> int:
-        tell(f"asked to stop while no rank was running. (exit code {EXIT_PREEMPTED})")
+        self._console.say(f"asked to stop while no rank was running. (exit code {EXIT_PREEMPTED})")
         return EXIT_PREEMPTED

@@ -121,7 +121,7 @@ def advice(end: End) -> str:
     """Return what happened and what to do about it, as one line."""
     code = end.exit_code
     if code == EXIT_PREEMPTED:
-        what = "asked to stop, and saved. Run the same command again: it goes on from there"
+        what = "stopped as it was asked to. Run the same command again: it goes on from there"
     elif code == EXIT_LOST_PEER:
         what = f"{end}. Run the same command again: it goes on from the last checkpoint"
     else:

@@ -98,7 +98,7 @@ class Restarts:
     def _why_again(self, result: Result, pause: float) -> str:
         end = result.end
         if end is not None and end.code == EXIT_PREEMPTED:
-            why = f"rank {end.rank} on {end.host} was asked to stop, and all have saved"
+            why = f"rank {end.rank} on {end.host} was asked to stop, and all did"
         else:
             why = "the job was hanging" if result.hang else self.last_error
         when = f"in {pause:g} s" if pause else "now"

@@ -18,6 +18,7 @@ from distrib.errors import ConfigurationError
 
 from . import init
 from .alive import Alive
+from .console import Console
 from .fleet import Fleet, NamedHosts, Size, Task
 from .job import Job, Plan
 from .join import PORT, Coordinator, parse_address
@@ -146,9 +147,9 @@ def _run(options: argparse.Namespace) -> int:
 def _supervise(options: argparse.Namespace) -> int:
     task = Task(_command(options.command), _exported(options.env))
     grace = _grace()
-    signals = Signals()
-    fleet = _fleet(options, task, signals, grace)
-    with signals.caught():
+    console = Console(tell, Alive(options.heartbeat_file), Signals())
+    fleet = _fleet(options, task, console, grace)
+    with console.signals.caught():
         if isinstance(fleet, Member):
             return fleet.serve()
         plan = Plan(
@@ -158,19 +159,18 @@ def _supervise(options: argparse.Namespace) -> int:
             attempts=options.attempts,
             grace=grace,
             output_dir=options.output_dir,
-            alive=Alive(options.heartbeat_file),
         )
-        return Job(fleet, signals, plan).run()
+        return Job(fleet, console, plan).run()
 
 
 def _fleet(
-    options: argparse.Namespace, task: Task, signals: Signals, grace: float
+    options: argparse.Namespace, task: Task, console: Console, grace: float
 ) -> Fleet | Member:
     if options.join is None:
         hosts = _hosts(options)
         ssh = Ssh(options.ssh_port, options.ssh_identity)
         size = _size(options, sum(host.slots for host in hosts()))
-        return NamedHosts(hosts, size, ssh, options.network_interface, task, tell, signals)
+        return NamedHosts(hosts, size, ssh, options.network_interface, task, console)
     if options.hosts or options.hostfile:
         raise UsageError("--join: the hosts come by themselves; leave -H and --hostfile out.")
     if options.num_proc is None and options.max_np is None:
@@ -179,9 +179,8 @@ def _fleet(
     own = Host(socket.gethostname(), options.slots or 1)
     if Host(name, own.slots).is_local:
         size = _size(options, options.max_np or options.num_proc)
-        return Coordinator(port, own, size, options.network_interface, task, tell, signals)
-    alive = Alive(options.heartbeat_file)
-    return Member((name, port), own, task, options.join_timeout, grace, alive, signals)
+        return Coordinator(port, own, size, options.network_interface, task, console)
+    return Member((name, port), own, task, options.join_timeout, grace, console)
 
 
 def _hosts(options: argparse.Namespace) -> Callable[[], Sequence[Host]]:

@@ -9,6 +9,8 @@ import pytest
 
 from distrib.errors import DistribError, Preempted
 from distrib.launch import fleet
+from distrib.launch.alive import Alive
+from distrib.launch.console import Console
 from distrib.launch.fleet import NamedHosts, Size, Task, await_hosts
 from distrib.launch.network import Ssh, UnreachableHostError, View
 from distrib.launch.placement import Host, Slot
@@ -16,6 +18,10 @@ from distrib.launch.signals import Signals
 
 H0, H1, H2 = Host("h0", 2), Host("h1", 2), Host("h2", 4)
 Survey = Callable[..., tuple[dict[Host, View], list[DistribError]]]
+
+
+def console(say: Callable[[str], None]) -> Console:
+    return Console(say, Alive(None), Signals())
 
 
 class Network:
@@ -49,7 +55,7 @@ def gathering(
     def prepare(network: Network, size: Size) -> Callable[[], list[str]]:
         monkeypatch.setattr(fleet, "survey", network.survey)
         task = Task(["true"], {})
-        hosts = NamedHosts(lambda: [H0, H1, H2], size, Ssh(), None, task, said.append, Signals())
+        hosts = NamedHosts(lambda: [H0, H1, H2], size, Ssh(), None, task, console(said.append))
         return lambda: [slot.hostname for slot in hosts.gather().slots]
 
     return prepare
@@ -106,13 +112,13 @@ def test_a_signal_ends_the_waiting(said: list[str]) -> None:
     signals = Signals()
     threading.Timer(0.1, signals.note, [signal.SIGTERM]).start()
     with pytest.raises(Preempted):
-        await_hosts(lambda: "h1", said.append, signals, 600, 60)
+        await_hosts(lambda: "h1", Console(said.append, Alive(None), signals), 600, 60)
 
 
 def test_this_host_alone_is_always_there(tmp_path: Path) -> None:
     here = Host("localhost", 3)
     task = Task([sys.executable], {"PATH": "elsewhere"})
-    hosts = NamedHosts(lambda: [here], Size(2, 2, 0), Ssh(), None, task, print, Signals())
+    hosts = NamedHosts(lambda: [here], Size(2, 2, 0), Ssh(), None, task, console(print))
     crew = hosts.gather()
     assert [slot.rank for slot in crew.slots] == [0, 1]
     assert hosts.spec(crew.slots[0]) == {
@@ -126,18 +132,18 @@ def test_this_host_alone_is_always_there(tmp_path: Path) -> None:
 
 def test_other_hosts_get_the_environment_and_a_lease() -> None:
     task = Task(["true"], {"PATH": "/bin"})
-    hosts = NamedHosts(lambda: [H1], Size(1, 1, 0), Ssh(), None, task, print, Signals())
+    hosts = NamedHosts(lambda: [H1], Size(1, 1, 0), Ssh(), None, task, console(print))
     spec = hosts.spec(Slot(H1, 0, 1, 0, 1, 0, 1))
     assert (spec["environment"], spec["lease"]) == ({"PATH": "/bin"}, 60)
 
 
-def test_a_hostfile_is_read_each_time(tmp_path: Path, gathering: object) -> None:
+def test_hosts_are_named_anew_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that hosts can be added to a job that runs."""
     size, task = Size(1, 99, 0), Task(["true"], {})
     network = Network([H0, H1, H2])
     named = [H0]
-    pytest.MonkeyPatch().setattr(fleet, "survey", network.survey)
-    hosts = NamedHosts(lambda: named, size, Ssh(), None, task, print, Signals())
+    monkeypatch.setattr(fleet, "survey", network.survey)
+    hosts = NamedHosts(lambda: named, size, Ssh(), None, task, console(print))
     assert len(hosts.gather().slots) == 2
     named.append(H2)
     assert len(hosts.gather().slots) == 6

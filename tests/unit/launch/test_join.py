@@ -20,11 +20,13 @@ import pytest
 from distrib.errors import ConfigurationError
 from distrib.launch import join, supervisor
 from distrib.launch.alive import Alive
+from distrib.launch.console import Console
 from distrib.launch.fleet import Size, Task
 from distrib.launch.job import Job, Plan
 from distrib.launch.join import Coordinator, parse_address
 from distrib.launch.member import Member
 from distrib.launch.network import UnreachableHostError
+from distrib.launch.output import tell
 from distrib.launch.placement import Host, UsageError
 from distrib.launch.signals import Signals
 from distrib.launch.watch import Limits
@@ -75,9 +77,10 @@ class Cluster:
         def work(signals: Signals) -> int:
             own = Host("h0", slots)
             size = Size(least, most, patience)
-            fleet = Coordinator(self.port, own, size, None, Task(command, {}), print, signals)
-            plan = Plan("multiworker", None, Limits(), 5, grace, None, Alive(None))
-            return Job(fleet, signals, plan).run()
+            console = Console(print, Alive(None), signals)
+            fleet = Coordinator(self.port, own, size, None, Task(command, {}), console)
+            plan = Plan("multiworker", None, Limits(), 5, grace, None)
+            return Job(fleet, console, plan).run()
 
         return Process(work)
 
@@ -88,7 +91,8 @@ class Cluster:
             address = ("127.0.0.1", self.port)
             task = Task(command, {})
             own = Host(name, slots)
-            return Member(address, own, task, patience, 20, Alive(None), signals).serve()
+            console = Console(tell, Alive(None), signals)
+            return Member(address, own, task, patience, 20, console).serve()
 
         return Process(work)
 
@@ -195,7 +199,7 @@ def test_a_member_that_does_not_save_in_time_is_no_success(
     wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
     member.signals.note(signal.SIGTERM)
     assert member.end() == 76
-    assert "the ranks did not save in time" in capfd.readouterr().err
+    assert "the ranks did not end in time" in capfd.readouterr().err
     wait_until(lambda: len(list(tmp_path.iterdir())) == 3)  # It goes on alone.
     for _ in range(2):  # Twice Ctrl-C.
         chief.signals.note(signal.SIGINT)

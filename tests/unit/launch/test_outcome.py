@@ -110,7 +110,7 @@ def test_when_the_cause_is_known(
          "from the last checkpoint. (exit code 76)"),
         (128 + 35, "rank 0 on h was killed by signal 35. Run the same command again: it goes on "
          "from the last checkpoint. (exit code 76)"),
-        (75, "asked to stop, and saved. Run the same command again: it goes on from there. "
+        (75, "stopped as it was asked to. Run the same command again: it goes on from there. "
          "(exit code 75)"),
     ],
 )  # fmt: skip
