@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ STDOUT, STDERR = 1, 2
 PATIENCE_SECONDS = 0.2
 LONGEST_LINE = 65536
 TAIL_BYTES = 16384
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 # How Python and C++ begin when they report an error that they may not survive.
 COMPLAINT = re.compile(
     rb"^(Traceback \(most recent call last\)|terminate called|Fatal Python error)", re.MULTILINE
@@ -35,7 +35,7 @@ CHATTER = re.compile(
 
 def tell(text: str) -> None:
     """Show a line of the launcher's own on standard error while no ranks run."""
-    print(f"distrib: {text}", file=sys.stderr, flush=True)
+    _write(STDERR, f"distrib: {text}\n".encode())
 
 
 class Place:
@@ -111,6 +111,7 @@ class Display:
             folder.mkdir(parents=True, exist_ok=True)
             paths = (folder / f"rank-{rank}.log" for rank in range(size))
             self._logs = [self._files.enter_context(path.open("ab", 0)) for path in paths]
+        self._told_of_no_room = False
         self._tails = [b""] * size
         self._lines = {(rank, fd): Lines() for rank in range(size) for fd in (STDOUT, STDERR)}
         place = Place()
@@ -131,13 +132,26 @@ class Display:
                 self.hold()
         for rank, fd, data in chunks:
             if self._logs:
-                self._logs[rank].write(data)
+                self._keep(rank, data)
             if fd == STDERR:
                 self._tails[rank] = (self._tails[rank] + data)[-TAIL_BYTES:]
             if fd == STDERR and self.held_since is not None:
                 self._held.append((rank, data))
             else:
                 self._show(rank, fd, data)
+
+    def _keep(self, rank: int, data: bytes) -> None:
+        """Append to a rank's file. A full disk is no reason to end the job."""
+        try:
+            self._logs[rank].write(data)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            if not self._told_of_no_room:
+                self.say(
+                    f"{self._logs[rank].name}: {error.strerror}. Output is missing from there."
+                )
+            self._told_of_no_room = True
 
     def last_error(self, rank: int) -> str:
         """Return what a rank's last traceback on standard error ends with, or nothing."""
@@ -199,10 +213,10 @@ def _is_one_place() -> bool:
 
 
 def _write(fd: int, data: bytes) -> None:
-    """Write to the launcher's own output; without a reader, training goes on unseen."""
+    """Write to the launcher's own output; without a reader, or room, training goes on unseen."""
     try:
         while data:
             data = data[os.write(fd, data) :]
     except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.EIO):
+        if error.errno not in (errno.EPIPE, errno.EIO, *NO_ROOM):
             raise

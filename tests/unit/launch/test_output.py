@@ -180,3 +180,19 @@ def test_a_reader_that_has_gone_does_not_stop_the_training() -> None:
     os.close(reader)
     process.communicate()
     assert process.returncode == 0
+
+
+def test_a_full_disk_does_not_stop_the_training(tmp_path: Path, read: Read) -> None:
+    """`/dev/full` is one: what is written there fails, and what is opened does not."""
+    (tmp_path / "rank-0.log").symlink_to("/dev/full")
+    display = Display(tmp_path, 2)
+    for _ in range(2):
+        display.receive([(0, STDOUT, b"shown\n"), (1, STDOUT, b"kept\n")])
+    out, err = read()
+    assert out.count("shown\n") == 2
+    assert err.startswith(f"distrib: {tmp_path}/rank-0.log: No space left on device.")
+    assert err.count("\n") == 1
+    assert (tmp_path / "rank-1.log").read_text() == "kept\n" * 2
+    code = "from distrib.launch.output import Display, tell; tell('x'); Display(None, 1).say('y')"
+    with open("/dev/full", "wb") as full:
+        subprocess.run([sys.executable, "-P", "-c", code], stderr=full, check=True)
