@@ -174,7 +174,7 @@ class Keeper:
             data = os.read(0, CHUNK)
         except BlockingIOError:  # A socket is one thing for both directions.
             return
-        except ConnectionError:
+        except OSError:  # Reset, timed out, no route: whatever it is, it has ended.
             data = b""
         self._heard = time.monotonic()
         *lines, self._inbox = (self._inbox + data).split(b"\n")

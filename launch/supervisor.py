@@ -62,7 +62,7 @@ class Rank:
         """Take what has come: output of the rank, by stream, and its signs of life."""
         try:
             data = os.read(self.open[stream], CHUNK)
-        except ConnectionError:
+        except OSError:  # Reset, timed out, no route: whatever it is, it is lost.
             data = b""
         if not data:
             del self.open[stream]

@@ -1,9 +1,11 @@
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
 import time
+import tty
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -171,6 +173,21 @@ def test_a_process_that_has_left_the_group_does_not_hold_the_keeper_up() -> None
     code, out, err, *_ = end(process)
     assert (code, err) == (0, b"last\n")
     os.kill(int(out), signal.SIGKILL)
+
+
+def test_an_end_by_any_error_is_one() -> None:
+    """A network that is silent gives another error than a connection that was closed."""
+    ours, its = pty.openpty()
+    tty.setraw(its)
+    order = {"command": FOREVER, "directory": "/", "environment": {}, "terminals": {}}
+    os.write(its, json.dumps({**order, "lease": None}).encode() + b"\n")
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(beside("keeper.py"), stdin=ours, stdout=pipe, stderr=pipe)
+    started(process)
+    os.close(its)
+    code, *_, complaints = end(process)
+    assert (code, complaints) == (137, b"")
+    os.close(ours)
 
 
 def test_a_launcher_that_is_silent_is_gone() -> None:

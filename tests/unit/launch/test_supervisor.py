@@ -1,6 +1,7 @@
 """The supervisor with real keepers and real processes, in this process."""
 
 import os
+import pty
 import signal
 import sys
 import threading
@@ -12,13 +13,13 @@ from typing import Any
 import pytest
 
 from distrib.launch import supervisor
-from distrib.launch.link import ProcessLink
+from distrib.launch.link import LostLink, ProcessLink
 from distrib.launch.network import beside
 from distrib.launch.outcome import LOST, End
 from distrib.launch.output import Display
 from distrib.launch.placement import Host, assign
 from distrib.launch.signals import HEEDED, Signals
-from distrib.launch.supervisor import Result, Supervisor
+from distrib.launch.supervisor import Rank, Result, Supervisor
 from distrib.launch.watch import Limits, Watch
 
 Capture = pytest.CaptureFixture[str]
@@ -138,6 +139,23 @@ def test_a_connection_that_is_lost(capfd: Capture) -> None:
     )
     assert end == End(1, "localhost", LOST)
     assert end.exit_code == 76
+
+
+def test_a_connection_may_be_lost_in_many_ways() -> None:
+    """A terminal that was closed, like a network that is silent, gives no `ConnectionError`."""
+    ours, its = pty.openpty()
+
+    class Terminal(LostLink):
+        sources = {1: ours}
+
+    (slot,) = assign([Host("h1", 1)], 1)
+    rank = Rank(slot, Terminal(), {})
+    os.close(its)
+    with pytest.raises(OSError, match="Input/output error"):
+        os.read(ours, 1)
+    assert rank.read(1) == ([(1, b"")], [])
+    assert rank.exit_code() == LOST
+    os.close(ours)
 
 
 def test_the_cause_is_shown_before_the_symptoms(tmp_path: Path, capfd: Capture) -> None:
