@@ -1,0 +1,197 @@
+"""The launch scripts for one machine and for MPI: they start ranks, and start again what was lost.
+
+`test_slurm.py` has the one for Slurm; `make lint` has shellcheck read them all.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+LAUNCH = Path(__file__).parents[2] / "launch"
+SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
+PLAIN = ["--backend", "multiworker"]  # Which asks nothing of a rank that wants nothing of it.
+
+needs_horovod = pytest.mark.skipif(
+    importlib.util.find_spec("horovod") is None, reason="Horovod is not installed"
+)
+needs_mpirun = pytest.mark.skipif(
+    shutil.which("mpirun") is None, reason="mpirun not found: apt-get install openmpi-bin"
+)
+
+ADD = """
+import horovod.tensorflow as hvd
+import tensorflow as tf
+hvd.init()
+total = hvd.allreduce(tf.constant(hvd.rank() + 1.0), op=hvd.Sum)
+print(f"rank {hvd.rank()}: {total.numpy()}")
+"""
+
+# The second rank ends in a given way the first time, and all is well from then on.
+ONCE = """
+import os, pathlib, sys, time
+rank = int(os.environ["OMPI_COMM_WORLD_RANK"])
+been = pathlib.Path(__file__).with_name("been")
+if been.exists():
+    print(f"rank {rank} finished")
+    sys.exit(0)
+print("ready", flush=True)
+if rank == 1:
+    been.touch()
+    os.kill(os.getpid(), 9) if sys.argv[1] == "kill" else sys.exit(int(sys.argv[1]))
+time.sleep(600)
+"""
+
+WAIT = """
+import signal, sys, time
+def stop(number, frame):
+    print("saved", flush=True)
+    sys.exit(75)
+signal.signal(signal.SIGUSR1, stop)
+print("ready", flush=True)
+while True:
+    time.sleep(600)
+"""
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start a launch script on a Python script, with this environment the active one."""
+    started = []
+    active = {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONUNBUFFERED": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    }
+
+    def begin(
+        script: str, text: str, *arguments: str, options: list[str] | None = None, **variables: str
+    ) -> subprocess.Popen[str]:
+        path = tmp_path / "train.py"
+        path.write_text(text)
+        process = subprocess.Popen(
+            [str(LAUNCH / script), *(options or []), str(path), *arguments],
+            env=os.environ | active | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            process.terminate()
+        process.communicate(timeout=60)
+
+
+def wait_for(line: str, process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None
+    assert line in process.stdout.readline()
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: str(script.name))
+def test_without_a_script_they_say_how_to_use_them(script: Path) -> None:
+    done = subprocess.run(["bash", str(script)], capture_output=True, text=True)
+    assert done.returncode == 64
+    assert done.stderr.startswith("usage: ")
+
+
+@needs_horovod
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["horovodrun.sh", pytest.param("mpirun.sh", marks=needs_mpirun)])
+def test_they_start_ranks(script: str, start: Start) -> None:
+    job = start(script, ADD, NP="2", CUDA_VISIBLE_DEVICES="-1")
+    out, err = job.communicate(timeout=120)
+    assert job.returncode == 0, err
+    assert "rank 0: 3.0" in out
+    assert "rank 1: 3.0" in out
+
+
+# On this machine
+
+
+@pytest.mark.parametrize(("visible", "number"), [("0,1,2", 3), ("0,-1,2", 1), ("", 1)])
+def test_there_is_a_process_for_each_gpu_that_may_be_used(
+    visible: str, number: int, start: Start
+) -> None:
+    job = start("local.sh", "print('here')", options=PLAIN, CUDA_VISIBLE_DEVICES=visible)
+    out, err = job.communicate(timeout=120)
+    assert job.returncode == 0, err
+    assert out.count("here") == number
+
+
+def test_all_gpus_may_be_used_if_nothing_else_is_said(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    path = f"{tmp_path}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\n[ $1 = --list-gpus ] && echo GPU 0: H100 && echo GPU 1: H100\n")
+    tool.chmod(0o755)
+    job = start("local.sh", "print('here')", options=PLAIN, PATH=path)
+    out, err = job.communicate(timeout=120)
+    assert job.returncode == 0, err
+    assert out.count("here") == 2
+
+
+# With Open MPI
+
+
+@needs_mpirun
+@pytest.mark.parametrize(("end", "code"), [("kill", 137), ("76", 76)])
+def test_mpirun_is_started_again_after_a_loss(end: str, code: int, start: Start) -> None:
+    job = start("mpirun.sh", ONCE, end, NP="2")
+    out, err = job.communicate(timeout=120)
+    assert job.returncode == 0, err
+    assert f"mpirun.sh: exit code {code}; starting again in 5 s (1)." in err
+    assert "rank 0 finished" in out
+    assert "rank 1 finished" in out
+
+
+@needs_mpirun
+@pytest.mark.parametrize(
+    ("end", "restarts", "code"), [("1", "100", 1), ("70", "100", 70), ("kill", "0", 137)]
+)
+def test_mpirun_is_not_started_again_when_a_person_is_wanted(
+    end: str, restarts: str, code: int, start: Start
+) -> None:
+    job = start("mpirun.sh", ONCE, end, NP="2", RESTARTS=restarts)
+    _, err = job.communicate(timeout=120)
+    assert job.returncode == code
+    assert "starting again" not in err
+
+
+@needs_mpirun
+def test_mpirun_asks_before_it_kills(start: Start) -> None:
+    job = start("mpirun.sh", WAIT, NP="2")
+    for _ in range(2):
+        wait_for("ready", job)
+    job.send_signal(signal.SIGTERM)
+    out, err = job.communicate(timeout=60)
+    assert job.returncode == 75, err
+    assert "saved" in out
+
+
+@needs_mpirun
+def test_mpirun_may_be_asked_to_stop_between_two_starts(start: Start) -> None:
+    job = start("mpirun.sh", ONCE, "76", NP="2")
+    assert job.stderr is not None
+    while "starting again" not in job.stderr.readline():
+        pass
+    job.send_signal(signal.SIGTERM)
+    out, _ = job.communicate(timeout=60)
+    assert job.returncode == 75
+    assert "finished" not in out
