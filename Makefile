@@ -10,7 +10,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # What is called and the Debian package that has it. Without a compiler there is no Horovod; the
 # others serve single tests, which are skipped without them.
 PROGRAMS := c++:g++ mpirun:openmpi-bin ip:iproute2 ssh:openssh-client sshd:openssh-server \
-    radosgw:radosgw ceph-mon:ceph-mon ceph-osd:ceph-osd ceph:ceph-common podman:podman runc:runc
+    radosgw:radosgw ceph-mon:ceph-mon ceph-osd:ceph-osd ceph:ceph-common podman:podman runc:runc \
+    munged:munge sbatch:slurm-client slurmctld:slurmctld slurmd:slurmd
 SOURCES := $(sort $(wildcard distrib/*.py distrib/*/*.py callbacks/*.py launch/*.py))
 
 .PHONY: setup demo test lint bench clean
@@ -64,6 +65,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	cd tests && ../$(BIN)/mypy --config-file ../pyproject.toml -p distrib
+	$(BIN)/shellcheck launch/*.sh launch/slurm.sbatch .ci/run
 
 test: lint
 	$(BIN)/pytest $(PYTEST_ARGS)
