@@ -134,3 +134,4 @@ def test_a_job_that_loses_a_node_goes_on_with_another(
         batch.wait_for("queued again", lambda: batch.facts()["Restarts"] == "1")
         batch.wait_for("back", lambda: batch.facts()["NodeList"] == "h[0,2]")
         batch.wait_for_text("ready on h2")
+        assert "ready on h1" in batch.written()  # What the first start wrote is still there.
