@@ -10,18 +10,15 @@ a member is like any other.
 A member that loses the coordinator ends its ranks and comes again. So a coordinator that has died
 and was replaced finds everybody there, and begins the next attempt.
 
-Both sides prove that they know the token (DISTRIB_JOIN_TOKEN), by the challenges of
-`multiprocessing.connection`. A member never runs a command that it is sent: it has its own.
+A member never runs a command that it is sent: it has its own.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import queue
 import secrets
 import socket
-import struct
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -36,64 +33,10 @@ from .console import Console
 from .fleet import Crew, Size, Task, await_hosts, keeper_here
 from .link import Link, LostLink, SocketLink
 from .network import UnreachableHostError, View, own_view, view
-from .placement import Host, Slot, UsageError, assign
+from .placement import Host, Slot, assign
+from .protocol import ANSWER_SECONDS, TOKEN_VARIABLE, limit_reads, prepare, receive, send, token
 
-PORT = 7600
-TOKEN_VARIABLE = "DISTRIB_JOIN_TOKEN"
-ANSWER_SECONDS = 10.0
 LOOK_SECONDS = 0.1  # From one look at who has come to the next.
-LONGEST_MESSAGE = 1 << 20
-
-
-def parse_address(text: str) -> tuple[str, int]:
-    """Return host and port of `HOST[:PORT]`.
-
-    Raises:
-        UsageError: If it is something else.
-    """
-    host, _, port = text.partition(":")
-    if not host or (port and not (port.isdecimal() and 0 < int(port) < 65536)):
-        raise UsageError(f"--join {text}: not of the form HOST or HOST:PORT.")
-    return host, int(port or PORT)
-
-
-def token() -> bytes:
-    """Return what members and coordinator must both know."""
-    return os.environ.get(TOKEN_VARIABLE, "").encode() or b"distrib"
-
-
-def prepare(connection: socket.socket) -> None:
-    """Notice within seconds that the other side has gone without a word."""
-    set_option = connection.setsockopt
-    set_option(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    set_option(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5)
-    set_option(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
-    set_option(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-    set_option(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 20_000)
-    set_option(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def limit_reads(connection: socket.socket, seconds: float) -> None:
-    """Let reads of the socket, by whoever has its descriptor, fail after so long; 0: never."""
-    value = struct.pack("ll", int(seconds), 0)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
-
-
-def send(channel: Connection, message: Mapping[str, Any]) -> None:
-    """Send a message."""
-    channel.send_bytes(json.dumps(message).encode())
-
-
-def receive(channel: Connection) -> dict[str, Any]:
-    """Receive one.
-
-    Raises:
-        OSError: If the connection is lost, or what comes is no message.
-    """
-    try:
-        return dict(json.loads(channel.recv_bytes(LONGEST_MESSAGE)))
-    except (EOFError, ValueError) as error:
-        raise ConnectionError("the connection was closed") from error
 
 
 class Registered:

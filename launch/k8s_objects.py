@@ -16,7 +16,6 @@ from distrib.errors import (
     EXIT_USAGE,
 )
 
-from .join import PORT
 from .k8s_mpi import mpi_job
 from .k8s_pod import (
     JOB_LABEL,
@@ -29,6 +28,7 @@ from .k8s_pod import (
     training_container,
 )
 from .k8s_settings import JOB, JOBSET, MPIJOB, TRAINJOB, Settings
+from .protocol import PORT
 
 FOR_A_PERSON = [EXIT_USAGE, EXIT_NO_LOADABLE_CHECKPOINT, EXIT_NO_PROGRESS, EXIT_CONFIGURATION]
 AGAIN = [EXIT_PREEMPTED, EXIT_LOST_PEER]

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .join import PORT, TOKEN_VARIABLE
 from .k8s_settings import MARGIN_SECONDS, MOUNT, Settings
+from .protocol import PORT, TOKEN_VARIABLE
 
 Object = dict[str, Any]
 

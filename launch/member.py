@@ -17,9 +17,9 @@ from distrib.errors import EXIT_LOST_PEER, EXIT_PREEMPTED, ConfigurationError
 from . import probe
 from .console import Console
 from .fleet import Task
-from .join import ANSWER_SECONDS, TOKEN_VARIABLE, limit_reads, prepare, receive, send, token
 from .network import beside
 from .placement import Host
+from .protocol import ANSWER_SECONDS, TOKEN_VARIABLE, limit_reads, prepare, receive, send, token
 
 RETRY_SECONDS = 1.0
 TICK_SECONDS = 0.5

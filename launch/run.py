@@ -21,11 +21,12 @@ from .alive import Alive
 from .console import Console
 from .fleet import Fleet, NamedHosts, Size, Task
 from .job import Job, Plan
-from .join import PORT, Coordinator, parse_address
+from .join import Coordinator
 from .member import Member
 from .network import Ssh
 from .output import tell
 from .placement import Host, UsageError, parse_hostfile, parse_hosts
+from .protocol import PORT, parse_address
 from .restarts import ATTEMPTS
 from .signals import Signals
 from .watch import STEP_SECONDS, Limits

@@ -23,11 +23,11 @@ from distrib.launch.alive import Alive
 from distrib.launch.console import Console
 from distrib.launch.fleet import Size, Task
 from distrib.launch.job import Job, Plan
-from distrib.launch.join import Coordinator, parse_address
+from distrib.launch.join import Coordinator
 from distrib.launch.member import Member
 from distrib.launch.network import UnreachableHostError
 from distrib.launch.output import tell
-from distrib.launch.placement import Host, UsageError
+from distrib.launch.placement import Host
 from distrib.launch.signals import Signals
 from distrib.launch.watch import Limits
 
@@ -275,14 +275,3 @@ def test_a_port_that_is_taken(cluster: Cluster) -> None:
         chief.end()
     assert isinstance(chief.error, ConfigurationError)
     assert f"cannot listen on port {cluster.port} of h0" in str(chief.error)
-
-
-@pytest.mark.parametrize(("text", "address"), [("h0", ("h0", 7600)), ("h0.svc:99", ("h0.svc", 99))])
-def test_addresses(text: str, address: tuple[str, int]) -> None:
-    assert parse_address(text) == address
-
-
-@pytest.mark.parametrize("text", ["", ":1", "h0:0", "h0:65536", "h0:x"])
-def test_what_is_no_address(text: str) -> None:
-    with pytest.raises(UsageError, match="not of the form HOST or HOST:PORT"):
-        parse_address(text)
