@@ -33,7 +33,7 @@ class Plan:
     """How a job is run.
 
     Attributes:
-        backend: `"horovod"` or `"multiworker"`.
+        backend: `"horovod"`, `"multiworker"`, or `"local"`, which is one process.
         first_port: For multiworker: each host's first port; `None` for any that is free.
         limits: How long it may be silent.
         attempts: How many in a row may gain no step; 0 for no restarts.
@@ -142,6 +142,8 @@ class Job:
                     }
                     for slot in crew.slots
                 ]
+        elif self._plan.backend == "local":
+            yield [{**rendezvous.common_environment(crew.slots[0]), **common}]
         else:
             addresses = rendezvous.worker_addresses(crew.slots, crew.views, self._plan.first_port)
             yield [

@@ -23,6 +23,7 @@ from .protocol import ANSWER_SECONDS, TOKEN_VARIABLE, limit_reads, prepare, rece
 
 RETRY_SECONDS = 1.0
 TICK_SECONDS = 0.5
+QUIET_SECONDS = 3.0  # Hosts never start at the very same moment.
 
 
 class Member:
@@ -58,13 +59,14 @@ class Member:
 
     def serve(self) -> int:
         """Return the exit code: the job's, or 75 if this host was asked to stop, or 76."""
-        deadline = time.monotonic() + self._patience
+        began = time.monotonic()
+        deadline = began + self._patience
         told = ""
         while time.monotonic() < deadline:
             try:
                 channel, connection = self._dial()
             except OSError as error:
-                if str(error) != told:
+                if str(error) != told and time.monotonic() - began > QUIET_SECONDS:
                     told = str(error)
                     host, port = self._coordinator
                     self._console.say(
@@ -84,7 +86,8 @@ class Member:
             self._console.say(
                 f"lost {self._coordinator[0]}; its ranks here were ended. Joining again."
             )
-            deadline, told = time.monotonic() + self._patience, ""
+            began = time.monotonic()
+            deadline, told = began + self._patience, ""
         host, port = self._coordinator
         self._console.say(
             f"{host}:{port} has not answered for {self._patience:g} s. Started again, this host "
@@ -127,7 +130,7 @@ class Member:
                 try:
                     send(channel, {"leave": True})
                 except OSError:
-                    return self._leave()
+                    return self._leave_after_ranks()
             if leave_by is not None and (not self._running or time.monotonic() > leave_by):
                 return self._leave()
             try:
@@ -142,7 +145,7 @@ class Member:
                         return int(message["end"])
                     self._do(message, channel, connection)
             except OSError:
-                return None if leave_by is None else self._leave()
+                return None if leave_by is None else self._leave_after_ranks()
 
     def _do(
         self, message: Mapping[str, Any], channel: Connection, connection: socket.socket
@@ -186,6 +189,11 @@ class Member:
             keeper.kill()
         for keeper in self._keepers:
             keeper.wait()
+
+    def _leave_after_ranks(self) -> int:
+        """Leave without a coordinator: it has ended before its connections to the ranks did."""
+        self._wait_for_ranks()
+        return self._leave()
 
     def _leave(self) -> int:
         codes = [keeper.poll() for keeper in self._asked]

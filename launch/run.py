@@ -31,6 +31,7 @@ from .restarts import ATTEMPTS
 from .signals import Signals
 from .watch import STEP_SECONDS, Limits
 
+BACKENDS = ("horovod", "multiworker", "local")
 GRACE_SECONDS = "60"
 JOIN_SECONDS = 300.0
 # Of the launcher's environment, what goes along to other hosts.
@@ -48,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ranks("-np", "--num-proc", type=_positive, metavar="N", help="number of ranks (all slots)")
     ranks("--min-np", type=_positive, metavar="N", help="go on with so few if hosts are lost (-np)")
     ranks("--max-np", type=_positive, metavar="N", help="use no more than so many (-np)")
-    ranks("--backend", choices=("horovod", "multiworker"), default="horovod", help="(horovod)")
+    ranks("--backend", choices=BACKENDS, default="horovod", help="(horovod)")
 
     hosts = parser.add_argument_group("hosts").add_argument
     hosts("-H", "--hosts", metavar="HOST:SLOTS,...", help="where they run, by ssh (this host)")
@@ -206,6 +207,8 @@ def _size(options: argparse.Namespace, available: int) -> Size:
     least = options.min_np or options.num_proc or most
     if least > most:
         raise UsageError(f"--min-np {least} is more than the {most} ranks that the job may have.")
+    if options.backend == "local" and most != 1:
+        raise UsageError(f"--backend local is one process on all devices of a host, not {most}.")
     if least > available:
         raise UsageError(f"-np {least}: the hosts have {available} slots.")
     return Size(least, most, options.join_timeout)

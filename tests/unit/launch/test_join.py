@@ -164,7 +164,10 @@ def test_with_fewer_hosts_if_that_is_allowed(cluster: Cluster, tmp_path: Path) -
     assert tasks(tmp_path) == [(0, 2), (1, 2)]
 
 
-def test_a_coordinator_that_does_not_come(cluster: Cluster, capfd: Capture) -> None:
+def test_a_coordinator_that_does_not_come(
+    cluster: Cluster, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distrib.launch.member.QUIET_SECONDS", 0.0)
     member = cluster.join("h1", ["true"], patience=0.5)
     assert member.end() == 76
     err = capfd.readouterr().err

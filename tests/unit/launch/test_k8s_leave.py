@@ -75,9 +75,9 @@ def test_ranks_are_asked_and_waited_for(start: Start, only: Callable[[set[int]],
 
 
 def test_one_that_does_not_end_is_told_of(
-    start: Start, only: Callable[[set[int]], None], capsys: pytest.CaptureFixture[str]
+    start: Start, only: Callable[[set[int]], None], capfd: pytest.CaptureFixture[str]
 ) -> None:
     pid = start("deaf").pid
     only({pid})
     assert main(["k8s", "leave", "--seconds=0.5"]) == 76
-    assert f"have not ended within 0.5 s: {pid}" in capsys.readouterr().err
+    assert f"have not ended within 0.5 s: {pid}" in capfd.readouterr().err

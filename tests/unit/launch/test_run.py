@@ -33,6 +33,7 @@ def script(tmp_path: Path) -> str:
         (["-H", "h0:", "true"], "not of the form host:slots"),
         (["true"], "how many ranks?"),
         (["-np", "1", "--backend", "mpi", "true"], "invalid choice: 'mpi'"),
+        (["-np", "2", "--backend", "local", "true"], "--backend local is one process"),
         (["-np", "2", "--min-np", "3", "true"], "--min-np 3 is more than the 2 ranks"),
         (["-np", "1", "--attempts", "-1", "true"], "'-1' is not a whole number"),
         (["-np", "1", "--step-timeout", "soon", "true"], "'soon' is not a number of seconds"),
@@ -144,6 +145,12 @@ def test_what_goes_to_other_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (passed["AWS_SECRET_ACCESS_KEY"], passed["MINE"]) == ("secret", "1")
     assert passed["PATH"] == os.environ["PATH"]
     assert not {"OTHER", "HOME"} & passed.keys()
+
+
+def test_one_process_needs_no_backend(capfd: Capture) -> None:
+    command = ["sh", "-c", "env | grep -c '^HOROVOD_[RS]\\|^TF_CONFIG'; env | grep -c ^DISTRIB_"]
+    assert main(["run", "-np", "1", "--backend", "local", *command]) == 0
+    assert capfd.readouterr().out.splitlines() == ["0", "5"]
 
 
 def test_the_file_of_a_liveness_probe(tmp_path: Path) -> None:
