@@ -1,12 +1,11 @@
 """A training job on three hosts that loses one of them: switched off, or cut off.
 
-The ranks that are left must notice, whichever it is, and the same training must go on to the same
+The ranks that are left must notice, whichever it is, and the job must go on by itself to the same
 bits: on the hosts that are left, with as many ranks as before.
 """
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -19,7 +18,6 @@ import pytest
 from harness import JOB, environment, launch, result
 
 from distrib.checkpoint.directory import CheckpointDirectory
-from distrib.errors import EXIT_LOST_PEER
 from distrib.store import locate
 
 pytestmark = [
@@ -51,17 +49,15 @@ def calm(backend: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     return result(run)
 
 
-def command(backend: str, places: str, run: Path) -> list[str]:
-    distrib = Path(sys.executable).with_name("distrib")
-    options = ["run", "--backend", backend, "-H", places]
-    return [str(distrib), *options, str(JOB), "--run", str(run)]
-
-
 def start(host: rig.Host, backend: str, run: Path, errors: Path) -> subprocess.Popen[bytes]:
-    """Start the job on three hosts, and return when it has saved several checkpoints."""
+    """Start three ranks on three hosts, and return when they have saved several checkpoints."""
+    distrib = Path(sys.executable).with_name("distrib")
+    # There is room for all of them on two.
+    options = ["run", "--backend", backend, "-np", "3", "--hostfile", str(errors.parent / "hosts")]
+    (errors.parent / "hosts").write_text("h0 slots=1\nh1 slots=1\nh2 slots=2\n")
     with errors.open("wb") as file:
         job = host.start(
-            command(backend, "h0:1,h1:1,h2:1", run),
+            [str(distrib), *options, str(JOB), "--run", str(run)],
             env={**environment(), **PATIENCE},
             stdout=subprocess.DEVNULL,
             stderr=file,
@@ -82,18 +78,15 @@ def test_the_job_goes_on_without_a_host(
         three[1].kill()
     else:
         three[1].cut()
-    assert job.wait(60) == EXIT_LOST_PEER, errors.read_text()[-4000:]
-    lines = errors.read_text().splitlines()
-    assert sum("lost another rank" in line for line in lines) == 2
-    assert "Traceback" not in errors.read_text()
+    assert job.wait(120) == 0, errors.read_text()[-4000:]
+    text = errors.read_text()
+    assert "the connection to rank 1 on h1 was lost. Starting again now." in text
+    assert text.count("lost another rank") == 2
+    assert text.count("distrib: resuming from") == 1
+    assert "Traceback" not in text
+    assert result(run) == calm
     for host in three:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90  # A host that was cut off finds it out last.
         while host.processes(JOB.name) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert host.processes(JOB.name) == []
-    again = three[0].run(
-        command(backend, "h0:2,h2:1", run), env={**os.environ, **environment()}, timeout=200
-    )
-    assert again.returncode == 0, again.stderr[-4000:]
-    assert "distrib: resuming from" in again.stderr
-    assert result(run) == calm

@@ -1,4 +1,4 @@
-"""`distrib run` and the launch scripts with real ranks, on this machine and on several hosts."""
+"""`distrib run` with real ranks, on this machine and on several hosts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import importlib.util
 import os
 import pty
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +17,6 @@ from typing import Any
 import hosts as rig
 import pytest
 
-ROOT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
 RUN = [sys.executable, "-P", "-m", "distrib.launch.cli", "run"]
 PLAIN = ["--backend", "multiworker"]  # Which asks nothing of a rank that wants nothing of it.
 
@@ -164,7 +161,7 @@ def test_sigterm_reaches_all_ranks_and_each_may_save(write: Any, start: Any) -> 
     job.process.terminate()
     assert job.end() == 75
     assert job.out.read_text().count("saved") == 3
-    assert job.errors()[-1].startswith("distrib: asked to stop, and saved.")
+    assert job.errors()[-1].startswith("distrib: stopped as it was asked to.")
     assert of_these(pids)() == []
 
 
@@ -253,7 +250,7 @@ def test_three_ranks_add_up(write: Any, start: Any) -> None:
 )
 def test_the_cause_is_told(what: str, code: int, last: str, write: Any, start: Any) -> None:
     script = write(ADD)
-    command = [*RUN, "-np", "3", script, what, "1000000"]
+    command = [*RUN, "-np", "3", "--attempts", "0", script, what, "1000000"]
     job = start(command, {"HOROVOD_GLOO_TIMEOUT_SECONDS": "3"})
     assert job.end() == code, job.err.read_text()
     assert rig.processes(script) == []
@@ -290,7 +287,8 @@ def test_hosts_add_up(three: list[rig.Host], write: Any, tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["kill", "cut"])
 def test_a_host_is_lost(what: str, three: list[rig.Host], write: Any, tmp_path: Path) -> None:
-    command = [*RUN, "-H", "h0:1,h1:1,h2:1", write(ADD), "", "1000000"]
+    options = ["-H", "h0:1,h1:1,h2:1", "--attempts", "0"]
+    command = [*RUN, *options, write(ADD), "", "1000000"]
     job = start_on(three[0], tmp_path, command, HOROVOD_GLOO_TIMEOUT_SECONDS="5")
     job.wait_for("of 3 on", 3)
     if what == "kill":
@@ -368,93 +366,3 @@ def test_a_host_that_is_off_is_found_before_anything_starts(
     done = three[0].run([*RUN, "-H", "h0,h1,h2", *PLAIN, write("print('started')")])
     assert (done.returncode, done.stdout) == (76, "")
     assert done.stderr.startswith("distrib: cannot reach h2: ssh: connect to host h2 port 22: ")
-
-
-# The scripts beside the launcher
-
-
-@pytest.fixture
-def path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This environment is the active one."""
-    monkeypatch.setenv("PATH", f"{BIN}{os.pathsep}{os.environ['PATH']}")
-    for name in ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"):
-        monkeypatch.setenv(name, "1")
-
-
-SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), *ROOT.glob("launch/*.sbatch")])
-
-
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: str(script.name))
-def test_scripts_are_sound(script: Path) -> None:
-    subprocess.run(["bash", "-n", str(script)], check=True)
-    if shutil.which("shellcheck"):
-        subprocess.run(["shellcheck", str(script)], check=True)
-    done = subprocess.run(["bash", str(script)], capture_output=True, text=True)
-    assert done.returncode == 64
-    assert done.stderr.startswith("usage: ")
-
-
-@needs_horovod
-@pytest.mark.slow
-@pytest.mark.usefixtures("path")
-@pytest.mark.parametrize("script", ["horovodrun.sh", "mpirun.sh"])
-def test_scripts_start_ranks(script: str, write: Any, start: Any) -> None:
-    if script == "mpirun.sh" and shutil.which("mpirun") is None:
-        pytest.skip("mpirun not found: apt-get install openmpi-bin")
-    job = start([str(ROOT / "launch" / script), write(ADD), "", "5"], {"NP": "2"})
-    assert job.end() == 0, job.err.read_text()
-    assert job.out.read_text().count(": 3.0") == 2
-
-
-@pytest.mark.usefixtures("path")
-@pytest.mark.skipif(shutil.which("mpirun") is None, reason="mpirun not found")
-def test_mpirun_asks_before_it_kills(write: Any, start: Any) -> None:
-    script = write(WAIT.replace("SIGTERM", "SIGUSR1"))
-    command = [str(ROOT / "launch" / "mpirun.sh"), script]
-    job = start(command, {"NP": "2", "PYTHONUNBUFFERED": "1"})
-    job.wait_for("ready", 2)
-    job.process.terminate()
-    assert job.end() == 75
-    assert "saved" in job.out.read_text()
-
-
-@pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A job on this host, with a `scontrol` that notes what it is asked; return its notes."""
-    notes = tmp_path / "notes"
-    program = tmp_path / "bin" / "scontrol"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\necho "$@" >> {notes}\n[ "$1" = requeue ] || echo localhost\n')
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{BIN}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("SLURM_JOB_ID", "17")
-    monkeypatch.setenv("SLURM_JOB_NODELIST", "node[1-2]")
-    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "2")
-    return notes
-
-
-@needs_horovod
-@pytest.mark.parametrize(
-    ("code", "restarts", "requeued"),
-    [(0, "0", False), (75, "0", True), (76, "", True), (76, "100", False), (1, "0", False)],
-)
-def test_slurm_queues_again_what_may_go_on(
-    code: int, restarts: str, requeued: bool, slurm: Path, write: Any, start: Any
-) -> None:
-    script = write(f"import os, sys; print(os.environ['HOROVOD_SIZE']); sys.exit({code})")
-    batch = ["bash", str(ROOT / "launch" / "slurm.sbatch"), script]
-    job = start(batch, {"SLURM_RESTART_COUNT": restarts})
-    assert job.end() == code
-    assert "2\n" in job.out.read_text()
-    notes = slurm.read_text().splitlines()
-    assert notes == ["show hostnames node[1-2]", *(["requeue 17"] if requeued else [])]
-
-
-@needs_horovod
-def test_slurms_signal_gives_time_to_save(slurm: Path, write: Any, start: Any) -> None:
-    job = start(["bash", str(ROOT / "launch" / "slurm.sbatch"), write(WAIT)])
-    job.wait_for("ready", 2)
-    job.process.terminate()
-    assert job.end() == 75
-    assert job.out.read_text().count("saved") == 2
-    assert slurm.read_text().splitlines()[-1] == "requeue 17"
