@@ -141,6 +141,17 @@ def keeper_here() -> Link:
     return ProcessLink(beside("keeper.py"))
 
 
+def muster(views: Mapping[Host, View], size: Size, console: Console) -> Crew:
+    """Return the crew of hosts that are there, and say so if it is not a full one."""
+    available = sum(host.slots for host in views)
+    slots = assign(list(views), min(available, size.most))
+    used = {slot.host: views[slot.host] for slot in slots}
+    if len(slots) < size.most:
+        names = ", ".join(host.name for host in used)
+        console.say(f"going on with {len(slots)} of {size.most} ranks, on {names}")
+    return Crew(slots, used)
+
+
 class NamedHosts:
     """Hosts that were named at the start, reached by ssh; or this one alone.
 
@@ -178,8 +189,7 @@ class NamedHosts:
         if self._wrong and (self._is_first or available < self._size.least):
             raise self._wrong[0]
         self._is_first = False
-        slots = assign(list(self._views), min(available, self._size.most))
-        return Crew(slots, {slot.host: self._views[slot.host] for slot in slots})
+        return muster(self._views, self._size, self._console)
 
     def connect(self, slots: Sequence[Slot]) -> list[Link]:
         """See `Fleet`."""

@@ -30,10 +30,10 @@ from typing import Any
 from distrib.errors import EXIT_FINISHED, ConfigurationError
 
 from .console import Console
-from .fleet import Crew, Size, Task, await_hosts, keeper_here
+from .fleet import Crew, Size, Task, await_hosts, keeper_here, muster
 from .link import Link, LostLink, SocketLink
 from .network import UnreachableHostError, View, own_view, view
-from .placement import Host, Slot, assign
+from .placement import Host, Slot
 from .protocol import ANSWER_SECONDS, TOKEN_VARIABLE, limit_reads, prepare, receive, send, token
 
 LOOK_SECONDS = 0.1  # From one look at who has come to the next.
@@ -100,7 +100,7 @@ class Coordinator:
         self._members: dict[str, Registered] = {}
         self._leaving: list[str] = []
         self._awaited: dict[str, queue.Queue[socket.socket]] = {}
-        self._crew: list[str] = []
+        self._crew: set[str] = set()
         self._ended: int | None = None
         self._goodbyes: set[str] = set()
         try:
@@ -124,9 +124,9 @@ class Coordinator:
                 f"have a place: {missing}. Look at the hosts that are not there; started again, "
                 "the job goes on from its last checkpoint."
             )
-        slots = assign(list(views), min(available, self._size.most))
-        self._crew = list(dict.fromkeys(slot.hostname for slot in slots))
-        return Crew(slots, {slot.host: views[slot.host] for slot in slots})
+        crew = muster(views, self._size, self._console)
+        self._crew = {host.name for host in crew.views}
+        return crew
 
     def connect(self, slots: Sequence[Slot]) -> list[Link]:
         """See `Fleet`."""
@@ -183,7 +183,7 @@ class Coordinator:
             self._say_goodbye(member.channel, code)
         patience = self._size.patience if code == EXIT_FINISHED else ANSWER_SECONDS
         deadline = time.monotonic() + patience
-        expected = set(self._crew) - {self._own.name}
+        expected = self._crew - {self._own.name}
         while not expected <= self._goodbyes and time.monotonic() < deadline:
             self._console.alive.tick()
             time.sleep(0.05)

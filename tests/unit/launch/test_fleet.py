@@ -82,12 +82,13 @@ def test_a_lost_host_is_waited_for(
 
 
 def test_the_others_go_on_where_that_is_allowed_and_it_comes_back(
-    gathering: Callable[..., Callable[[], list[str]]],
+    gathering: Callable[..., Callable[[], list[str]]], said: list[str]
 ) -> None:
     network = Network([H0, H1, H2], [H0, H1])
     gather = gathering(network, Size(4, 8, 0.05))
     gather()
     assert gather() == ["h0"] * 2 + ["h1"] * 2
+    assert said[-1] == "going on with 4 of 8 ranks, on h0, h1"
     network._answers = [[H0, H1, H2]]
     assert len(gather()) == 8
 
