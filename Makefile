@@ -14,7 +14,7 @@ PROGRAMS := c++:g++ mpirun:openmpi-bin ip:iproute2 ssh:openssh-client sshd:opens
     munged:munge sbatch:slurm-client slurmctld:slurmctld slurmd:slurmd
 SOURCES := $(sort $(wildcard distrib/*.py distrib/*/*.py callbacks/*.py launch/*.py))
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test exhaustive lint chaos bench clean
 
 setup: .venv/installed .venv/linked .venv/horovod
 
@@ -69,6 +69,14 @@ lint: setup
 
 test: lint
 	$(BIN)/pytest $(PYTEST_ARGS)
+
+# CHAOS_ARGS='--faults 20 --seed 1' repeats a plan that has failed.
+chaos: setup
+	$(BIN)/python tests/integration/chaos.py $(CHAOS_ARGS)
+
+# Variations of what `make test` shows: on more ranks, on other backends.
+exhaustive: setup
+	$(BIN)/pytest $(PYTEST_ARGS) -m exhaustive
 
 bench: setup
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

@@ -34,7 +34,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[rig.Host]]:
         yield made
 
 
-@pytest.fixture(scope="module", params=["horovod", "multiworker"])
+@pytest.fixture(scope="module")
 def backend(request: pytest.FixtureRequest) -> str:
     if request.param == "horovod":
         pytest.importorskip("horovod", reason="Horovod is not installed: `distrib horovod build`")
@@ -68,7 +68,16 @@ def start(host: rig.Host, backend: str, run: Path, errors: Path) -> subprocess.P
     return job
 
 
-@pytest.mark.parametrize("fault", ["kill", "cut"])
+@pytest.mark.parametrize(
+    ("backend", "fault"),
+    [
+        ("horovod", "cut"),
+        ("multiworker", "kill"),
+        pytest.param("horovod", "kill", marks=pytest.mark.exhaustive),
+        pytest.param("multiworker", "cut", marks=pytest.mark.exhaustive),
+    ],
+    indirect=["backend"],
+)
 def test_the_job_goes_on_without_a_host(
     fault: str, backend: str, calm: dict[str, Any], three: list[rig.Host], tmp_path: Path
 ) -> None:

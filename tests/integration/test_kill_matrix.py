@@ -44,7 +44,9 @@ MOMENTS = {
 }
 
 
-@pytest.fixture(scope="module", params=["local", "mirrored"])
+@pytest.fixture(
+    scope="module", params=["local", pytest.param("mirrored", marks=pytest.mark.exhaustive)]
+)
 def arguments(request: pytest.FixtureRequest) -> list[str]:
     return ["--backend", request.param]
 

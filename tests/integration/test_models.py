@@ -10,10 +10,10 @@ from harness import finish, kill_and_finish
 from models import RECIPES
 
 # Orders of the callbacks, so that each model also tries another one.
-CASES = [(name, "local", order) for order, name in enumerate(RECIPES)] + [
+CASES: list[Any] = [(name, "local", order) for order, name in enumerate(RECIPES)] + [
     ("two_ways", "mirrored", 100),
-    ("ema", "mirrored", 101),
-    ("mixed_precision", "mirrored", 102),
+    pytest.param("ema", "mirrored", 101, marks=pytest.mark.exhaustive),
+    pytest.param("mixed_precision", "mirrored", 102, marks=pytest.mark.exhaustive),
 ]
 
 

@@ -74,7 +74,16 @@ def start(backend: str, size: int, run: Path, *arguments: str) -> int:
     return done.returncode
 
 
-@pytest.mark.parametrize(("backend", "size"), KILLS)
+# With three ranks `test_kubernetes_job.py` and `test_chaos.py` are killed as well.
+@pytest.mark.parametrize(
+    ("backend", "size"),
+    [
+        ("horovod", 2),
+        ("multiworker", 2),
+        pytest.param("horovod", 3, marks=pytest.mark.exhaustive),
+        pytest.param("horovod", 4, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_ranks_end_as_if_nothing_had_happened(backend: str, size: int, tmp_path: Path) -> None:
     assert start(backend, size, tmp_path / "calm") == 0
     for rank, kill in KILLS[backend, size]:

@@ -66,6 +66,7 @@ def test_two_ranks(backend: str, tmp_path: Path) -> None:
     assert failures(2, tmp_path, CHECKS, backend) == {}
 
 
+@pytest.mark.exhaustive
 def test_three_ranks(backend: str, tmp_path: Path) -> None:
     assert failures(3, tmp_path, ON_THREE, backend) == {}
 
