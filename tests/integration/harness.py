@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,10 @@ _kept: list[subprocess.Popen[str]] = []
 @functools.cache
 def nursery() -> str:
     """Return the address of the process that jobs are forked from; see `nursery.py`."""
-    address = f"distrib-nursery-{os.getpid()}"
+    # No abstract name: those are one network namespace's.
+    folder = tempfile.mkdtemp(prefix="distrib-nursery-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    address = f"{folder}/socket"
     process = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("nursery.py")), address],
         stdin=subprocess.PIPE,  # It ends when this process does.
@@ -47,11 +53,12 @@ def start(run: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def launch(
-    size: int, script: Path, *arguments: str, backend: str = "horovod"
+    size: int, script: Path, *arguments: str, backend: str = "horovod", attempts: int = 0
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script on several ranks of this machine, to its end or its death."""
+    """Run a script on several ranks of this machine, to its end or, without restarts, its death."""
     launcher = [str(Path(sys.executable).with_name("distrib")), "run", "-np", str(size)]
-    return _complete([*launcher, "--backend", backend, *forked(script, *arguments)])
+    options = ["--backend", backend, "--attempts", str(attempts)]
+    return _complete([*launcher, *options, *forked(script, *arguments)])
 
 
 def _complete(command: list[str]) -> subprocess.CompletedProcess[str]:

@@ -102,7 +102,59 @@ class Host:
         return ["nsenter", "--target", str(self.pid), *NAMESPACES, f"--wd={Path.cwd()}", "--"]
 
     def _cable(self, state: str) -> None:
-        _net(self.switch, "ip", "link", "set", self.name, state)
+        set_cable(self.switch, self.name, state)
+
+
+def make_switch(stack: ExitStack) -> int:
+    """Return the pid of a process that keeps a switch, for as long as `stack`."""
+    command = ["unshare", "--net", "--fork", "--kill-child", "sleep", "infinity"]
+    _, switch = start(stack, command)
+    _net(switch, "ip", "link", "add", "name", "bridge", "type", "bridge")
+    _net(switch, "ip", "link", "set", "bridge", "up")
+    return switch
+
+
+def start(
+    stack: ExitStack, command: Sequence[str], **options: Any
+) -> tuple[subprocess.Popen[bytes], int]:
+    """Start `unshare ...`, and return it with the pid of the process that it forks.
+
+    Args:
+        stack: What ends it.
+        command: What to start.
+        options: Of `Popen`.
+    """
+    libc = ctypes.CDLL(None)
+    # It finds fault with a child that was killed.
+    options = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **options}
+    process = subprocess.Popen(
+        command,
+        # Else hosts would outlive a test that is killed.
+        preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
+        **options,
+    )
+    stack.callback(process.wait)
+    stack.callback(process.kill)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while not (child := children.read_text().split()):
+        if process.poll() is not None:
+            raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
+        time.sleep(0.005)
+    return process, int(child[0])
+
+
+def plug(switch: int, name: str, pid: int, address: str) -> None:
+    """Connect a process's network namespace, by a cable of that name."""
+    _net(switch, "ip", "link", "add", name, "type", "veth", "peer", "eth0", "netns", pid)
+    _net(switch, "ip", "link", "set", name, "master", "bridge", "up")
+    _net(pid, "ip", "address", "add", f"{address}/24", "dev", "eth0")
+    _net(pid, "ip", "link", "set", "lo", "up")
+    _net(pid, "ip", "link", "set", "eth0", "up")
+
+
+def set_cable(switch: int, name: str, state: str) -> None:
+    """Let a cable be `"up"` or `"down"`."""
+    _net(switch, "ip", "link", "set", name, state)
 
 
 @contextmanager
@@ -117,18 +169,12 @@ def hosts(folder: Path, count: int = 3) -> Iterator[list[Host]]:
     addresses = {name: f"10.77.0.{number + 1}" for number, name in enumerate(names)}
     _write_settings(folder, addresses)
     with ExitStack() as stack:
-        switch = _start(stack, ["unshare", "--net", "--fork", "--kill-child", "sleep", "infinity"])
-        _net(switch, "ip", "link", "add", "name", "bridge", "type", "bridge")
-        _net(switch, "ip", "link", "set", "bridge", "up")
+        switch = make_switch(stack)
         made = []
         for name in names:
             command = ["unshare", *NAMESPACES, "--fork", "--kill-child", "--mount-proc"]
-            pid = _start(stack, [*command, "bash", "-euc", _BOOT, name, name, str(folder)])
-            _net(switch, "ip", "link", "add", name, "type", "veth", "peer", "eth0", "netns", pid)
-            _net(switch, "ip", "link", "set", name, "master", "bridge", "up")
-            _net(pid, "ip", "address", "add", f"{addresses[name]}/24", "dev", "eth0")
-            _net(pid, "ip", "link", "set", "lo", "up")
-            _net(pid, "ip", "link", "set", "eth0", "up")
+            _, pid = start(stack, [*command, "bash", "-euc", _BOOT, name, name, str(folder)])
+            plug(switch, name, pid, addresses[name])
             namespace = os.readlink(f"/proc/{pid}/ns/pid")
             made.append(Host(name, addresses[name], pid, switch, namespace))
         for host in made:
@@ -162,26 +208,6 @@ def _write_settings(folder: Path, addresses: Mapping[str, str]) -> None:
         f"IdentityFile {folder}/user_key\nStrictHostKeyChecking no\n"
         "UserKnownHostsFile /dev/null\nLogLevel ERROR\n"
     )
-
-
-def _start(stack: ExitStack, command: Sequence[str]) -> int:
-    """Start `unshare ...`, and return the pid of the process that it forks."""
-    libc = ctypes.CDLL(None)
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,  # It finds fault with a child that was killed.
-        # Else hosts would outlive a test that is killed.
-        preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
-    )
-    stack.callback(process.wait)
-    stack.callback(process.kill)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    while not (child := children.read_text().split()):
-        if process.poll() is not None:
-            raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
-        time.sleep(0.005)
-    return int(child[0])
 
 
 def _net(pid: int, *command: object) -> None:

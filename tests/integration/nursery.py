@@ -3,15 +3,20 @@
 Importing TensorFlow, Keras and Orbax takes longer than most test jobs. The nursery does it once and
 starts nothing of them; each job is a process of its own, forked from there, with real signals.
 
-It listens on an abstract Unix socket, and serves one job a connection. The client sends one line
-of JSON, `{"script", "arguments", "environment", "directory"}`, together with the file descriptors
-of the job's output and errors; then numbers of signals for the job, a line each. It is answered
-with the exit status, negative for a signal. When the client hangs up, the job is killed.
+It listens on a Unix socket, and serves one job a connection. The client sends one line of JSON,
+`{"script", "arguments", "environment", "directory"}`, together with the file descriptors of the
+job's output, of its errors and, if there is one, of its heartbeat; then numbers of signals for the
+job, a line each. It is answered with the exit status, negative for a signal. When the client hangs
+up, the job is killed.
+
+A job lives where its client does: in the same network, mount, pid and uts namespaces.
 """
 
 from __future__ import annotations
 
 import atexit
+import ctypes
+import faulthandler
 import importlib.util
 import json
 import os
@@ -19,10 +24,14 @@ import runpy
 import selectors
 import signal
 import socket
+import struct
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
+
+import distrib.heartbeat
 
 
 def import_all(folder: Path) -> None:
@@ -36,13 +45,20 @@ def import_all(folder: Path) -> None:
         import horovod.tensorflow  # noqa: F401
 
 
-def become(order: dict[str, Any], outputs: list[int]) -> NoReturn:
-    for descriptor, output in enumerate(outputs, 1):
-        os.dup2(output, descriptor)
+def become(order: dict[str, Any], descriptors: list[int]) -> NoReturn:
+    output, errors, *heartbeat = descriptors
+    os.dup2(output, 1)
+    os.dup2(errors, 2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.chdir(order["directory"])
     os.environ.clear()
     os.environ.update(order["environment"])
+    if heartbeat:
+        os.environ["DISTRIB_HEARTBEAT"] = f"{heartbeat[0]}:{os.fstat(heartbeat[0]).st_ino}"
+        # What was imported before the fork knows nothing of it.
+        vars(distrib.heartbeat.heartbeat).update(vars(distrib.heartbeat.connect()))
+    if "PYTHONFAULTHANDLER" in os.environ:
+        faulthandler.enable()
     sys.argv = [order["script"], *order["arguments"]]
     code: Any = 0
     try:
@@ -65,23 +81,61 @@ def become(order: dict[str, Any], outputs: list[int]) -> NoReturn:
     os._exit(code)
 
 
+def enter(client: int, kind: str) -> None:
+    """Enter a namespace of a process; that of pids is for children only."""
+    theirs, ours = Path(f"/proc/{client}/ns/{kind}"), Path(f"/proc/self/ns/{kind}_for_children")
+    ours = ours if ours.exists() else Path(f"/proc/self/ns/{kind}")
+    if os.readlink(theirs) == os.readlink(ours):
+        return
+    descriptor = os.open(theirs, os.O_RDONLY)
+    if ctypes.CDLL(None, use_errno=True).setns(descriptor, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"cannot enter {theirs}")
+    os.close(descriptor)
+
+
+def fork_beside(client: int) -> int:
+    """Fork into the namespaces of a process."""
+    try:
+        enter(client, "pid")
+        pid = os.fork()
+    except OSError:
+        enter(os.getpid(), "pid")
+        raise
+    if pid > 0:
+        enter(os.getpid(), "pid")
+        return pid
+    try:
+        for kind in ("net", "uts", "mnt"):
+            enter(client, kind)
+    except OSError:  # The client has just died.
+        os._exit(1)
+    return pid
+
+
 class Job:
     """One forked process, and the connection of the client that wanted it."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
-        data, outputs, _, _ = socket.recv_fds(connection, 1 << 16, 2)
+        data, descriptors, _, _ = socket.recv_fds(connection, 1 << 16, 3)
         while not data.endswith(b"\n"):
-            data += connection.recv(1 << 16)
-        self.pid = os.fork()
+            more = connection.recv(1 << 16)
+            if not more:
+                raise ConnectionError("the client has hung up")
+            data += more
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        self.pid = fork_beside(struct.unpack("3i", credentials)[0])
         if self.pid == 0:
-            become(json.loads(data), outputs)
-        for output in outputs:
-            os.close(output)
+            become(json.loads(data), descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
         self.end = os.pidfd_open(self.pid)
 
     def listen(self, selector: selectors.BaseSelector) -> None:
-        data = self.connection.recv(1 << 16)
+        try:
+            data = self.connection.recv(1 << 16)
+        except ConnectionError:
+            data = b""
         if not data:
             selector.unregister(self.connection)
             signal.pidfd_send_signal(self.end, signal.SIGKILL)
@@ -94,14 +148,15 @@ class Job:
         os.close(self.end)
         if self.connection in selector.get_map():
             selector.unregister(self.connection)
-            self.connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
+            with suppress(ConnectionError):  # Both may have been killed.
+                self.connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
         self.connection.close()
 
 
 def main() -> None:
     import_all(Path(__file__).parent)
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind("\0" + sys.argv[1])
+    listener.bind(sys.argv[1])
     listener.listen()
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ)
@@ -112,7 +167,10 @@ def main() -> None:
             if key.fileobj is sys.stdin:
                 return
             if key.fileobj is listener:
-                job = Job(listener.accept()[0])
+                try:
+                    job = Job(listener.accept()[0])
+                except OSError:  # The client has just died.
+                    continue
                 selector.register(job.connection, selectors.EVENT_READ, job.listen)
                 selector.register(job.end, selectors.EVENT_READ, job.bury)
             elif key.fd in selector.get_map():

@@ -2,8 +2,8 @@
 
     python -I -S stand_in.py SOCKET script.py ...
 
-The job gets its outputs, its environment and its folder; signals are handed on, and it ends as the
-job does: with the same exit code, or by the same signal.
+The job gets its outputs, its environment, its folder and its way to the supervisor; signals are
+handed on, and it ends as the job does: with the same exit code, or by the same signal.
 """
 
 from __future__ import annotations
@@ -14,18 +14,27 @@ import signal
 import socket
 import sys
 
+HANDED_ON = (
+    *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP),
+    *(signal.SIGUSR1, signal.SIGABRT),
+)
+
 
 def main() -> int:
     address, script, *arguments = sys.argv[1:]
     connection = socket.socket(socket.AF_UNIX)
-    connection.connect("\0" + address)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+    connection.connect(address)
+    for number in HANDED_ON:
         signal.signal(number, lambda number, frame: connection.sendall(b"%d\n" % number))
     order = {"script": script, "arguments": arguments}
     order |= {"environment": dict(os.environ), "directory": os.getcwd()}
-    socket.send_fds(connection, [json.dumps(order).encode() + b"\n"], [1, 2])
+    heartbeat = os.environ.get("DISTRIB_HEARTBEAT")
+    descriptors = [1, 2, *([int(heartbeat.partition(":")[0])] if heartbeat else [])]
+    socket.send_fds(connection, [json.dumps(order).encode() + b"\n"], descriptors)
     status = int(connection.makefile().readline())
     if status < 0:
+        if -status in HANDED_ON:
+            signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
         signal.pause()
     return status
