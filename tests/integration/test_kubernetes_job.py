@@ -1,0 +1,173 @@
+"""`distrib run` as the pods of an Indexed Job that Kubernetes disturbs, to the same end.
+
+The pods are started and judged by our own manifests, in an emulated Job (`job_controller.py`) whose
+pauses before a new pod are shorter. Whatever happens, weights and history are those of a run that
+nobody touched, and only those pods are replaced, and only those failures count, that must.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import hosts
+import pytest
+from harness import JOB, forked, launch, result
+from job_controller import IndexedJob, indexed_job
+
+from distrib.checkpoint.directory import CheckpointDirectory
+from distrib.launch.k8s_objects import objects
+from distrib.launch.k8s_settings import Settings
+from distrib.store import locate
+
+pytest.importorskip("horovod", reason="Horovod is not installed: `distrib horovod build`")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(hosts.missing() is not None, reason=str(hosts.missing())),
+]
+IMAGE = {
+    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "CUDA_VISIBLE_DEVICES": "-1",
+}
+SHORT = ("--epochs", "3")
+
+
+class Disturbed:
+    """A Job in a folder of its own."""
+
+    def __init__(self, stack: ExitStack, folder: Path) -> None:
+        self._stack = stack
+        self._folder = folder
+        self.run = folder / "runs" / "job"
+
+    def start(
+        self, *arguments: str, pods: int = 2, options: Sequence[str] = (), **variables: str
+    ) -> IndexedJob:
+        settings = Settings(
+            name="job",
+            image="none",
+            script=forked(JOB, "--run", "$(CHECKPOINT_DIR)", *SHORT, *arguments),
+            checkpoint_dir="/runs/job",
+            claim="runs",
+            completions=pods,
+            parallelism=pods,
+            environment=variables,
+        )
+        manifests = objects(settings)
+        manifests[-1]["spec"]["template"]["spec"]["containers"][0]["command"] += options
+        return self._stack.enter_context(indexed_job(self._folder, manifests, IMAGE))
+
+    def reaches(self, step: int) -> Callable[[], bool]:
+        """Return what tells whether the checkpoint of a step, or a later one, is there."""
+        checkpoints = CheckpointDirectory(locate(self.run, "directory"))
+        return lambda: max(checkpoints.steps(), default=0) >= step
+
+
+@pytest.fixture
+def disturbed(tmp_path: Path) -> Iterator[Disturbed]:
+    with ExitStack() as stack:
+        yield Disturbed(stack, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
+    """What runs end with that nobody touches, by the number of ranks."""
+    found = {}
+    for ranks in (2, 3):
+        run = tmp_path_factory.mktemp("calm")
+        done = launch(ranks, JOB, "--run", str(run), *SHORT)
+        assert done.returncode == 0, done.stderr[-4000:]
+        found[ranks] = result(run)
+    return found
+
+
+def test_a_member_and_then_the_coordinator_are_evicted(
+    disturbed: Disturbed, calm: dict[int, Any]
+) -> None:
+    job = disturbed.start()
+    job.until(disturbed.reaches(6))
+    job.evict(1)
+    job.until(lambda: job.codes[1])
+    job.until(disturbed.reaches(15))
+    job.evict(0)
+    job.finish()
+    assert job.codes == {0: [75, 0], 1: [75, 0]}, job.describe()
+    assert (job.condition, job.failed, job.ignored) == ("Complete", {}, {0: 1, 1: 1})
+    assert result(disturbed.run) == calm[2]
+
+
+def test_memory_runs_out(disturbed: Disturbed, calm: dict[int, Any]) -> None:
+    job = disturbed.start()
+    job.until(disturbed.reaches(6))
+    (rank,) = job.pods[1].processes("nursery.py")  # That is what it was forked from.
+    os.kill(rank, signal.SIGKILL)
+    job.until(lambda: "was killed by SIGKILL. Starting again" in job.pods[0].log)
+    job.until(disturbed.reaches(15))
+    assert job.codes == {0: [], 1: []}
+    job.pods[1].send(signal.SIGKILL)
+    job.finish()
+    assert job.codes == {0: [0], 1: [137, 0]}, job.describe()
+    assert (job.condition, job.failed, job.ignored) == ("Complete", {1: 1}, {})
+    assert result(disturbed.run) == calm[2]
+
+
+def test_a_network_fails_for_a_while_and_a_node_for_good(
+    disturbed: Disturbed, calm: dict[int, Any]
+) -> None:
+    job = disturbed.start(pods=3, HOROVOD_GLOO_TIMEOUT_SECONDS="5")
+    job.until(disturbed.reaches(6))
+    job.pods[1].cut()
+    job.lose_node(2)
+    # The connections are given up, and nobody comes; all of the pods still run.
+    job.until(lambda: "waiting for hosts" in job.pods[0].log.partition("Starting again")[2])
+    assert job.codes == {0: [], 1: [], 2: []}
+    job.pods[1].mend()
+    lost = job.delete_node(2)
+    job.finish()
+    assert job.codes == {0: [0], 1: [0], 2: [None, 0]}, job.describe()
+    assert (job.condition, job.failed, job.ignored) == ("Complete", {}, {2: 1})
+    job.find_node(lost)
+    job.until(lambda: lost.exit_code is not None)
+    assert result(disturbed.run) == calm[3]
+
+
+def test_two_of_three_nodes_are_drained(disturbed: Disturbed, calm: dict[int, Any]) -> None:
+    job = disturbed.start(pods=3)
+    job.until(disturbed.reaches(6))
+    job.evict(0, 1)
+    job.finish()
+    assert job.codes == {0: [75, 0], 1: [75, 0], 2: [0]}, job.describe()
+    assert (job.condition, job.failed, job.ignored) == ("Complete", {}, {0: 1, 1: 1})
+    assert result(disturbed.run) == calm[3]
+
+
+def test_both_pods_are_evicted_at_the_very_end(disturbed: Disturbed, calm: dict[int, Any]) -> None:
+    job = disturbed.start()
+    job.until(lambda: (disturbed.run / "result.json").exists())
+    job.evict(0, 1)
+    job.finish()
+    assert (job.condition, job.failed) == ("Complete", {}), job.describe()
+    assert result(disturbed.run) == calm[2]
+
+
+def test_a_bug_fails_the_job_after_some_attempts(disturbed: Disturbed) -> None:
+    job = disturbed.start("--kill", "bug:2", options=["--attempts=2"])
+    job.finish()
+    assert (job.condition, job.codes) == ("Failed", {0: [70], 1: [70]}), job.describe()
+    assert job.reason.endswith("ended with 70")
+    assert "ValueError: a bug in step 2" in job.pods[0].log
+    assert "given up: 2 attempts in a row" in job.pods[0].log
+
+
+def test_wrong_configuration_fails_it_at_once(disturbed: Disturbed) -> None:
+    job = disturbed.start("--save-freq", "5 parsecs")
+    job.finish()
+    assert (job.condition, job.codes) == ("Failed", {0: [78], 1: [78]}), job.describe()
+    assert "5 parsecs" in job.pods[0].log
