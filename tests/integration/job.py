@@ -182,6 +182,7 @@ def main() -> None:
     parser.add_argument("--save-freq", default="3")
     parser.add_argument("--order", type=int, default=0, help="seed of the callbacks' order")
     parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--patience", type=int, default=2, help="of EarlyStopping, in epochs")
     parser.add_argument("--samples", type=int, default=173)
     parser.add_argument("--batch-size", type=int, default=16)
     args = parser.parse_args()
@@ -200,7 +201,7 @@ def main() -> None:
     callbacks = [
         BackupAndRestore(str(place), save_freq=save_freq, keep_last=2),
         LearningRateScheduler(lambda epoch, rate: rate * 0.9) if recipe.schedule else None,
-        EarlyStopping(monitor="val_loss", patience=2, restore_best_weights=True),
+        EarlyStopping(monitor="val_loss", patience=args.patience, restore_best_weights=True),
         ReduceLROnPlateau(monitor="loss", patience=1, factor=0.5) if recipe.schedule else None,
         ModelCheckpoint(f"{place}/best.weights.h5", save_best_only=True, save_weights_only=True),
         CSVLogger(f"{place}/log.csv", append=True),

@@ -1,0 +1,36 @@
+"""A short chaos run: one fault of each kind. `make chaos` is the long one."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import chaos
+import hosts
+import pytest
+
+pytest.importorskip("horovod", reason="Horovod is not installed: `distrib horovod build`")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(hosts.missing() is not None, reason=str(hosts.missing())),
+]
+
+
+def test_a_plan_follows_from_its_seed() -> None:
+    assert chaos.plan(1, 100) == chaos.plan(1, 100)
+    assert chaos.plan(1, 100) != chaos.plan(2, 100)
+    assert {fault.kind for fault in chaos.plan(1, len(chaos.KINDS))} == set(chaos.KINDS)
+
+
+def test_a_job_survives_one_fault_of_each_kind(tmp_path: Path) -> None:
+    seed = random.SystemRandom().randrange(10**6)
+    told: list[str] = [f"seed {seed}"]
+    faults = chaos.plan(seed, len(chaos.KINDS))
+    calm = chaos.undisturbed(tmp_path, len(faults))
+    try:
+        got, left = chaos.disturbed(tmp_path, faults, told.append)
+    finally:
+        print("\n".join(told))
+    assert got == calm
+    assert left == []

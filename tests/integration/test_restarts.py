@@ -1,0 +1,126 @@
+"""A job that starts itself again: after kills and hangs, until it is given up."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import JOB, environment, forked, launch, result
+
+from distrib.errors import EXIT_NO_PROGRESS
+
+pytestmark = pytest.mark.slow
+BACKENDS = ["horovod", "multiworker"]
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    if request.param == "horovod":
+        pytest.importorskip("horovod", reason="Horovod is not installed: `distrib horovod build`")
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def calm(backend: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    run = tmp_path_factory.mktemp("calm")
+    done = launch(2, JOB, "--run", str(run), backend=backend)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return result(run)
+
+
+def test_a_bug_is_given_up_after_so_many_attempts_and_mended(
+    backend: str, calm: dict[str, Any], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    bug = ["--kill-rank", "1", "--kill", "bug:10"]
+    done = launch(2, JOB, "--run", str(run), *bug, backend=backend, attempts=2)
+    assert done.returncode == EXIT_NO_PROGRESS, done.stderr[-4000:]
+    # The first one has gained 9 steps; then two gained none.
+    assert done.stderr.count("[rank 1] ValueError: a bug in step 10") == 3
+    last = done.stderr.splitlines()[-1]
+    assert "2 attempts in a row have gained no step beyond 9" in last
+    assert "rank 1 on localhost ended with exit code 1: ValueError: a bug in step 10" in last
+    assert launch(2, JOB, "--run", str(run), backend=backend, attempts=2).returncode == 0
+    assert result(run) == calm
+
+
+STUCK = """
+import os, sys, threading
+from pathlib import Path
+import keras
+sys.path.insert(0, os.environ["TESTS"])
+marker, *rest = sys.argv[1:]
+sys.argv[1:] = rest
+import job
+
+class Stuck(job.Killer):
+    def at(self, point, number):
+        if (point, number) == ("before_step", 8) and not Path(marker).exists():
+            Path(marker).touch()
+            self.wait_for_ever()
+
+    def wait_for_ever(self):
+        lock = threading.Lock()
+        lock.acquire()
+        lock.acquire()
+
+job.Killer = Stuck
+job.main()
+"""
+
+
+def test_a_hang_shows_all_stacks_and_is_started_again(
+    backend: str, calm: dict[str, Any], tmp_path: Path
+) -> None:
+    script = tmp_path / "stuck.py"
+    script.write_text(STUCK)
+    run = tmp_path / "run"
+    arguments = [str(tmp_path / "marker"), "--run", str(run)]
+    arguments += ["--kill-rank", "1", "--kill", "stuck:0"]
+    command = [str(Path(sys.executable).with_name("distrib")), "run", "-np", "2"]
+    command += ["--backend", backend, "--step-timeout", "3", *forked(script, *arguments)]
+    variables = {"TESTS": str(JOB.parent)}
+    done = subprocess.run(
+        command, env=environment() | variables, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "the job hangs: no rank has got on for 3 s (last step " in done.stderr
+    assert "in wait_for_ever" in done.stderr
+    assert done.stderr.count("Fatal Python error: Aborted") == 2
+    assert "the job was hanging. Starting again now." in done.stderr
+    assert result(run) == calm
+
+
+SLOW = """
+import time
+import keras, numpy as np, distrib
+cluster = distrib.init()
+with cluster.scope():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile(cluster.optimizer("sgd"), "mse")
+
+class Slow(keras.callbacks.Callback):
+    def on_train_batch_begin(self, batch, logs=None):
+        time.sleep(0.05 if cluster.rank == 1 else 0.001)
+
+x = np.ones((480, 4), "float32")
+model.fit(cluster.dataset((x, x[:, :1]), 4), verbose=0, callbacks=[Slow()])
+"""
+
+
+def test_who_is_slow_is_named(backend: str, tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(SLOW)
+    launcher = (
+        "import sys; from distrib.launch import cli, watch; watch.WINDOW_SECONDS = 2.0;"
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-P", "-c", launcher, "run", "-np", "2", "--backend", backend]
+    done = subprocess.run(
+        [*command, *forked(script)], env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "distrib: slow: rank 1 on localhost; the other ranks wait " in done.stderr
