@@ -7,7 +7,6 @@ but into /tmp, /dev/shm and the volume of the run, and is nobody special: the ru
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from .k8s_settings import MARGIN_SECONDS, MOUNT, Settings
@@ -16,6 +15,7 @@ from .protocol import PORT, TOKEN_VARIABLE
 Object = dict[str, Any]
 
 HEARTBEAT = "/tmp/heartbeat"
+HEARTBEAT_MINUTES = 3  # It is touched every second, and a little later while hosts are asked.
 LOST_NODE_SECONDS = 60
 TOKEN_SECRET = "distrib-join-token"
 STORE_SECRET = "distrib-object-store"
@@ -103,9 +103,7 @@ def training_container(
         arguments: The script and its arguments.
         name: Of the container.
     """
-    # A coordinator that waits for hosts is well, for as long as it may.
-    minutes = math.ceil((settings.join_timeout + 120) / 60)
-    probe = f'test -n "$(find {HEARTBEAT} -mmin -{minutes})"'
+    probe = f'test -n "$(find {HEARTBEAT} -mmin -{HEARTBEAT_MINUTES})"'
     return {
         "name": name,
         "image": settings.image,
@@ -123,7 +121,7 @@ def training_container(
         "startupProbe": {
             "exec": {"command": ["test", "-e", HEARTBEAT]},
             "periodSeconds": 10,
-            "failureThreshold": 6 * minutes,
+            "failureThreshold": 6 * HEARTBEAT_MINUTES,
         },
         "livenessProbe": {
             "exec": {"command": ["sh", "-c", probe]},

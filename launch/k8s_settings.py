@@ -77,7 +77,7 @@ class Settings:
     save_seconds: int = 30
     step_seconds: int = 10
     deadline: int = 7 * 24 * 3600
-    join_timeout: int = 300
+    join_timeout: int = 900  # Kubernetes brings a pod back after 10 minutes at the latest.
     backend: str = "horovod"
     claim: str | None = None
     access_mode: str = "ReadWriteMany"

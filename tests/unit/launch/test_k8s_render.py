@@ -40,7 +40,7 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> Refusal:
         (["--gpus=4", "--slots=8"], ["--slots 8", "--gpus 4", "one rank on each GPU"]),
         (["--shm=4Gi"], ["--shm 4Gi", "--memory 4Gi"]),
         (["--memory=4 GB"], ["--memory 4 GB", "16Gi"]),
-        (["--deadline=400"], ["--deadline 400", "300 s"]),
+        (["--deadline=400"], ["--deadline 400", "900 s"]),
         (["--priority-class=high"], ["--priority-class high", "--queue"]),
         (["--storage=1Gi"], ["--storage 1Gi", "--pvc"]),
         (["--env=HOME=/root"], ["--env HOME", "set already"]),
