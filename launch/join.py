@@ -22,6 +22,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
@@ -207,8 +208,9 @@ class Coordinator:
             members = [member for member in self._members.values() if not member.is_leaving]
         members.sort(key=lambda member: _natural(member.host.name))
         views, seen_as = {}, []
-        for member in members:
-            answer = member.ask({"survey": True})
+        with ThreadPoolExecutor(len(members) or 1) as pool:  # One may have to be waited for.
+            answers = list(pool.map(lambda member: member.ask({"survey": True}), members))
+        for member, answer in zip(members, answers, strict=True):
             if answer is None:
                 self._forget(member)
                 continue
