@@ -23,14 +23,18 @@ def test_a_plan_follows_from_its_seed() -> None:
     assert {fault.kind for fault in chaos.plan(1, len(chaos.KINDS))} == set(chaos.KINDS)
 
 
-def test_a_job_survives_one_fault_of_each_kind(tmp_path: Path) -> None:
+def test_a_job_survives_one_fault_of_each_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chaos, "LONGEST_DELAY", 6.0)
     seed = random.SystemRandom().randrange(10**6)
     told: list[str] = [f"seed {seed}"]
     faults = chaos.plan(seed, len(chaos.KINDS))
     calm = chaos.undisturbed(tmp_path, len(faults))
     try:
-        got, left = chaos.disturbed(tmp_path, faults, told.append)
+        got, left, spared = chaos.disturbed(tmp_path, faults, told.append)
     finally:
         print("\n".join(told))
     assert got == calm
     assert left == []
+    assert spared < len(faults) / 2  # A fast machine may be done before the last ones.

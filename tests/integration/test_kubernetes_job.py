@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import hosts
+import numpy as np
 import pytest
-from harness import JOB, forked, launch, result
+from harness import JOB, finish, forked, launch, result
 from job_controller import IndexedJob, indexed_job
 
 from distrib.checkpoint.directory import CheckpointDirectory
@@ -48,7 +49,12 @@ class Disturbed:
         self.run = folder / "runs" / "job"
 
     def start(
-        self, *arguments: str, pods: int = 2, options: Sequence[str] = (), **variables: str
+        self,
+        *arguments: str,
+        pods: int = 2,
+        options: Sequence[str] = (),
+        scale: float = 0.05,
+        **variables: str,
     ) -> IndexedJob:
         settings = Settings(
             name="job",
@@ -62,7 +68,7 @@ class Disturbed:
         )
         manifests = objects(settings)
         manifests[-1]["spec"]["template"]["spec"]["containers"][0]["command"] += options
-        return self._stack.enter_context(indexed_job(self._folder, manifests, IMAGE))
+        return self._stack.enter_context(indexed_job(self._folder, manifests, IMAGE, scale))
 
     def reaches(self, step: int) -> Callable[[], bool]:
         """Return what tells whether the checkpoint of a step, or a later one, is there."""
@@ -171,3 +177,24 @@ def test_wrong_configuration_fails_it_at_once(disturbed: Disturbed) -> None:
     job.finish()
     assert (job.condition, job.codes) == ("Failed", {0: [78], 1: [78]}), job.describe()
     assert "5 parsecs" in job.pods[0].log
+
+
+def test_the_job_goes_on_with_fewer_pods_and_grows_again(
+    disturbed: Disturbed, tmp_path: Path
+) -> None:
+    """The same samples in the same global batches; what differs is the order of additions."""
+    steady = ["--model", "steady", "--epochs", "5"]
+    few = ["--min-np=1", "--join-timeout=1"]
+    job = disturbed.start(*steady, options=few, scale=0.5)
+    job.until(disturbed.reaches(6))
+    job.evict(1)
+    job.until(lambda: "going on with 1 of 2 ranks, on job-0" in job.pods[0].log)
+    job.until(lambda: len(job.codes[1]) == 1 and "joined" in job.pods[1].log)
+    (rank,) = job.pods[0].processes("nursery.py")
+    os.kill(rank, signal.SIGKILL)
+    job.finish()
+    assert job.codes == {0: [0], 1: [75, 0]}, job.describe()
+    assert job.pods[0].log.count("going on with") == 1
+    calm, changed = finish(tmp_path / "calm", *steady), result(disturbed.run)
+    assert len(changed["weights"]) == 2
+    np.testing.assert_allclose(changed["losses"], calm["losses"], rtol=1e-4)
