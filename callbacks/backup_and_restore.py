@@ -12,8 +12,9 @@ import keras
 from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.errors import ConfigurationError, install_exit_codes
 from distrib.fit import adopt
-from distrib.resume import Resume, Schedule
+from distrib.resume import Resume
 from distrib.retention import AnyOf, LatestN, RetentionPolicy
+from distrib.schedule import Schedule
 from distrib.store import locate
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}

@@ -13,7 +13,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from keras.src.utils.python_utils import pythonify_logs
@@ -39,12 +38,13 @@ from distrib.errors import (
 from distrib.fit import FitCall
 from distrib.grace import Grace, fits
 from distrib.heartbeat import heartbeat
-from distrib.interval import MAX_OVERHEAD, Observed, choose, readable
+from distrib.interval import Observed, readable
 from distrib.notices import Watch, sources
 from distrib.pace import Pace
 from distrib.preemption import StopRequest
 from distrib.report import say
 from distrib.retention import RetentionPolicy
+from distrib.schedule import Due, Schedule
 from distrib.store import check_writable, explain
 
 # A rank that hears no more of its supervisor lives for a minute.
@@ -58,28 +58,6 @@ _FORGETFUL = {
     "SwapEMAWeights",
     "TensorBoard",
 }
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """When a checkpoint is due, besides the first one and the last.
-
-    Attributes:
-        epochs: At the end of every epoch.
-        steps: Every so many train steps; `None` for never.
-        seconds: When so much time has passed since the last one; `None` for never.
-        auto: In intervals that follow from what a save costs and how often the run has failed.
-    """
-
-    epochs: bool = False
-    steps: int | None = None
-    seconds: float | None = None
-    auto: bool = False
-
-    @property
-    def within_epochs(self) -> bool:
-        """Whether a checkpoint may be due in the middle of an epoch."""
-        return self.steps is not None or self.seconds is not None or self.auto
 
 
 class Resume:
@@ -157,10 +135,9 @@ class Resume:
         self._contents.add_callbacks(callbacks)
         _warn_of_forgetful(callbacks)
         self._position = Position(epoch=self._call.initial_epoch)
-        self._last_due_time = time.monotonic()
-        self._last_due_step = self._last_saved_step = -1
-        self._epoch_save_due = self._told_of_skipping = False
-        self._interval = 0.0
+        self._due = Due(self._schedule, self._observe)
+        self._last_saved_step = -1
+        self._told_of_skipping = False
         self._pace = Pace()
         self._checked_complete = False
         self._model._initial_epoch = None
@@ -210,7 +187,8 @@ class Resume:
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         self._position = position = checkpoint.position
-        self._last_due_step = self._last_saved_step = position.step
+        self._last_saved_step = position.step
+        self._due.was(position.step)
         heartbeat.note(step=position.step)
         if self._cluster.is_chief:
             heartbeat.note(resumed=position.step, committed=position.step)
@@ -302,7 +280,7 @@ class Resume:
         stop = bool(self._model.stop_training)
         self._position = Position(step=self._position.step, epoch=epoch + 1, stop=stop)
         self.logs.epoch = pythonify_logs(logs)
-        self._epoch_save_due = self._schedule.epochs
+        self._due.epoch_ended()
         last = stop or epoch + 1 >= self._call.epochs
         save = not last and self._wants_save(self._position.step)
         leave, save = self._agreement.ask(self._wants_leave, save)
@@ -338,7 +316,7 @@ class Resume:
 
     def _wants_save(self, step: int) -> bool:
         """Whether this rank wants a save after `step`. One that would have to wait is skipped."""
-        if self._saver is None or not self._due(step):
+        if self._saver is None or not self._due.at(step):
             return False
         if self._is_idle():
             return True
@@ -348,7 +326,7 @@ class Resume:
                 f"still being written to {self._directory.location}."
             )
             self._told_of_skipping = True
-        self._was_due(step)
+        self._due.was(step)
         return False
 
     def _is_idle(self) -> bool:
@@ -359,41 +337,17 @@ class Resume:
             self._failure = error
             return False
 
-    def _due(self, step: int) -> bool:
-        every = self._schedule.steps
-        if every and step // every > self._last_due_step // every:
-            return True
-        passed = time.monotonic() - self._last_due_time
-        if self._schedule.seconds is not None and passed >= self._schedule.seconds:
-            return True
-        # What is known of saves and failures may have changed since the interval was chosen.
-        if self._schedule.auto and passed >= self._interval and passed >= self._choose_interval():
-            return True
-        return self._epoch_save_due
-
-    def _was_due(self, step: int) -> None:
-        self._last_due_step = step
-        self._last_due_time = time.monotonic()
-        self._epoch_save_due = False
-
-    def _choose_interval(self) -> float:
-        """Seconds between saves, by what the run has been through; said when it changes by much."""
+    def _observe(self) -> Observed:
+        """Return what the run has been through, as far as it bears on how often to save."""
         assert self._saver is not None
         assert self._attempt is not None
         entry = self._attempt.entry
-        chosen = choose(
-            Observed(
-                self._pace.save_cost,
-                self._saver.write_time,
-                entry.uptime + time.time() - entry.began,
-                entry.failures,
-            ),
-            MAX_OVERHEAD,
+        return Observed(
+            self._pace.save_cost,
+            self._saver.write_time,
+            entry.uptime + time.time() - entry.began,
+            entry.failures,
         )
-        if not self._interval / 1.5 < chosen.seconds < self._interval * 1.5:
-            say(f"saving {chosen.reason}.")
-        self._interval = chosen.seconds
-        return self._interval
 
     def _leave(self, before_validation: BeforeValidation | None = None) -> NoReturn:
         self._wait()
@@ -452,7 +406,7 @@ class Resume:
                 self._check_grace()
                 self._saver.save(content, self._pace.last_pause)
             self._last_saved_step = self._position.step
-        self._was_due(self._position.step)
+        self._due.was(self._position.step)
         self._told_of_skipping = False
         if wait:
             self._wait()

@@ -20,8 +20,8 @@ from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.checkpoint.saver import Saver
 from distrib.data import make_dataset
 from distrib.errors import CheckpointMismatchError, ConfigurationError, Preempted
-from distrib.resume import Schedule
 from distrib.retention import KeepIf
+from distrib.schedule import Schedule
 from distrib.store import locate
 
 X = np.random.default_rng(0).normal(size=(20, 3)).astype("float32")
