@@ -26,7 +26,9 @@ def test_a_plan_follows_from_its_seed() -> None:
 def test_a_job_survives_one_fault_of_each_kind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chaos, "LONGEST_DELAY", 6.0)
+    monkeypatch.setattr(chaos, "LONGEST_DELAY", 5.0)
+    monkeypatch.setattr(chaos, "PODS", 2)
+    monkeypatch.setattr(chaos, "STEPS_PER_FAULT", 20)
     seed = random.SystemRandom().randrange(10**6)
     told: list[str] = [f"seed {seed}"]
     faults = chaos.plan(seed, len(chaos.KINDS))

@@ -13,8 +13,6 @@ import keras
 import numpy as np
 import pytest
 
-from distrib.errors import EXIT_LOST_PEER
-
 EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 from demo import rank_process  # noqa: E402
@@ -74,11 +72,10 @@ def test_mnist_goes_on_after_a_rank_was_killed(tmp_path: Path) -> None:
         assert job.poll() is None, job.communicate()[1][-3000:]
         time.sleep(0.02)
     os.kill(rank_process(1, str(run)), signal.SIGKILL)
-    _, errors = job.communicate(timeout=60)
-    assert job.returncode == EXIT_LOST_PEER, errors[-3000:]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "distrib: resuming from" in done.stderr
+    _, errors = job.communicate(timeout=400)
+    assert job.returncode == 0, errors[-3000:]
+    assert "rank 1 on localhost was killed by SIGKILL. Starting again now." in errors
+    assert errors.count("distrib: resuming from") == 1
     assert sorted(path.name for path in run.glob("*.keras")) == [
         f"checkpoint-0{epoch}.keras" for epoch in range(1, 5)
     ]

@@ -94,8 +94,8 @@ def test_the_job_goes_on_without_a_host(
     assert text.count("distrib: resuming from") == 1
     assert "Traceback" not in text
     assert result(run) == calm
-    for host in three:
-        deadline = time.monotonic() + 90  # A host that was cut off finds it out last.
+    for host in (three[0], three[2]):  # `test_run.py` waits for one that was cut off, too.
+        deadline = time.monotonic() + 30
         while host.processes(JOB.name) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert host.processes(JOB.name) == []

@@ -62,6 +62,7 @@ def pytest_configure(config):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_keras_tests_pass_with_our_callbacks(tmp_path: Path) -> None:
     if not CALLBACKS.joinpath(MODULES[0]).exists():
         pytest.skip("this Keras is installed without its tests")

@@ -10,10 +10,22 @@ from harness import finish, kill_and_finish
 from models import RECIPES
 
 # Orders of the callbacks, so that each model also tries another one.
-CASES: list[Any] = [(name, "local", order) for order, name in enumerate(RECIPES)] + [
+ALL = [(name, "local", order) for order, name in enumerate(RECIPES)] + [
     ("two_ways", "mirrored", 100),
-    pytest.param("ema", "mirrored", 101, marks=pytest.mark.exhaustive),
-    pytest.param("mixed_precision", "mirrored", 102, marks=pytest.mark.exhaustive),
+    ("ema", "mirrored", 101),
+    ("mixed_precision", "mirrored", 102),
+]
+# Those that others cover by and large.
+VARIATIONS = {
+    *("subclassed", "two_optimizers", "ema_on_epoch", "lr_schedule"),
+    *("steps_per_execution", "steady", "eager", "auc"),
+}
+CASES = [
+    pytest.param(
+        *case,
+        marks=[pytest.mark.exhaustive] if case[0] in VARIATIONS or case[2] > 100 else [],
+    )
+    for case in ALL
 ]
 
 

@@ -98,6 +98,7 @@ def test_ranks_end_as_if_nothing_had_happened(backend: str, size: int, tmp_path:
     assert result(tmp_path / "run") == calm
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("backend", "model"), [("horovod", "two_optimizers"), ("multiworker", "mixed_precision")]
 )

@@ -38,8 +38,10 @@ def test_a_bug_is_given_up_after_so_many_attempts_and_mended(
     bug = ["--kill-rank", "1", "--kill", "bug:10"]
     done = launch(2, JOB, "--run", str(run), *bug, backend=backend, attempts=2)
     assert done.returncode == EXIT_NO_PROGRESS, done.stderr[-4000:]
-    # The first one has gained 9 steps; then two gained none.
-    assert done.stderr.count("[rank 1] ValueError: a bug in step 10") == 3
+    # When those before had come to step 9, which one may not, two more gained nothing.
+    assert done.stderr.count(f"resuming from {run}/checkpoints/9:") == 2
+    again = done.stderr.count("Starting again")
+    assert done.stderr.count("[rank 1] ValueError: a bug in step 10") == again + 1
     last = done.stderr.splitlines()[-1]
     assert "2 attempts in a row have gained no step beyond 9" in last
     assert "rank 1 on localhost ended with exit code 1: ValueError: a bug in step 10" in last
@@ -81,13 +83,13 @@ def test_a_hang_shows_all_stacks_and_is_started_again(
     arguments = [str(tmp_path / "marker"), "--run", str(run)]
     arguments += ["--kill-rank", "1", "--kill", "stuck:0"]
     command = [str(Path(sys.executable).with_name("distrib")), "run", "-np", "2"]
-    command += ["--backend", backend, "--step-timeout", "3", *forked(script, *arguments)]
+    command += ["--backend", backend, "--step-timeout", "8", *forked(script, *arguments)]
     variables = {"TESTS": str(JOB.parent)}
     done = subprocess.run(
         command, env=environment() | variables, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    assert "the job hangs: no rank has got on for 3 s (last step " in done.stderr
+    assert "the job hangs: no rank has got on for 8 s (last step " in done.stderr
     assert "in wait_for_ever" in done.stderr
     assert done.stderr.count("Fatal Python error: Aborted") == 2
     assert "the job was hanging. Starting again now." in done.stderr

@@ -39,12 +39,16 @@ print(f"rank {hvd.rank()}: {total.numpy()}")
 ONCE = """
 import os, pathlib, sys, time
 rank = int(os.environ["OMPI_COMM_WORLD_RANK"])
-been = pathlib.Path(__file__).with_name("been")
+been, zero = (pathlib.Path(__file__).with_name(name) for name in ("been", "zero"))
 if been.exists():
     print(f"rank {rank} finished")
     sys.exit(0)
 print("ready", flush=True)
+if rank == 0:
+    zero.touch()
 if rank == 1:
+    while not zero.exists():  # It has looked for the other one by then.
+        time.sleep(0.01)
     been.touch()
     os.kill(os.getpid(), 9) if sys.argv[1] == "kill" else sys.exit(int(sys.argv[1]))
 time.sleep(600)
