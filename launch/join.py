@@ -166,22 +166,29 @@ class Coordinator:
 
         A coordinator that was itself asked to stop says nothing: another one will take its place.
         """
-        if code == EXIT_FINISHED or not self._console.signals.asked_to_stop:
+        is_over = code == EXIT_FINISHED or not self._console.signals.asked_to_stop
+        if is_over:
             self._tell_the_end(code)
         self._listener.shutdown(socket.SHUT_RDWR)  # Wakes who waits there.
         self._listener.close()
         with self._lock:
             members = list(self._members.values())
         for member in members:
+            if is_over:
+                self._send(member.channel, {"over": code})
             member.hang_up()
 
     def _tell_the_end(self, code: int) -> None:
-        """Tell all members; who is only away for the moment is told when it comes again."""
+        """Tell all members; who is only away for the moment is told when it comes again.
+
+        They end when nothing is left to do here but to end as well: if this process is killed
+        before that, another one takes its place, and needs them to find out that all is done.
+        """
         with self._lock:
             self._ended = code
             members = list(self._members.values())
         for member in members:
-            self._say_goodbye(member.channel, code)
+            self._send(member.channel, {"end": code})
         patience = self._size.patience if code == EXIT_FINISHED else ANSWER_SECONDS
         deadline = time.monotonic() + patience
         expected = self._crew - {self._own.name}
@@ -189,9 +196,9 @@ class Coordinator:
             self._console.alive.tick()
             time.sleep(0.05)
 
-    def _say_goodbye(self, channel: Connection, code: int) -> None:
-        with suppress(OSError):  # It will ask again.
-            send(channel, {"end": code})
+    def _send(self, channel: Connection, message: Mapping[str, Any]) -> None:
+        with suppress(OSError):  # A member that was lost comes again.
+            send(channel, message)
 
     def _look(self) -> str | None:
         with self._lock:
@@ -282,7 +289,7 @@ class Coordinator:
             self._members[member.host.name] = member  # A new start takes the place of the old one.
             ended = self._ended
         if ended is not None:
-            self._say_goodbye(member.channel, ended)
+            self._send(member.channel, {"end": ended})
         try:
             while True:
                 message = receive(member.channel)

@@ -142,8 +142,10 @@ class Member:
                     if "end" in message:
                         self._wait_for_ranks()
                         send(channel, {"goodbye": True})
-                        return int(message["end"])
-                    self._do(message, channel, connection)
+                    elif "over" in message:
+                        return int(message["over"])
+                    else:
+                        self._do(message, channel, connection)
             except OSError:
                 return None if leave_by is None else self._leave_after_ranks()
 

@@ -23,7 +23,7 @@ from .supervisor import Result
 from .watch import Progress
 
 ATTEMPTS = 5
-SHORTEST_PAUSE, LONGEST_PAUSE = 5.0, 300.0
+SHORTEST_PAUSE, LONGEST_PAUSE = 5.0, 60.0
 
 
 @dataclass(frozen=True)

@@ -80,11 +80,11 @@ class Fault:
 def plan(seed: int, count: int) -> list[Fault]:
     """Return the faults of a seed."""
     rng = random.Random(seed)
-    kinds = [KINDS[number % len(KINDS)] for number in range(count)]
+    kinds = [*KINDS] * -(-count // len(KINDS))
     rng.shuffle(kinds)
     return [
         Fault(kind, rng.uniform(0, LONGEST_DELAY), rng.random(), rng.uniform(0.5, LONGEST_FAULT))
-        for kind in kinds
+        for kind in kinds[:count]
     ]
 
 
@@ -234,7 +234,8 @@ class Chaos:
     def _probe(self) -> None:
         for pod in self._job.pods.values():
             with suppress(FileNotFoundError):
-                age = time.time() - (pod.folder / "tmp" / "heartbeat").stat().st_mtime
+                heartbeat = self._disk / pod.folder.name / "tmp" / "heartbeat"
+                age = time.time() - heartbeat.stat().st_mtime
                 if age > PROBE_SECONDS and pod.exit_code is None and pod.kill_at is None:
                     self._say(f"   pod {pod.index} fails its liveness probe")
                     pod.send(signal.SIGKILL)
@@ -328,7 +329,8 @@ def disturbed(
     image["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     with ExitStack() as stack:
         volumes = stack.enter_context(disk(folder / "disk"))
-        job = stack.enter_context(indexed_job(volumes, manifests, image))
+        (folder / "pods").mkdir()
+        job = stack.enter_context(indexed_job(folder / "pods", manifests, image, disk=volumes))
         store = Store(stack, job.switch, folder / "store.log")
         store.ask("s3.create_bucket(Bucket='bucket')['ResponseMetadata']['HTTPStatusCode']")
         chaos = Chaos(job, store, volumes, faults, say)
@@ -345,7 +347,7 @@ def disturbed(
         left += [
             str(path.relative_to(volumes))
             for pod in job.pods.values()
-            for path in (pod.folder / "tmp").iterdir()
+            for path in (volumes / pod.folder.name / "tmp").iterdir()
             if path.name != "heartbeat"
         ]
     return result(folder / "run"), left, chaos.left

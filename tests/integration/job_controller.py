@@ -45,6 +45,7 @@ class IndexedJob:
         objects: Manifests: a Job and its ConfigMap.
         image: Environment that the container's image sets.
         scale: Of the pauses before pods are replaced.
+        disk: Where pods' own volumes are, if not in `folder`.
 
     Attributes:
         pods: The newest of each index.
@@ -62,8 +63,9 @@ class IndexedJob:
         objects: Sequence[Mapping[str, Any]],
         image: Mapping[str, str],
         scale: float,
+        disk: Path | None = None,
     ) -> None:
-        self._kubelet = Kubelet(stack, folder, objects, image)
+        self._kubelet = Kubelet(stack, folder, objects, image, disk)
         self._scale = scale
         self._spec = self._kubelet.job["spec"]
         self._grace = self._spec["template"]["spec"]["terminationGracePeriodSeconds"]
@@ -214,7 +216,8 @@ def indexed_job(
     objects: Sequence[Mapping[str, Any]],
     image: Mapping[str, str],
     scale: float = 0.05,
+    disk: Path | None = None,
 ) -> Iterator[IndexedJob]:
     """Run a Job; what of it still runs in the end is killed. See `IndexedJob`."""
     with ExitStack() as stack:
-        yield IndexedJob(stack, folder, objects, image, scale)
+        yield IndexedJob(stack, folder, objects, image, scale, disk)

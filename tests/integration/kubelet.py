@@ -90,6 +90,7 @@ class Kubelet:
         folder: Empty; for volumes and logs.
         objects: Manifests: a Job and its ConfigMap.
         image: Environment that the container's image sets.
+        disk: Where pods' own volumes are, if not in `folder`.
 
     Attributes:
         job: The Job's manifest.
@@ -103,6 +104,7 @@ class Kubelet:
         folder: Path,
         objects: Sequence[Mapping[str, Any]],
         image: Mapping[str, str],
+        disk: Path | None = None,
     ) -> None:
         (self.job,) = (each for each in objects if each["kind"] == "Job")
         self._pod_spec = self.job["spec"]["template"]["spec"]
@@ -110,6 +112,7 @@ class Kubelet:
         self._stack = stack
         self._folder = folder
         self._image = image
+        self._disk = disk or folder
         self.switch = hosts.make_switch(stack)
         self.started: list[Pod] = []
 
@@ -151,9 +154,10 @@ class Kubelet:
         for mount in container.get("volumeMounts", []):
             (volume,) = (v for v in self._pod_spec["volumes"] if v["name"] == mount["name"])
             # Claims are all the Job's, other volumes each pod's.
-            place = self._folder if "persistentVolumeClaim" in volume else folder
+            is_claim = "persistentVolumeClaim" in volume
+            place = self._folder if is_claim else self._disk / folder.name
             found[mount["mountPath"]] = place / volume["name"]
-            found[mount["mountPath"]].mkdir(exist_ok=True)
+            found[mount["mountPath"]].mkdir(parents=True, exist_ok=True)
         return found
 
     def _environment(

@@ -225,6 +225,26 @@ def test_ranks_end_with_the_coordinator_and_begin_with_the_next(
     assert member.end() == 75
 
 
+def test_a_coordinator_that_dies_before_its_end_is_waited_for(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its successor would wait in vain for members that have finished."""
+    with monkeypatch.context() as patch:
+        send = Coordinator._send
+
+        def die(self: Coordinator, channel: Any, message: Any) -> None:
+            if "over" not in message:
+                send(self, channel, message)
+
+        patch.setattr(Coordinator, "_send", die)
+        chief = cluster.coordinate(echo(tmp_path), 2, 2)
+        member = cluster.join("h1", echo(tmp_path))
+        chief.end()
+    again = cluster.coordinate(echo(tmp_path), 2, 2)
+    assert (again.end(), member.end()) == (0, 0)
+    assert tasks(tmp_path) == [(0, 2)] * 2 + [(1, 2)] * 2
+
+
 def test_a_killed_rank_is_started_again(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
