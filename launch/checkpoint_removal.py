@@ -18,6 +18,7 @@ from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.errors import EXIT_FINISHED, ConfigurationError
 from distrib.retention import AnyOf, BestN, EveryNSteps, LatestN, RetentionPolicy
 
+from .arguments import positive
 from .checkpoint_lookup import (
     COMMITTED,
     Found,
@@ -40,8 +41,8 @@ def add_commands(commands: Any) -> None:
     text = "remove the checkpoints that are not to be kept; the newest always is"
     command = add_command(commands, "prune", _prune, text)
     add = command.add_argument
-    add("--keep-last", type=_positive, required=True, metavar="N", help="keep the newest N")
-    add("--keep-every", type=_positive, metavar="N", help="keep the first of every N steps")
+    add("--keep-last", type=positive, required=True, metavar="N", help="keep the newest N")
+    add("--keep-every", type=positive, metavar="N", help="keep the first of every N steps")
     text = "keep the one with the least METRIC, or the largest with METRIC:max"
     add("--keep-best", type=_best, metavar="METRIC[:max]", help=text)
     add("--dry-run", action="store_true", help="only print what would be removed")
@@ -122,12 +123,6 @@ def _check_metric(best: BestN | None, counting: Sequence[Found]) -> None:
             f"Nothing was removed: no checkpoint has the metric {best.metric!r} of --keep-best. "
             f"They have {known}."
         )
-
-
-def _positive(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
-    return int(text)
 
 
 def _best(text: str) -> BestN:

@@ -9,6 +9,7 @@ from typing import Any
 from distrib.errors import EXIT_FINISHED
 
 from . import k8s_yaml
+from .arguments import positive, whole
 from .k8s_lint import problems
 from .k8s_objects import objects
 from .k8s_settings import (
@@ -42,25 +43,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
     pods = parser.add_argument_group("pods").add_argument
-    pods("--replicas", "--nodes", type=_count, default=2, metavar="N", help="pods (2)")
-    pods("--min-replicas", type=_count, metavar="N", help="go on with so few if pods are missing")
-    pods("--parallelism", type=_count, metavar="N", help="pods at once (--replicas)")
-    pods("--completions", type=_count, metavar="N", help="pods that must finish (--replicas)")
-    pods("--slots", type=_count, metavar="N", help="ranks in each pod (one for each GPU, or 1)")
-    pods("--gpus", type=_whole, default=0, metavar="N", help="of each pod (0)")
+    pods("--replicas", "--nodes", type=positive, default=2, metavar="N", help="pods (2)")
+    pods("--min-replicas", type=positive, metavar="N", help="go on with so few if pods are missing")
+    pods("--parallelism", type=positive, metavar="N", help="pods at once (--replicas)")
+    pods("--completions", type=positive, metavar="N", help="pods that must finish (--replicas)")
+    pods("--slots", type=positive, metavar="N", help="ranks in each pod (one for each GPU, or 1)")
+    pods("--gpus", type=whole, default=0, metavar="N", help="of each pod (0)")
     for name, what in (("cpu", "each pod"), ("memory", "each pod"), ("shm", "it in /dev/shm")):
         default = str(DEFAULTS[name])
         pods(f"--{name}", default=default, metavar="QUANTITY", help=f"of {what} ({default})")
     pods("--spot", choices=SPOT_CLOUDS, help="on a cloud's spot machines, and heed their notices")
 
     time = parser.add_argument_group("time, in seconds").add_argument
-    time("--grace", type=_count, metavar="S", help="from SIGTERM to SIGKILL (120 or what it takes)")
-    time("--save-time", type=_count, default=30, metavar="S", help="how long a save takes (30)")
-    time("--step-time", type=_count, default=10, metavar="S", help="how long a step takes (10)")
-    time("--deadline", type=_count, default=DEFAULTS["deadline"], metavar="S", help="(a week)")
+    time(
+        "--grace", type=positive, metavar="S", help="from SIGTERM to SIGKILL (120, or more)"
+    )
+    time("--save-time", type=positive, default=30, metavar="S", help="how long a save takes (30)")
+    time("--step-time", type=positive, default=10, metavar="S", help="how long a step takes (10)")
+    time("--deadline", type=positive, default=DEFAULTS["deadline"], metavar="S", help="(a week)")
     time(
         "--join-timeout",
-        type=_count,
+        type=positive,
         default=DEFAULTS["join_timeout"],
         metavar="S",
         help="how long missing pods are waited for (%(default)s)",
@@ -84,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     storage(
         "--egress-port",
-        type=_count,
+        type=positive,
         action="append",
         default=[],
         metavar="PORT",
@@ -101,18 +104,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what the image runs, and its arguments",
     )
     parser.set_defaults(run=_run)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
-    return int(text)
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)
 
 
 def _run(options: argparse.Namespace) -> int:

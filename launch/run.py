@@ -13,11 +13,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from distrib.environment import GRACE_VARIABLE
-from distrib.errors import ConfigurationError
+from distrib.environment import grace_seconds
 
 from . import init
 from .alive import Alive
+from .arguments import positive, seconds, whole
 from .console import Console
 from .fleet import Fleet, NamedHosts, Size, Task
 from .job import Job, Plan
@@ -32,7 +32,7 @@ from .signals import Signals
 from .watch import STEP_SECONDS, Limits
 
 BACKENDS = ("horovod", "multiworker", "local")
-GRACE_SECONDS = "60"
+GRACE_SECONDS = 60.0
 JOIN_SECONDS = 300.0
 # Of the launcher's environment, what goes along to other hosts.
 NAMES = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
@@ -46,31 +46,31 @@ PREFIXES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `distrib run`."""
     ranks = parser.add_argument_group("ranks").add_argument
-    ranks("-np", "--num-proc", type=_positive, metavar="N", help="number of ranks (all slots)")
-    ranks("--min-np", type=_positive, metavar="N", help="go on with so few if hosts are lost (-np)")
-    ranks("--max-np", type=_positive, metavar="N", help="use no more than so many (-np)")
+    ranks("-np", "--num-proc", type=positive, metavar="N", help="number of ranks (all slots)")
+    ranks("--min-np", type=positive, metavar="N", help="go on with so few if hosts are lost (-np)")
+    ranks("--max-np", type=positive, metavar="N", help="use no more than so many (-np)")
     ranks("--backend", choices=BACKENDS, default="horovod", help="(horovod)")
 
     hosts = parser.add_argument_group("hosts").add_argument
     hosts("-H", "--hosts", metavar="HOST:SLOTS,...", help="where they run, by ssh (this host)")
     hosts("--hostfile", type=Path, metavar="FILE", help="the same, a line `host slots=N` each")
-    hosts("--ssh-port", type=_positive, metavar="PORT", help="of the other hosts")
+    hosts("--ssh-port", type=positive, metavar="PORT", help="of the other hosts")
     hosts("--ssh-identity", metavar="FILE", help="private key for the other hosts")
     hosts(
         "--join",
         metavar="HOST[:PORT]",
         help=f"without ssh: the same command runs on all hosts and meets at this one ({PORT})",
     )
-    hosts("--slots", type=_positive, metavar="N", help="--join: ranks on this host (1)")
+    hosts("--slots", type=positive, metavar="N", help="--join: ranks on this host (1)")
     hosts(
         "--join-timeout",
-        type=_seconds,
+        type=seconds,
         default=JOIN_SECONDS,
         metavar="SECONDS",
         help="how long hosts that are missing are waited for (%(default)g)",
     )
     hosts("--network-interface", metavar="NAME", help="what connects the hosts (what ssh uses)")
-    hosts("--port", type=_positive, help="multiworker: each host's first port (any that is free)")
+    hosts("--port", type=positive, help="multiworker: each host's first port (any that is free)")
     hosts(
         "--env",
         action="append",
@@ -82,20 +82,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     restarts = parser.add_argument_group("restarts").add_argument
     restarts(
         "--attempts",
-        type=_count,
+        type=whole,
         default=ATTEMPTS,
         metavar="N",
         help="give up after so many in a row that gained no step; 0: never restart (%(default)d)",
     )
     restarts(
         "--start-timeout",
-        type=_seconds,
+        type=seconds,
         metavar="SECONDS",
         help="restart if it takes so long to begin `fit`, or its first batch (1800 for the latter)",
     )
     restarts(
         "--step-timeout",
-        type=_seconds,
+        type=seconds,
         default=STEP_SECONDS,
         metavar="SECONDS",
         help="restart if no rank has got on for so long; 0: never (%(default)g)",
@@ -120,35 +120,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_run)
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
-    return seconds
-
-
 def _run(options: argparse.Namespace) -> int:
     return init.as_child(lambda: _supervise(options)) if os.getpid() == 1 else _supervise(options)
 
 
 def _supervise(options: argparse.Namespace) -> int:
     task = Task(_command(options.command), _exported(options.env))
-    grace = _grace()
+    grace = grace_seconds()
+    grace = GRACE_SECONDS if grace is None else grace
     console = Console(tell, Alive(options.heartbeat_file), Signals())
     fleet = _fleet(options, task, console, grace)
     with console.signals.caught():
@@ -225,14 +204,6 @@ def _command(words: Sequence[str]) -> list[str]:
     if shutil.which(words[0]) is None:
         raise UsageError(f"{words[0]}: there is no such command.")
     return words
-
-
-def _grace() -> float:
-    text = os.environ.get(GRACE_VARIABLE, GRACE_SECONDS)
-    try:
-        return _seconds(text)
-    except argparse.ArgumentTypeError as error:
-        raise ConfigurationError(f"{GRACE_VARIABLE}={error}.") from error
 
 
 def _exported(names: Sequence[str]) -> dict[str, str]:
