@@ -29,7 +29,7 @@ from .watch import Watch
 
 CHUNK = 65536
 TICK_SECONDS = 0.1
-HOLD_SECONDS = 5.0  # For a rank that has complained to end; else it has not failed.
+HOLD_SECONDS = 9.0  # For a rank that has complained to end; else it has not failed.
 BEAT_SECONDS = 5.0
 NOTICE_SECONDS = 10.0  # For the other ranks to find out by themselves that one has failed.
 LAST_SECONDS = 5.0  # From one means to the next stronger one.
