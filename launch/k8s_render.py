@@ -55,9 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pods("--spot", choices=SPOT_CLOUDS, help="on a cloud's spot machines, and heed their notices")
 
     time = parser.add_argument_group("time, in seconds").add_argument
-    time(
-        "--grace", type=positive, metavar="S", help="from SIGTERM to SIGKILL (120, or more)"
-    )
+    time("--grace", type=positive, metavar="S", help="from SIGTERM to SIGKILL (120, or more)")
     time("--save-time", type=positive, default=30, metavar="S", help="how long a save takes (30)")
     time("--step-time", type=positive, default=10, metavar="S", help="how long a step takes (10)")
     time("--deadline", type=positive, default=DEFAULTS["deadline"], metavar="S", help="(a week)")
