@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,25 +132,19 @@ class Job:
             LAST_END_VARIABLE: self._restarts.last_error,
             GRACE_VARIABLE: f"{self._plan.grace:g}",
         }
-        if self._plan.backend == "horovod":
-            with rendezvous.server(crew.slots, crew.views) as port:
-                yield [
-                    {
-                        **rendezvous.common_environment(slot),
-                        **common,
-                        **rendezvous.horovod_environment(slot, crew.views[slot.host], port),
-                    }
+        with ExitStack() as stack:
+            own: list[rendezvous.Environment] = [{}]
+            if self._plan.backend == "horovod":
+                port = stack.enter_context(rendezvous.server(crew.slots, crew.views))
+                own = [
+                    rendezvous.horovod_environment(slot, crew.views[slot.host], port)
                     for slot in crew.slots
                 ]
-        elif self._plan.backend == "local":
-            yield [{**rendezvous.common_environment(crew.slots[0]), **common}]
-        else:
-            addresses = rendezvous.worker_addresses(crew.slots, crew.views, self._plan.first_port)
+            elif self._plan.backend == "multiworker":
+                first_port = self._plan.first_port
+                addresses = rendezvous.worker_addresses(crew.slots, crew.views, first_port)
+                own = [rendezvous.multiworker_environment(slot, addresses) for slot in crew.slots]
             yield [
-                {
-                    **rendezvous.common_environment(slot),
-                    **common,
-                    **rendezvous.multiworker_environment(slot, addresses),
-                }
-                for slot in crew.slots
+                {**rendezvous.common_environment(slot), **common, **its_own}
+                for slot, its_own in zip(crew.slots, own, strict=True)
             ]
