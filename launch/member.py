@@ -153,14 +153,9 @@ class Member:
         self, message: Mapping[str, Any], channel: Connection, connection: socket.socket
     ) -> None:
         if "survey" in message:
-            answer = {
-                "number": message["number"],
-                "launcher": connection.getpeername()[0],
-                "own": connection.getsockname()[0],
-                "interfaces": probe.interface_addresses(),
-                "ports": probe.free_ports(self._own.slots),
-            }
-            send(channel, answer)
+            launcher, own = connection.getpeername()[0], connection.getsockname()[0]
+            found = probe.surroundings(launcher, own, self._own.slots)
+            send(channel, {"number": message["number"], **found})
         elif "start" in message:
             if message["attempt"] != self._attempt:
                 self._end_ranks()  # Of the one before: a keeper may be deaf, and its rank alive.

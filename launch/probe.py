@@ -40,6 +40,22 @@ def free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
+def surroundings(launcher: str, own: str, ports: int) -> dict[str, object]:
+    """Return what the launcher needs to know of this host's network.
+
+    Args:
+        launcher: The launcher's address, from here.
+        own: This host's, from there.
+        ports: How many free ones to name.
+    """
+    return {
+        "launcher": launcher,
+        "own": own,
+        "interfaces": interface_addresses(),
+        "ports": free_ports(ports),
+    }
+
+
 def main() -> None:
     """Print, as JSON, what is known on this host."""
     parser = argparse.ArgumentParser()
@@ -47,13 +63,8 @@ def main() -> None:
     parser.add_argument("--directory", required=True, help="the ranks' working directory")
     options = parser.parse_args()
     launcher, _, own, _ = os.environ["SSH_CONNECTION"].split()
-    answer = {
-        "launcher": launcher,
-        "own": own,
-        "interfaces": interface_addresses(),
-        "ports": free_ports(options.ports),
-        "directory": os.path.isdir(options.directory),
-    }
+    answer = surroundings(launcher, own, options.ports)
+    answer["directory"] = os.path.isdir(options.directory)
     json.dump(answer, sys.stdout)
 
 
