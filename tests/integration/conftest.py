@@ -18,6 +18,14 @@ from ceph import missing, start_ceph
 from stores import Server, start_gcs, start_moto
 
 
+@pytest.fixture(scope="module", params=["horovod", "multiworker"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each way to join ranks, unless a test names one."""
+    if request.param == "horovod":
+        pytest.importorskip("horovod", reason="Horovod is not installed: `distrib horovod build`")
+    return str(request.param)
+
+
 @pytest.fixture(scope="session")
 def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     reason = missing()

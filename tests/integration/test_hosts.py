@@ -35,13 +35,6 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[rig.Host]]:
 
 
 @pytest.fixture(scope="module")
-def backend(request: pytest.FixtureRequest) -> str:
-    if request.param == "horovod":
-        pytest.importorskip("horovod", reason="Horovod is not installed: `distrib horovod build`")
-    return str(request.param)
-
-
-@pytest.fixture(scope="module")
 def calm(backend: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     run = tmp_path_factory.mktemp("calm")
     done = launch(3, JOB, "--run", str(run), backend=backend)

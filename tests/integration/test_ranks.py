@@ -46,13 +46,6 @@ ON_MPI = ["collectives_of_arrays", "sums_instead_of_averages", "adasum_works_on_
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(params=["horovod", "multiworker"])
-def backend(request: pytest.FixtureRequest) -> str:
-    if request.param == "horovod":
-        pytest.importorskip("horovod", reason="Horovod is not installed: `distrib horovod build`")
-    return str(request.param)
-
-
 def failures(size: int, folder: Path, checks: list[str], backend: str) -> dict[str, Any]:
     path = folder / "report.json"
     done = launch(size, SCRIPT, str(path), *checks, backend=backend)

@@ -13,14 +13,6 @@ from harness import JOB, environment, forked, launch, result
 from distrib.errors import EXIT_NO_PROGRESS
 
 pytestmark = pytest.mark.slow
-BACKENDS = ["horovod", "multiworker"]
-
-
-@pytest.fixture(scope="module", params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
-    if request.param == "horovod":
-        pytest.importorskip("horovod", reason="Horovod is not installed: `distrib horovod build`")
-    return str(request.param)
 
 
 @pytest.fixture(scope="module")
