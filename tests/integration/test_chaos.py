@@ -25,15 +25,13 @@ def test_a_plan_follows_from_its_seed() -> None:
 
 def test_a_job_survives_some_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chaos, "PODS", 2)
-    monkeypatch.setattr(chaos, "STEPS_PER_FAULT", 20)
     seed = random.SystemRandom().randrange(10**6)
     told: list[str] = [f"seed {seed}"]
     faults = chaos.plan(seed, 4)
     calm = chaos.undisturbed(tmp_path, len(faults))
     try:
-        got, left, spared = chaos.disturbed(tmp_path, faults, told.append)
+        got, left = chaos.disturbed(tmp_path, faults, told.append)
     finally:
         print("\n".join(told))
     assert got == calm
     assert left == []
-    assert spared < len(faults) / 2  # A fast machine may be done before the last ones.
