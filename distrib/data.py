@@ -65,6 +65,9 @@ class Dataset(tf.data.Dataset):
         self._transformations = transformations
         options = tf.data.Options()
         options.deterministic = True
+        # TensorFlow's tuning thread can miss that the pass has ended and sleep on, up to a minute,
+        # while whoever lets go of the iterator waits for it and holds Python's lock.
+        options.autotune.enabled = False
         passes = position.passes(endless)
         inner = source.batches(passes, order).with_options(options).prefetch(tf.data.AUTOTUNE)
         self._inner = functools.reduce(lambda ds, change: change(ds), transformations, inner)

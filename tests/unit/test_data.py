@@ -624,6 +624,17 @@ def test_numpy_integers_are_integers():
 
 # -- under a strategy
 
+
+def test_no_pass_is_tuned_by_a_thread_that_its_end_would_wait_for():
+    tuned = tf.data.Options()
+    tuned.autotune.enabled = True
+    stream = tf.data.Dataset.range(8).with_options(tuned)
+    for source in (np.arange(8), stream):
+        dataset = make_dataset(source, batch_size=2)
+        for derived in (dataset, dataset.map(lambda x: x), dataset.prefetch(1), dataset.repeat()):
+            assert derived.options().autotune.enabled is False
+
+
 MIRRORED = """
 import keras, numpy as np, tensorflow as tf
 tf.config.set_logical_device_configuration(
