@@ -29,13 +29,13 @@ from distrib.data import Dataset
 from distrib.environment import grace_seconds, supervision
 from distrib.errors import (
     CheckpointError,
-    ConfigurationError,
     DistribError,
     NoProgressError,
     Preempted,
     say_before_exit,
 )
 from distrib.fit import FitCall
+from distrib.fit_checks import check_call, warn_of_forgetful
 from distrib.grace import Grace, fits
 from distrib.heartbeat import heartbeat
 from distrib.interval import Observed, readable
@@ -49,15 +49,6 @@ from distrib.store import check_writable, explain
 
 # A rank that hears no more of its supervisor lives for a minute.
 _LOCK_PATIENCE = 90.0
-_FORGETFUL = {
-    "CSVLogger",
-    "EarlyStopping",
-    "LearningRateScheduler",
-    "ModelCheckpoint",
-    "ReduceLROnPlateau",
-    "SwapEMAWeights",
-    "TensorBoard",
-}
 
 
 class Resume:
@@ -113,7 +104,7 @@ class Resume:
         """Build the model, and find, verify and check the checkpoint; nothing is changed yet."""
         self._model = model
         self._call = call
-        self._check_call()
+        check_call(call, self._schedule)
         self._supervisor = supervision()
         self._grace = Grace(grace_seconds())
         self._sources = sources()
@@ -133,7 +124,7 @@ class Resume:
         if self._cluster.is_chief:
             self._take_over()
         self._contents.add_callbacks(callbacks)
-        _warn_of_forgetful(callbacks)
+        warn_of_forgetful(callbacks)
         self._position = Position(epoch=self._call.initial_epoch)
         self._due = Due(self._schedule, self._observe)
         self._last_saved_step = -1
@@ -447,33 +438,3 @@ class Resume:
         if self._call.dataset is None:
             return None
         return {**self._call.dataset.fingerprint(), "batches_per_epoch": self._call.batches}
-
-    def _check_call(self) -> None:
-        dataset, steps = self._call.dataset, self._call.steps_per_epoch
-        if dataset is None and self._schedule.within_epochs:
-            raise ConfigurationError(
-                "`save_freq` in steps or time needs data that can be resumed in the middle of an "
-                f"epoch, but `fit` was given {type(self._call.data).__name__}. Pass "
-                "`cluster.dataset(...)`, or use save_freq='epoch'."
-            )
-        if dataset is not None and dataset.endless and steps is None:
-            raise ConfigurationError("A repeated dataset has no end: pass `steps_per_epoch`.")
-        if dataset is None or dataset.endless or steps in (None, dataset.num_batches):
-            return
-        raise ConfigurationError(
-            f"`steps_per_epoch={steps}` differs from the dataset's {dataset.num_batches} batches. "
-            "Pass `dataset.repeat()`, which goes on through the data from epoch to epoch, or leave "
-            "`steps_per_epoch` out."
-        )
-
-
-def _warn_of_forgetful(callbacks: Sequence[Any]) -> None:
-    """Name Keras's own callbacks in the list that have a twin here which survives a restart."""
-    for callback in callbacks:
-        kind = type(callback)
-        if kind.__module__.startswith("keras.") and kind.__name__ in _FORGETFUL:
-            warnings.warn(
-                f"keras.callbacks.{kind.__name__} forgets its state at a restart; import "
-                f"{kind.__name__} from distrib.callbacks to resume exactly.",
-                stacklevel=2,
-            )
