@@ -96,12 +96,13 @@ class Killer(keras.callbacks.Callback):
 class Pace(keras.callbacks.Callback):
     """Makes steps long enough for a save to be done before the next one is due."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, hurry: Path) -> None:
         super().__init__()
-        self.seconds = seconds
+        self.seconds, self.hurry = seconds, hurry
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        time.sleep(self.seconds)
+        if not self.hurry.exists():
+            time.sleep(self.seconds)
 
 
 def counted(
@@ -189,7 +190,12 @@ def main() -> None:
     parser.add_argument("--patience", type=int, default=2, help="of EarlyStopping, in epochs")
     parser.add_argument("--samples", type=int, default=173)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--pace", type=float, default=0.03, help="seconds slept after each step")
+    parser.add_argument(
+        "--pace",
+        type=float,
+        default=0.03,
+        help="seconds slept after each step, while there is no `hurry` beside the run",
+    )
     args = parser.parse_args()
     place = locate(args.store or args.run, "store")
 
@@ -212,7 +218,7 @@ def main() -> None:
         CSVLogger(f"{place}/log.csv", append=True),
         LossHistory(f"{place}/plots"),
         *recipe.callbacks(),
-        Pace(args.pace),
+        Pace(args.pace, args.run.with_name("hurry")),
     ]
     callbacks = [callback for callback in callbacks if callback is not None]
     random.Random(args.order).shuffle(callbacks)
