@@ -233,16 +233,18 @@ class _Position:
     def passes(self, endless: bool) -> Any:
         """Return a `tf.data.Dataset` of the (epoch, first step) of each pass."""
 
+        @tf.autograph.experimental.do_not_convert
         def take(_: Any) -> tuple[Any, Any]:
             epoch, step = tf.numpy_function(self.take, [], [tf.int64, tf.int64])
             return tf.ensure_shape(epoch, []), tf.ensure_shape(step, [])
 
+        @tf.autograph.experimental.do_not_convert
         def epochs(epoch: Any, step: Any) -> Any:
             # Counted here, not taken one by one: what runs ahead of the training must not move
             # the position of the pass to come.
-            return tf.data.Dataset.counter().map(
-                lambda i: (epoch + i, tf.where(tf.equal(i, 0), step, tf.zeros_like(step)))
-            )
+            start = tf.data.Dataset.from_tensors(step)
+            others = tf.data.Dataset.from_tensors(tf.zeros_like(step)).repeat()
+            return tf.data.Dataset.zip((tf.data.Dataset.counter(epoch), start.concatenate(others)))
 
         first = tf.data.Dataset.from_tensors(0).map(take)
         return first.flat_map(epochs) if endless else first

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.autograph.impl import api as autograph_api
 
 from distrib.data import make_dataset
 from distrib.errors import ConfigurationError
@@ -633,6 +634,27 @@ def test_no_pass_is_tuned_by_a_thread_that_its_end_would_wait_for():
         dataset = make_dataset(source, batch_size=2)
         for derived in (dataset, dataset.map(lambda x: x), dataset.prefetch(1), dataset.repeat()):
             assert derived.options().autotune.enabled is False
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_pipeline_is_made_without_autograph_which_takes_long(source, size, monkeypatch):
+    converted, convert = [], autograph_api._convert_actual
+    monkeypatch.setattr(
+        autograph_api,
+        "_convert_actual",
+        lambda function, context: (converted.append(function), convert(function, context))[1],
+    )
+    for shuffle in (False, True):
+        dataset = make_dataset(source, 8, shuffle=shuffle, rank=size - 1, size=size)
+        assert labels(dataset)
+        assert labels(dataset.repeat().take(5))
+    assert converted == []
+
+    def users(x, y):
+        return x, y
+
+    assert labels(dataset.map(users))
+    assert converted == [users]
 
 
 MIRRORED = """
