@@ -17,7 +17,7 @@ ALL = [(name, "local", order) for order, name in enumerate(RECIPES)] + [
 ]
 # Those that others cover by and large.
 VARIATIONS = {
-    *("subclassed", "two_optimizers", "ema_on_epoch", "lr_schedule"),
+    *("small", "subclassed", "two_optimizers", "ema_on_epoch", "lr_schedule"),
     *("steps_per_execution", "steady", "eager", "auc"),
 }
 CASES = [

@@ -1,7 +1,8 @@
 """Whether several ranks compute what one process would, and act as one.
 
-The checks themselves are in `rank_checks.py`. With each backend one job of 2 ranks makes all of
-them, and one of 3 ranks those where a third rank can make a difference.
+The checks themselves are in `rank_checks.py`. One job of 2 ranks makes all of them on Horovod, and
+one those on workers that go through code of theirs; `make exhaustive` makes the others there too,
+and on 3 ranks those where a third can make a difference.
 """
 
 from __future__ import annotations
@@ -41,6 +42,17 @@ ON_THREE = [
     "a_stop_on_one_rank_stops_all_after_the_next_batch",
 ]
 
+# What either way to join ranks leaves to code that is common to both.
+COMMON = {
+    *("plain_optimizers", "moving_averages_and_weight_decay", "float64_models", "loss_scaling"),
+    *("mixed_precision_is_found_behind_keras", "the_optimizer_is_saved_as_it_was"),
+    *("the_chiefs_learning_rate_counts", "every_epoch_costs_the_metrics_one_collective"),
+    *("early_stopping_and_plateaus_are_the_same_everywhere", "a_bad_loss_on_one_rank_stops_all"),
+    *("a_stop_after_an_epoch_stops_all", "a_stop_at_the_last_batch_stops_all_after_the_epoch"),
+    "nobody_stops_without_a_reason",
+}
+OWN = [check for check in CHECKS if check not in COMMON]
+
 ON_MPI = ["collectives_of_arrays", "sums_instead_of_averages", "adasum_works_on_mpi_only"]
 
 pytestmark = pytest.mark.slow
@@ -55,8 +67,17 @@ def failures(size: int, folder: Path, checks: list[str], backend: str) -> dict[s
     return {check: failure for check, failure in report.items() if failure}
 
 
-def test_two_ranks(backend: str, tmp_path: Path) -> None:
-    assert failures(2, tmp_path, CHECKS, backend) == {}
+@pytest.mark.parametrize(
+    ("backend", "checks"),
+    [
+        pytest.param("horovod", CHECKS, id="horovod"),
+        pytest.param("multiworker", OWN, id="multiworker"),
+        pytest.param("multiworker", CHECKS, id="multiworker-all", marks=pytest.mark.exhaustive),
+    ],
+    indirect=["backend"],
+)
+def test_two_ranks(backend: str, checks: list[str], tmp_path: Path) -> None:
+    assert failures(2, tmp_path, checks, backend) == {}
 
 
 @pytest.mark.exhaustive

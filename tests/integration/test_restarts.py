@@ -23,6 +23,12 @@ def calm(backend: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     return result(run)
 
 
+@pytest.mark.parametrize(
+    "backend",
+    ["horovod", pytest.param("multiworker", marks=pytest.mark.exhaustive)],
+    indirect=True,
+    scope="module",
+)
 def test_a_bug_is_given_up_after_so_many_attempts_and_mended(
     backend: str, calm: dict[str, Any], tmp_path: Path
 ) -> None:
