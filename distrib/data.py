@@ -68,8 +68,8 @@ class Dataset(tf.data.Dataset):
         # TensorFlow's tuning thread can miss that the pass has ended and sleep on, up to a minute,
         # while whoever lets go of the iterator waits for it and holds Python's lock.
         options.autotune.enabled = False
-        passes = position.passes(endless)
-        inner = source.batches(passes, order).with_options(options).prefetch(tf.data.AUTOTUNE)
+        inner = _batches(source, order, position, endless)
+        inner = inner.with_options(options).prefetch(tf.data.AUTOTUNE)
         self._inner = functools.reduce(lambda ds, change: change(ds), transformations, inner)
         super().__init__(self._inner._variant_tensor)
 
@@ -212,6 +212,13 @@ def _shape(spec: Any) -> list[int | None] | None:
     return None if spec.shape.rank is None else spec.shape.as_list()
 
 
+# No function of ours that makes up a pipeline branches on a tensor in Python. Looking for that, as
+# AutoGraph would within this call, would take half a second of every start.
+@tf.autograph.experimental.do_not_convert
+def _batches(source: Source, order: Order, position: _Position, endless: bool) -> Any:
+    return source.batches(position.passes(endless), order)
+
+
 class _Position:
     """Where the next pass starts; shared by all datasets derived from one."""
 
@@ -233,18 +240,16 @@ class _Position:
     def passes(self, endless: bool) -> Any:
         """Return a `tf.data.Dataset` of the (epoch, first step) of each pass."""
 
-        @tf.autograph.experimental.do_not_convert
         def take(_: Any) -> tuple[Any, Any]:
             epoch, step = tf.numpy_function(self.take, [], [tf.int64, tf.int64])
             return tf.ensure_shape(epoch, []), tf.ensure_shape(step, [])
 
-        @tf.autograph.experimental.do_not_convert
         def epochs(epoch: Any, step: Any) -> Any:
             # Counted here, not taken one by one: what runs ahead of the training must not move
             # the position of the pass to come.
-            start = tf.data.Dataset.from_tensors(step)
-            others = tf.data.Dataset.from_tensors(tf.zeros_like(step)).repeat()
-            return tf.data.Dataset.zip((tf.data.Dataset.counter(epoch), start.concatenate(others)))
+            return tf.data.Dataset.counter().map(
+                lambda i: (epoch + i, tf.where(tf.equal(i, 0), step, tf.zeros_like(step)))
+            )
 
         first = tf.data.Dataset.from_tensors(0).map(take)
         return first.flat_map(epochs) if endless else first

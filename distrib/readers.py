@@ -41,7 +41,6 @@ class _ReadSource:
         def read(index: Array, epoch: Any) -> list[Array]:
             return self.read(index, int(epoch), order.seed)
 
-        @tf.autograph.experimental.do_not_convert
         def batch(epoch: Any, step: Any) -> Any:
             index = order.indices(epoch, step)
             # Not stateful: what is read depends on the arguments only, and TensorFlow would read
@@ -189,13 +188,11 @@ class ExampleSource(_ReadSource):
 
 def _steps(passes: Any, order: Order) -> Any:
     """Return a `tf.data.Dataset` of the (epoch, step) pairs of this process's batches."""
-
-    @tf.autograph.experimental.do_not_convert
-    def steps(epoch: Any, first: Any) -> Any:
-        numbers = tf.data.Dataset.range(first, order.own_batches)
-        return tf.data.Dataset.zip((tf.data.Dataset.from_tensors(epoch).repeat(), numbers))
-
-    return passes.flat_map(steps)
+    return passes.flat_map(
+        lambda epoch, first: tf.data.Dataset.range(first, order.own_batches).map(
+            lambda step: (epoch, step)
+        )
+    )
 
 
 def _takes_rng(function: Callable[..., Any]) -> bool:

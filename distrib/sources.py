@@ -4,9 +4,6 @@ A source turns passes, which are pairs (epoch, first step), into batches. Two of
 any example at any time, and start in the middle of an epoch at no cost. A `tf.data` pipeline cannot
 be entered in the middle, so what came before is produced again and dropped, as are the examples of
 other processes.
-
-None of the functions that make up a pipeline branches on a tensor in Python. Looking for that, as
-AutoGraph does, would take half a second of every start.
 """
 
 from __future__ import annotations
@@ -75,14 +72,12 @@ class ArraySource:
         """
         steps = self._batches_of_a_block(order)
 
-        @tf.autograph.experimental.do_not_convert
         def blocks(epoch: Any, first: Any) -> Any:
             full = tf.data.Dataset.range(first, min(order.full_batches, order.own_batches), steps)
             last = tf.data.Dataset.range(tf.maximum(first, order.full_batches), order.own_batches)
             starts = full.concatenate(last)
             return tf.data.Dataset.zip((tf.data.Dataset.from_tensors(epoch).repeat(), starts))
 
-        @tf.autograph.experimental.do_not_convert
         def gather(epoch: Any, start: Any) -> Any:
             index = order.block(epoch, start, steps)
             # All batches have the same shape to TensorFlow, whether there is a tail or not.
@@ -128,7 +123,6 @@ class StreamSource:
     def batches(self, passes: Any, order: Order) -> Any:
         """Return the batches; see `Source`."""
 
-        @tf.autograph.experimental.do_not_convert
         def one_pass(epoch: Any, first_step: Any) -> Any:
             dataset = self._dataset
             if order.shuffle:
@@ -145,7 +139,6 @@ class StreamSource:
                 dataset = dataset.enumerate().take(order.own_batches)
             return dataset.skip(first_step)
 
-        @tf.autograph.experimental.do_not_convert
         def own_rows(step: Any, batch: Any) -> Any:
             rows = order.rows(step)
             rows = tf.compat.v1.placeholder_with_default(rows, [order.static_batch_size])
