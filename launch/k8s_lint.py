@@ -201,6 +201,23 @@ def _meeting_place(pods: Pods, objects: Sequence[Object]) -> Iterator[str]:
         yield from _service(subdomain, services[subdomain])
 
 
+def _end(pods: Pods, _: Sequence[Object]) -> Iterator[str]:
+    """Yield what is wrong with how pods end that have finished."""
+    rules = pods.job.get("successPolicy", {}).get("rules", ())
+    first_decides = any(rule.get("succeededIndexes") == "0" for rule in rules)
+    lingers = "--linger" in pods.words
+    if lingers and pods.job and not first_decides:
+        yield (
+            "with --linger the pods but the first stay until they are stopped, which needs a "
+            'successPolicy with succeededIndexes: "0".'
+        )
+    if first_decides and not lingers and any(word.startswith("--join=") for word in pods.words):
+        yield (
+            "the pods need --linger: if the first one is lost as it ends, its successor would wait "
+            "for others that have ended."
+        )
+
+
 def _service(name: str | None, spec: Object) -> Iterator[str]:
     if spec.get("clusterIP") != "None":
         yield f"the Service {name} must have clusterIP: None, or its pods have no names."
@@ -245,6 +262,7 @@ RULES = (
     _ranks,
     _checkpoints,
     _meeting_place,
+    _end,
     _resources,
     lambda pods, _: policies.problems(pods.job, pods.spec, pods.name),
 )

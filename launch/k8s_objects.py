@@ -119,7 +119,9 @@ def _claim(settings: Settings, name: str, size: str) -> Object:
 
 
 def _job(settings: Settings) -> list[Object]:
-    container = training_container(settings, joining(settings, "$(JOB_NAME)"), [*settings.script])
+    # That it is done shows in pod 0's exit code, which a node that is lost may not live to report.
+    command = [*joining(settings, "$(JOB_NAME)"), "--linger"]
+    container = training_container(settings, command, [*settings.script])
     service = {
         **_head(settings, "v1", "Service"),
         "spec": {

@@ -8,11 +8,12 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from typing import Any
 
-from distrib.errors import EXIT_LOST_PEER, EXIT_PREEMPTED, ConfigurationError
+from distrib.errors import EXIT_FINISHED, EXIT_LOST_PEER, EXIT_PREEMPTED, ConfigurationError
 
 from . import probe
 from .console import Console
@@ -24,6 +25,7 @@ from .protocol import ANSWER_SECONDS, TOKEN_VARIABLE, limit_reads, prepare, rece
 RETRY_SECONDS = 1.0
 TICK_SECONDS = 0.5
 QUIET_SECONDS = 3.0  # Hosts never start at the very same moment.
+LINGER_SECONDS = 5.0  # From one look for a coordinator to the next, when nothing is left to do.
 
 
 class Member:
@@ -35,6 +37,7 @@ class Member:
         task: What they run.
         patience: Seconds to wait for a coordinator.
         grace: Seconds that ranks have for saving after a request to stop.
+        linger: Whether to stay after the job has finished, until this host is asked to stop.
         console: The launcher's.
     """
 
@@ -45,6 +48,7 @@ class Member:
         task: Task,
         patience: float,
         grace: float,
+        linger: bool,
         console: Console,
     ) -> None:
         self._coordinator = coordinator
@@ -52,6 +56,7 @@ class Member:
         self._task = task
         self._patience = patience
         self._grace = grace
+        self._linger = linger
         self._console = console
         self._attempt = 0
         self._keepers: list[subprocess.Popen[bytes]] = []
@@ -59,41 +64,62 @@ class Member:
 
     def serve(self) -> int:
         """Return the exit code: the job's, or 75 if this host was asked to stop, or 76."""
-        began = time.monotonic()
-        deadline = began + self._patience
-        told = ""
-        while time.monotonic() < deadline:
-            try:
-                channel, connection = self._dial()
-            except OSError as error:
-                if str(error) != told and time.monotonic() - began > QUIET_SECONDS:
-                    told = str(error)
-                    host, port = self._coordinator
-                    self._console.say(
-                        f"waiting for {host}:{port}, {self._patience:g} s at most: {error}"
-                    )
-                if self._console.wait(RETRY_SECONDS):
-                    return self._stop_idle()
-                continue
+        met = self._meet()
+        while not isinstance(met, int):
+            channel, connection = met
             try:
                 code = self._follow(channel, connection)
             finally:
                 channel.close()
                 connection.close()
                 self._end_ranks()
-            if code is not None:
+            if code == EXIT_FINISHED and self._linger:
+                met = self._await_stop()
+            elif code is not None:
                 return code
-            self._console.say(
-                f"lost {self._coordinator[0]}; its ranks here were ended. Joining again."
-            )
-            began = time.monotonic()
-            deadline, told = began + self._patience, ""
+            else:
+                self._console.say(
+                    f"lost {self._coordinator[0]}; its ranks here were ended. Joining again."
+                )
+                met = self._meet()
+        return met
+
+    def _meet(self) -> tuple[Connection, socket.socket] | int:
+        """Connect as soon as there is a coordinator; an exit code if that is never."""
+        began = time.monotonic()
+        told = ""
         host, port = self._coordinator
+        while time.monotonic() < began + self._patience:
+            try:
+                return self._dial()
+            except OSError as error:
+                if str(error) != told and time.monotonic() - began > QUIET_SECONDS:
+                    told = str(error)
+                    self._console.say(
+                        f"waiting for {host}:{port}, {self._patience:g} s at most: {error}"
+                    )
+            if self._console.wait(RETRY_SECONDS):
+                self._console.say(
+                    f"asked to stop while no rank was running. (exit code {EXIT_PREEMPTED})"
+                )
+                return EXIT_PREEMPTED
         self._console.say(
             f"{host}:{port} has not answered for {self._patience:g} s. Started again, this host "
             f"tries again. (exit code {EXIT_LOST_PEER})"
         )
         return EXIT_LOST_PEER
+
+    def _await_stop(self) -> tuple[Connection, socket.socket] | int:
+        """Stay at hand when the job has finished.
+
+        A coordinator may be lost when it has told its members, and before whoever started it knows
+        its exit code. Its successor finds nothing left to train, but it finds that out with all.
+        """
+        self._console.say("the job has finished; this host stays until it is asked to stop.")
+        while not self._console.wait(LINGER_SECONDS):
+            with suppress(OSError):
+                return self._dial()
+        return EXIT_FINISHED
 
     def _dial(self, **hello: Any) -> tuple[Connection, socket.socket]:
         """Connect, and say who is there."""
@@ -202,7 +228,3 @@ class Member:
                 f"asked to stop; the ranks did not end in time. (exit code {EXIT_LOST_PEER})"
             )
         return EXIT_PREEMPTED if saved else EXIT_LOST_PEER
-
-    def _stop_idle(self) -> int:
-        self._console.say(f"asked to stop while no rank was running. (exit code {EXIT_PREEMPTED})")
-        return EXIT_PREEMPTED

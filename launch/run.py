@@ -69,6 +69,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="how long hosts that are missing are waited for (%(default)g)",
     )
+    hosts(
+        "--linger",
+        action="store_true",
+        help="--join: hosts but the first stay when all is done, until they are asked to stop",
+    )
     hosts("--network-interface", metavar="NAME", help="what connects the hosts (what ssh uses)")
     hosts("--port", type=positive, help="multiworker: each host's first port (any that is free)")
     hosts(
@@ -148,6 +153,8 @@ def _fleet(
     options: argparse.Namespace, task: Task, console: Console, grace: float
 ) -> Fleet | Member:
     if options.join is None:
+        if options.linger:
+            raise UsageError("--linger goes with --join.")
         hosts = _hosts(options)
         ssh = Ssh(options.ssh_port, options.ssh_identity)
         size = _size(options, sum(host.slots for host in hosts()))
@@ -161,7 +168,8 @@ def _fleet(
     if Host(name, own.slots).is_local:
         size = _size(options, options.max_np or options.num_proc)
         return Coordinator(port, own, size, options.network_interface, task, console)
-    return Member((name, port), own, task, options.join_timeout, grace, console)
+    patience, linger = options.join_timeout, options.linger
+    return Member((name, port), own, task, patience, grace, linger, console)
 
 
 def _hosts(options: argparse.Namespace) -> Callable[[], Sequence[Host]]:

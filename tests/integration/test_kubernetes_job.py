@@ -163,6 +163,20 @@ def test_both_pods_are_evicted_at_the_very_end(disturbed: Disturbed, calm: dict[
     assert result(disturbed.run) == calm[2]
 
 
+def test_the_first_pod_is_lost_when_the_others_know_the_end(
+    disturbed: Disturbed, calm: dict[int, Any]
+) -> None:
+    job = disturbed.start()
+    job.until(disturbed.reaches(6))
+    job.pods[0].send(signal.SIGSTOP)  # Process 1, and not the supervisor that is its child.
+    job.until(lambda: "the job has finished" in job.pods[1].log)
+    job.pods[0].send(signal.SIGKILL)
+    job.finish()
+    assert job.codes == {0: [137, 0], 1: [0]}, job.describe()
+    assert (job.condition, job.failed, job.ignored) == ("Complete", {0: 1}, {})
+    assert result(disturbed.run) == calm[2]
+
+
 def test_a_bug_fails_the_job_after_some_attempts(disturbed: Disturbed) -> None:
     job = disturbed.start("--kill", "bug:2", options=["--attempts=2"])
     job.finish()

@@ -85,14 +85,19 @@ class Cluster:
         return Process(work)
 
     def join(
-        self, name: str, command: list[str], slots: int = 1, patience: float = SECONDS
+        self,
+        name: str,
+        command: list[str],
+        slots: int = 1,
+        patience: float = SECONDS,
+        linger: bool = False,
     ) -> Process:
         def work(signals: Signals) -> int:
             address = ("127.0.0.1", self.port)
             task = Task(command, {})
             own = Host(name, slots)
             console = Console(tell, Alive(None), signals)
-            return Member(address, own, task, patience, 20, console).serve()
+            return Member(address, own, task, patience, 20, linger, console).serve()
 
         return Process(work)
 
@@ -243,6 +248,29 @@ def test_a_coordinator_that_dies_before_its_end_is_waited_for(
     again = cluster.coordinate(echo(tmp_path), 2, 2)
     assert (again.end(), member.end()) == (0, 0)
     assert tasks(tmp_path) == [(0, 2)] * 2 + [(1, 2)] * 2
+
+
+def test_a_member_may_stay_for_the_successor_of_a_coordinator_whose_end_nobody_saw(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distrib.launch.member.LINGER_SECONDS", 0.1)
+    chief = cluster.coordinate(echo(tmp_path), 2, 2)
+    member = cluster.join("h1", echo(tmp_path), patience=2.0, linger=True)
+    assert chief.end() == 0
+    time.sleep(2.5)  # Its patience was for the start.
+    successor = cluster.coordinate(echo(tmp_path), 2, 2)
+    assert successor.end() == 0
+    assert tasks(tmp_path) == [(0, 2)] * 2 + [(1, 2)] * 2
+    assert member.code is None
+    member.signals.note(signal.SIGTERM)
+    assert member.end() == 0
+
+
+def test_a_member_does_not_stay_when_the_job_has_failed(cluster: Cluster) -> None:
+    command = ["sh", "-c", "exit 78"]
+    chief = cluster.coordinate(command, 2, 2)
+    member = cluster.join("h1", command, linger=True)
+    assert (chief.end(), member.end()) == (78, 78)
 
 
 def test_a_killed_rank_is_started_again(

@@ -82,6 +82,8 @@ def set_env(objects: Objects, name: str, value: str) -> None:
         (lambda o: o["ConfigMap"]["data"].update(RANKS="3"), "RANKS=3"),
         (lambda o: o["ConfigMap"]["data"].update(CHECKPOINT_DIR="/data/1"), "the pod's own disk"),
         (lambda o: o["ConfigMap"]["data"].update(CHECKPOINT_DIR="/tmp/1"), "the pod's own disk"),
+        (lambda o: job(o).pop("successPolicy"), "needs a successPolicy"),
+        (lambda o: container(o)["command"].remove("--linger"), "the pods need --linger"),
         (lambda o: o["Job"]["metadata"].update(name="other"), "the subdomain 'distrib'"),
         (lambda o: o["Service"]["metadata"].update(name="other"), "no Service is called so"),
         (lambda o: o["Service"]["spec"].pop("clusterIP"), "clusterIP: None"),

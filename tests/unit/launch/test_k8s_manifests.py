@@ -27,8 +27,8 @@ from distrib.launch.k8s_lint import problems
 
 HERE = Path(__file__).parent
 K8S = HERE.parents[2] / "k8s"
-# From the first that has all fields (`successPolicy`), past the one that was tried, to the newest.
-VERSIONS = ["1.30", "1.33", "1.36", "1.37"]
+# From the first that heeds all fields (`successPolicy`), past that which was tried, to the newest.
+VERSIONS = ["1.31", "1.33", "1.36", "1.37"]
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # What `distrib k8s render` is told to get the objects of k8s/.
 COMMON = ["--name=distrib", "--image=distrib"]
