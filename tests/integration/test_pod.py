@@ -294,8 +294,10 @@ def test_the_pods_of_the_manifests(podman: Podman, tmp_path: Path) -> None:
     podman.signal(second, signal.SIGTERM)
     assert second.wait() == 75, second.output
     again = start(1, beside)
-    assert again.wait() == 0, again.output
     assert first.wait() == 0, first.output
+    again.wait_for("the job has finished")
+    podman.signal(again, signal.SIGTERM)  # The Job is complete.
+    assert again.wait() == 0, again.output
     assert sorted(os.listdir(runs / "17")) == ["finished-0", "finished-1", "stop"]
 
 
