@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import hosts
-from harness import JOB, environment, forked, launch, result
+from harness import JOB, environment, forked, result, undisturbed
 from job_controller import IndexedJob, indexed_job
 from kubelet import Pod
 
@@ -274,11 +274,10 @@ def _nothing() -> None:
     pass
 
 
-def training(run: Path, faults: int) -> list[str]:
+def training(faults: int) -> list[str]:
     """Return the arguments of a job with enough steps for so many faults."""
     data = ["--samples", str(SAMPLES), "--batch-size", str(BATCH)]
-    how = ["--epochs", str(_epochs(faults)), "--patience", "1000"]
-    return ["--run", str(run), "--model", "small", *data, *how]
+    return [*data, "--epochs", str(_epochs(faults)), "--patience", "1000"]
 
 
 def _epochs(faults: int) -> int:
@@ -291,12 +290,9 @@ def pace(faults: Sequence[Fault]) -> float:
     return 1.1 * sum(fault.delay for fault in faults) / steps
 
 
-def undisturbed(folder: Path, faults: int) -> dict[str, Any]:
+def calm(faults: int) -> dict[str, Any]:
     """Return what the job ends with if nobody disturbs it."""
-    how = [*training(folder / "calm", faults), "--save-freq", "epoch", "--pace", "0"]
-    done = launch(PODS, JOB, *how)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return result(folder / "calm")
+    return undisturbed(*training(faults), "--save-freq", "epoch", "--pace", "0", ranks=PODS)
 
 
 @contextmanager
@@ -323,7 +319,8 @@ def disturbed(
     Returns:
         What it ends with, and what it has left over.
     """
-    how = [*training(folder / "run", len(faults)), "--pace", f"{pace(faults):.3f}"]
+    run = folder / "run"
+    how = ["--run", str(run), *training(len(faults)), "--pace", f"{pace(faults):.3f}"]
     settings = Settings(
         name="job",
         image="none",
@@ -361,7 +358,7 @@ def disturbed(
             for path in (volumes / pod.folder.name / "tmp").iterdir()
             if path.name != "heartbeat"
         ]
-    return result(folder / "run"), left
+    return result(run), left
 
 
 def loosen(manifests: Sequence[dict[str, Any]]) -> None:
@@ -426,10 +423,10 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory(prefix="distrib-chaos-") as name:
         folder = Path(name)
-        calm = undisturbed(folder, options.faults)
+        expected = calm(options.faults)
         say("the undisturbed run has ended")
         got, left = disturbed(folder, faults, say)
-    differ = [key for key in calm if got[key] != calm[key]]
+    differ = [key for key in expected if got[key] != expected[key]]
     print(f"differs: {differ or 'nothing'}; left over: {left or 'nothing'}")
     return bool(differ or left)
 

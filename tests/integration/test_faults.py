@@ -11,18 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import finish, kill_and_finish, start
+from harness import finish, kill_and_finish, start, undisturbed
 
 from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.errors import EXIT_CONFIGURATION, EXIT_NO_LOADABLE_CHECKPOINT, EXIT_PREEMPTED
 from distrib.store import locate
 
 SHORT = ["--epochs", "2"]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return finish(tmp_path_factory.mktemp("undisturbed"), *SHORT)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +52,7 @@ def truncate(path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", [flip_a_bit, truncate, Path.unlink])
 def test_a_damaged_checkpoint_is_set_aside_and_the_result_is_the_same(
-    damage: Any, run: Path, undisturbed: dict[str, Any]
+    damage: Any, run: Path
 ) -> None:
     damaged = largest_file(run, 16)
     damage(damaged)
@@ -66,7 +61,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_result_is_the_same(
     assert f"Checkpoint 16 is damaged: {damaged}" in done.stderr
     assert "resuming from" in done.stderr
     assert (run / "checkpoints" / "16.damaged").is_dir()
-    assert json.loads((run / "result.json").read_text()) == undisturbed
+    assert json.loads((run / "result.json").read_text()) == undisturbed(*SHORT)
 
 
 @pytest.mark.slow
@@ -91,7 +86,7 @@ def test_all_checkpoints_damaged_is_65_and_deletes_nothing(run: Path) -> None:
     ],
 )
 def test_another_model_or_dataset_is_78_and_changes_nothing(
-    change: list[str], message: str, run: Path, undisturbed: dict[str, Any]
+    change: list[str], message: str, run: Path
 ) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     done = start(run, *SHORT, *change)
@@ -132,11 +127,9 @@ def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_signals_at_many_moments_end_as_if_nothing_had_happened(
-    tmp_path: Path, undisturbed: dict[str, Any]
-) -> None:
+def test_signals_at_many_moments_end_as_if_nothing_had_happened(tmp_path: Path) -> None:
     signals = ["signal:1", "interrupt:11", "signal_in_validation:0", "signal:13", "signal:22"]
-    assert kill_and_finish(tmp_path / "run", signals, *SHORT) == undisturbed
+    assert kill_and_finish(tmp_path / "run", signals, *SHORT) == undisturbed(*SHORT)
 
 
 @pytest.fixture
@@ -163,9 +156,7 @@ def test_a_disk_that_is_full_from_the_start(small_disk: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_disk_that_fills_up_costs_no_checkpoint(
-    small_disk: Path, undisturbed: dict[str, Any]
-) -> None:
+def test_a_disk_that_fills_up_costs_no_checkpoint(small_disk: Path) -> None:
     run = small_disk / "run"
     # Early in an epoch, so that the failed save is reported before a plot fails as well.
     assert start(run, *SHORT, "--kill=signal:1").returncode == EXIT_PREEMPTED
@@ -178,4 +169,4 @@ def test_a_disk_that_fills_up_costs_no_checkpoint(
     assert "is intact; free space" in done.stderr
 
     (small_disk / "filler").unlink()
-    assert finish(run, *SHORT) == undisturbed
+    assert finish(run, *SHORT) == undisturbed(*SHORT)

@@ -11,11 +11,10 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import hosts as rig
 import pytest
-from harness import JOB, environment, launch, result
+from harness import JOB, environment, result, undisturbed
 
 from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.store import locate
@@ -32,14 +31,6 @@ PATIENCE = {"HOROVOD_GLOO_TIMEOUT_SECONDS": "5", "DISTRIB_PEER_TIMEOUT_SECONDS":
 def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[rig.Host]]:
     with rig.hosts(tmp_path_factory.mktemp("hosts")) as made:
         yield made
-
-
-@pytest.fixture(scope="module")
-def calm(backend: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    run = tmp_path_factory.mktemp("calm")
-    done = launch(3, JOB, "--run", str(run), backend=backend)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return result(run)
 
 
 def start(host: rig.Host, backend: str, run: Path, errors: Path) -> subprocess.Popen[bytes]:
@@ -73,7 +64,7 @@ def start(host: rig.Host, backend: str, run: Path, errors: Path) -> subprocess.P
     indirect=["backend"],
 )
 def test_the_job_goes_on_without_a_host(
-    fault: str, backend: str, calm: dict[str, Any], three: list[rig.Host], tmp_path: Path
+    fault: str, backend: str, three: list[rig.Host], tmp_path: Path
 ) -> None:
     run, errors = tmp_path / "run", tmp_path / "errors"
     job = start(three[0], backend, run, errors)
@@ -87,7 +78,7 @@ def test_the_job_goes_on_without_a_host(
     assert text.count("lost another rank") == 2
     assert text.count("distrib: resuming from") == 1
     assert "Traceback" not in text
-    assert result(run) == calm
+    assert result(run) == undisturbed(ranks=3, backend=backend)
     for host in (three[0], three[2]):  # `test_run.py` waits for one that was cut off, too.
         deadline = time.monotonic() + 30
         while host.processes(JOB.name) and time.monotonic() < deadline:

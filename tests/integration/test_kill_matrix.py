@@ -9,10 +9,9 @@ every 3 steps.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-from harness import finish, kill_and_finish
+from harness import kill_and_finish, undisturbed
 
 MOMENTS = {
     "between steps": ["before_step:2", "after_step:7", "after_step:12", "before_step:33"],
@@ -51,17 +50,11 @@ def arguments(request: pytest.FixtureRequest) -> list[str]:
     return ["--backend", request.param]
 
 
-@pytest.fixture(scope="module")
-def undisturbed(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return finish(tmp_path_factory.mktemp("undisturbed"), *arguments)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", MOMENTS)
-def test_every_moment(
-    kind: str, arguments: list[str], undisturbed: dict[str, Any], tmp_path: Path
-) -> None:
-    assert kill_and_finish(tmp_path / "run", MOMENTS[kind], *arguments) == undisturbed
+def test_every_moment(kind: str, arguments: list[str], tmp_path: Path) -> None:
+    killed = kill_and_finish(tmp_path / "run", MOMENTS[kind], *arguments)
+    assert killed == undisturbed(*arguments)
 
 
 def test_kills_enough() -> None:

@@ -13,12 +13,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import hosts
 import numpy as np
 import pytest
-from harness import JOB, finish, forked, launch, result
+from harness import JOB, forked, result, undisturbed
 from job_controller import IndexedJob, indexed_job
 
 from distrib.checkpoint.directory import CheckpointDirectory
@@ -82,21 +81,7 @@ def disturbed(tmp_path: Path) -> Iterator[Disturbed]:
         yield Disturbed(stack, tmp_path)
 
 
-@pytest.fixture(scope="module")
-def calm(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
-    """What runs end with that nobody touches, by the number of ranks."""
-    found = {}
-    for ranks in (2, 3):
-        run = tmp_path_factory.mktemp("calm")
-        done = launch(ranks, JOB, "--run", str(run), *SHORT)
-        assert done.returncode == 0, done.stderr[-4000:]
-        found[ranks] = result(run)
-    return found
-
-
-def test_a_member_and_then_the_coordinator_are_evicted(
-    disturbed: Disturbed, calm: dict[int, Any]
-) -> None:
+def test_a_member_and_then_the_coordinator_are_evicted(disturbed: Disturbed) -> None:
     job = disturbed.start()
     job.until(disturbed.reaches(6))
     job.evict(1)
@@ -106,10 +91,10 @@ def test_a_member_and_then_the_coordinator_are_evicted(
     job.finish()
     assert job.codes == {0: [75, 0], 1: [75, 0]}, job.describe()
     assert (job.condition, job.failed, job.ignored) == ("Complete", {}, {0: 1, 1: 1})
-    assert result(disturbed.run) == calm[2]
+    assert result(disturbed.run) == undisturbed(*SHORT, ranks=2)
 
 
-def test_memory_runs_out(disturbed: Disturbed, calm: dict[int, Any]) -> None:
+def test_memory_runs_out(disturbed: Disturbed) -> None:
     job = disturbed.start()
     job.until(disturbed.reaches(6))
     (rank,) = job.pods[1].processes("nursery.py")  # That is what it was forked from.
@@ -121,12 +106,10 @@ def test_memory_runs_out(disturbed: Disturbed, calm: dict[int, Any]) -> None:
     job.finish()
     assert job.codes == {0: [0], 1: [137, 0]}, job.describe()
     assert (job.condition, job.failed, job.ignored) == ("Complete", {1: 1}, {})
-    assert result(disturbed.run) == calm[2]
+    assert result(disturbed.run) == undisturbed(*SHORT, ranks=2)
 
 
-def test_a_network_fails_for_a_while_and_a_node_for_good(
-    disturbed: Disturbed, calm: dict[int, Any]
-) -> None:
+def test_a_network_fails_for_a_while_and_a_node_for_good(disturbed: Disturbed) -> None:
     job = disturbed.start(pods=3, HOROVOD_GLOO_TIMEOUT_SECONDS="5")
     job.until(disturbed.reaches(6))
     job.pods[1].cut()
@@ -141,31 +124,29 @@ def test_a_network_fails_for_a_while_and_a_node_for_good(
     assert (job.condition, job.failed, job.ignored) == ("Complete", {}, {2: 1})
     job.find_node(lost)
     job.until(lambda: lost.exit_code is not None)
-    assert result(disturbed.run) == calm[3]
+    assert result(disturbed.run) == undisturbed(*SHORT, ranks=3)
 
 
-def test_two_of_three_nodes_are_drained(disturbed: Disturbed, calm: dict[int, Any]) -> None:
+def test_two_of_three_nodes_are_drained(disturbed: Disturbed) -> None:
     job = disturbed.start(pods=3)
     job.until(disturbed.reaches(6))
     job.evict(0, 1)
     job.finish()
     assert job.codes == {0: [75, 0], 1: [75, 0], 2: [0]}, job.describe()
     assert (job.condition, job.failed, job.ignored) == ("Complete", {}, {0: 1, 1: 1})
-    assert result(disturbed.run) == calm[3]
+    assert result(disturbed.run) == undisturbed(*SHORT, ranks=3)
 
 
-def test_both_pods_are_evicted_at_the_very_end(disturbed: Disturbed, calm: dict[int, Any]) -> None:
+def test_both_pods_are_evicted_at_the_very_end(disturbed: Disturbed) -> None:
     job = disturbed.start()
     job.until(lambda: (disturbed.run / "result.json").exists())
     job.evict(0, 1)
     job.finish()
     assert (job.condition, job.failed) == ("Complete", {}), job.describe()
-    assert result(disturbed.run) == calm[2]
+    assert result(disturbed.run) == undisturbed(*SHORT, ranks=2)
 
 
-def test_the_first_pod_is_lost_when_the_others_know_the_end(
-    disturbed: Disturbed, calm: dict[int, Any]
-) -> None:
+def test_the_first_pod_is_lost_when_the_others_know_the_end(disturbed: Disturbed) -> None:
     job = disturbed.start()
     job.until(disturbed.reaches(6))
     job.pods[0].send(signal.SIGSTOP)  # Process 1, and not the supervisor that is its child.
@@ -174,7 +155,7 @@ def test_the_first_pod_is_lost_when_the_others_know_the_end(
     job.finish()
     assert job.codes == {0: [137, 0], 1: [0]}, job.describe()
     assert (job.condition, job.failed, job.ignored) == ("Complete", {0: 1}, {})
-    assert result(disturbed.run) == calm[2]
+    assert result(disturbed.run) == undisturbed(*SHORT, ranks=2)
 
 
 def test_a_bug_fails_the_job_after_some_attempts(disturbed: Disturbed) -> None:
@@ -194,7 +175,7 @@ def test_wrong_configuration_fails_it_at_once(disturbed: Disturbed) -> None:
 
 
 def test_the_job_goes_on_with_fewer_pods_and_grows_again(
-    disturbed: Disturbed, tmp_path: Path
+    disturbed: Disturbed,
 ) -> None:
     """The same samples in the same global batches; what differs is the order of additions."""
     steady = ["--model", "steady", "--epochs", "20", "--patience", "1000"]
@@ -210,6 +191,6 @@ def test_the_job_goes_on_with_fewer_pods_and_grows_again(
     job.finish()
     assert job.codes == {0: [0], 1: [75, 0]}, job.describe()
     assert job.pods[0].log.count("going on with") == 1
-    calm, changed = finish(tmp_path / "calm", *steady), result(disturbed.run)
+    calm, changed = undisturbed(*steady), result(disturbed.run)
     assert len(changed["weights"]) == 2
     np.testing.assert_allclose(changed["losses"], calm["losses"], rtol=1e-4)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import finish, kill_and_finish
+from harness import kill_and_finish, undisturbed
 from models import RECIPES
 
 # Orders of the callbacks, so that each model also tries another one.
@@ -33,7 +33,7 @@ CASES = [
 @pytest.mark.parametrize(("model", "backend", "order"), CASES)
 def test_resumes_exactly(model: str, backend: str, order: int, tmp_path: Path) -> None:
     arguments = ["--model", model, "--backend", backend, "--order", str(order)]
-    calm = finish(tmp_path / "calm", *arguments)
+    calm = undisturbed(*arguments)
     killed = kill_and_finish(tmp_path / "killed", ["after_step:27"], *arguments)
     assert killed == calm
     _assert_trained(calm)

@@ -9,7 +9,7 @@ from urllib.error import HTTPError
 
 import pytest
 from cloud_metadata import Metadata, metadata_server
-from harness import begin, finish
+from harness import begin, finish, undisturbed
 
 from distrib.errors import EXIT_PREEMPTED
 from distrib.notices import VARIABLE, Ec2, Gce, Watch, sources
@@ -105,4 +105,4 @@ def test_a_notice_ends_a_run_which_goes_on_to_the_same_end(
     output = (tmp_path / "run.output").read_text()
     assert "Google says preempted=TRUE, so all ranks save and stop." in output
     assert "Run the same command again to go on." in output
-    assert finish(run, *SHORT) == finish(tmp_path / "undisturbed", *SHORT)
+    assert finish(run, *SHORT) == undisturbed(*SHORT)

@@ -8,10 +8,9 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-from harness import JOB, KILLED, environment, finish, forked, start
+from harness import JOB, KILLED, environment, finish, forked, start, undisturbed
 
 from distrib.checkpoint import attempts
 from distrib.checkpoint.directory import CheckpointDirectory
@@ -24,11 +23,6 @@ from distrib.errors import EXIT_NO_PROGRESS, EXIT_PREEMPTED
 from distrib.store import locate
 
 SHORT = ["--epochs", "2"]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return finish(tmp_path_factory.mktemp("undisturbed"), *SHORT)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +50,7 @@ def newest(run: Path) -> attempts.Entry:
 
 @pytest.mark.slow
 def test_a_bug_ends_a_job_after_its_attempts_and_mended_it_goes_on(
-    run: Path, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(ATTEMPTS_VARIABLE, "2")
     broken = [*SHORT, "--kill=bug:17"]
@@ -72,7 +66,7 @@ def test_a_bug_ends_a_job_after_its_attempts_and_mended_it_goes_on(
     assert done.stderr.count("ended: ValueError: a bug in step 17") == 2
     assert "Traceback" not in done.stderr
     assert newest(run).end == "given up"
-    assert finish(run, *SHORT) == undisturbed
+    assert finish(run, *SHORT) == undisturbed(*SHORT)
 
 
 def supervised(
@@ -109,7 +103,7 @@ def test_all_ranks_give_up_together(run: Path) -> None:
 
 @pytest.mark.slow
 def test_a_save_that_cannot_fit_is_not_begun(
-    tmp_path: Path, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
     monkeypatch.setenv(GRACE_VARIABLE, "0.001")
@@ -126,7 +120,7 @@ def test_a_save_that_cannot_fit_is_not_begun(
     done = start(run, *SHORT, f"--kill=before_step:{saved}")
     assert done.returncode == KILLED
     assert "a request to stop leaves 0.001 s" in done.stderr
-    assert finish(run, *SHORT) == undisturbed
+    assert finish(run, *SHORT) == undisturbed(*SHORT)
 
 
 @pytest.mark.slow

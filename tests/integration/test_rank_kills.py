@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from harness import JOB, KILLED, finish, launch, result
+from harness import JOB, KILLED, launch, result, undisturbed
 from harness import start as start_alone
 
 from distrib.checkpoint.directory import CheckpointDirectory
@@ -85,13 +85,12 @@ def start(backend: str, size: int, run: Path, *arguments: str) -> int:
     ],
 )
 def test_ranks_end_as_if_nothing_had_happened(backend: str, size: int, tmp_path: Path) -> None:
-    assert start(backend, size, tmp_path / "calm") == 0
     for rank, kill in KILLS[backend, size]:
         killed = ["--kill-rank", str(rank), "--kill", kill]
         code = start(backend, size, tmp_path / "run", *killed)
         assert code == (EXIT_PREEMPTED if "signal" in kill else EXIT_LOST_PEER), kill
     assert start(backend, size, tmp_path / "run") == 0
-    calm = result(tmp_path / "calm")
+    calm = undisturbed(ranks=size, backend=backend)
     assert len(calm["weights"]) == size
     assert len(set(calm["weights"])) == 1
     assert len(set(map(str, calm["logs"]))) == 1
@@ -104,11 +103,10 @@ def test_ranks_end_as_if_nothing_had_happened(backend: str, size: int, tmp_path:
 )
 def test_other_models_resume_exactly(backend: str, model: str, tmp_path: Path) -> None:
     how = ["--model", model, "--order", "7"]
-    assert start(backend, 2, tmp_path / "calm", *how) == 0
     killed = ["--kill-rank", "1", "--kill", "after_step:20"]
     assert start(backend, 2, tmp_path / "run", *how, *killed) == EXIT_LOST_PEER
     assert start(backend, 2, tmp_path / "run", *how) == 0
-    assert result(tmp_path / "run") == result(tmp_path / "calm")
+    assert result(tmp_path / "run") == undisturbed(*how, ranks=2, backend=backend)
 
 
 def test_a_job_moves_to_other_ranks_and_backends(tmp_path: Path) -> None:
@@ -123,7 +121,7 @@ def test_a_job_moves_to_other_ranks_and_backends(tmp_path: Path) -> None:
         killed = [] if kill is None else ["--kill", kill]
         expected = 0 if kill is None else KILLED if size == 1 else EXIT_LOST_PEER
         assert start(backend, size, run, *model, *killed) == expected
-    calm = finish(tmp_path / "calm", *model)
+    calm = undisturbed(*model)
     moved = result(run)
     np.testing.assert_allclose(moved["losses"], calm["losses"], rtol=1e-4)
     for name, values in calm["history"].items():
@@ -131,8 +129,7 @@ def test_a_job_moves_to_other_ranks_and_backends(tmp_path: Path) -> None:
 
 
 def test_all_ranks_fall_back_together(tmp_path: Path) -> None:
-    run, calm = tmp_path / "run", tmp_path / "calm"
-    assert start("horovod", 2, calm) == 0
+    run = tmp_path / "run"
     assert start("horovod", 2, run, "--kill", "after_step:20") == EXIT_LOST_PEER
     newest = max(CheckpointDirectory(locate(run, "directory")).steps())
     folder = run / "checkpoints" / str(newest)
@@ -141,7 +138,7 @@ def test_all_ranks_fall_back_together(tmp_path: Path) -> None:
     done = launch(2, JOB, "--run", str(run))
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stderr.count("is damaged") == 1  # Only the chief looks at the storage.
-    assert result(run) == result(calm)
+    assert result(run) == undisturbed(ranks=2)
 
 
 @pytest.mark.parametrize("backend", ["horovod", "multiworker"])

@@ -5,22 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from harness import JOB, environment, forked, launch, result
+from harness import JOB, environment, forked, launch, result, undisturbed
 
 from distrib.errors import EXIT_NO_PROGRESS
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def calm(backend: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    run = tmp_path_factory.mktemp("calm")
-    done = launch(2, JOB, "--run", str(run), backend=backend)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return result(run)
 
 
 @pytest.mark.parametrize(
@@ -29,9 +20,7 @@ def calm(backend: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     indirect=True,
     scope="module",
 )
-def test_a_bug_is_given_up_after_so_many_attempts_and_mended(
-    backend: str, calm: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_bug_is_given_up_after_so_many_attempts_and_mended(backend: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     bug = ["--kill-rank", "1", "--kill", "bug:10"]
     done = launch(2, JOB, "--run", str(run), *bug, backend=backend, attempts=2)
@@ -44,7 +33,7 @@ def test_a_bug_is_given_up_after_so_many_attempts_and_mended(
     assert "2 attempts in a row have gained no step beyond 9" in last
     assert "rank 1 on localhost ended with exit code 1: ValueError: a bug in step 10" in last
     assert launch(2, JOB, "--run", str(run), backend=backend, attempts=2).returncode == 0
-    assert result(run) == calm
+    assert result(run) == undisturbed(ranks=2, backend=backend)
 
 
 STUCK = """
@@ -72,9 +61,7 @@ job.main()
 """
 
 
-def test_a_hang_shows_all_stacks_and_is_started_again(
-    backend: str, calm: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_hang_shows_all_stacks_and_is_started_again(backend: str, tmp_path: Path) -> None:
     script = tmp_path / "stuck.py"
     script.write_text(STUCK)
     run = tmp_path / "run"
@@ -91,7 +78,7 @@ def test_a_hang_shows_all_stacks_and_is_started_again(
     assert "in wait_for_ever" in done.stderr
     assert done.stderr.count("Fatal Python error: Aborted") == 2
     assert "the job was hanging. Starting again now." in done.stderr
-    assert result(run) == calm
+    assert result(run) == undisturbed(ranks=2, backend=backend)
 
 
 SLOW = """

@@ -8,10 +8,9 @@ import random
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-from harness import KILLED, begin, finish, result, start
+from harness import KILLED, begin, finish, result, start, undisturbed
 from store_kills import disturbed, left_over
 from stores import Server
 
@@ -24,11 +23,6 @@ from distrib.store import Location, locate
 SHORT = ["--epochs", "2"]
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return finish(tmp_path_factory.mktemp("undisturbed"), *SHORT)
-
-
 @pytest.fixture(params=["ceph", "gcs"])
 def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Location:
     """A place on a server that this process and its jobs find by the environment alone."""
@@ -39,9 +33,7 @@ def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Lo
 
 
 @pytest.mark.slow
-def test_killed_at_every_stage_of_a_save(
-    store: Location, undisturbed: dict[str, Any], tmp_path: Path
-) -> None:
+def test_killed_at_every_stage_of_a_save(store: Location, tmp_path: Path) -> None:
     kills = ["save_arrays:2", "save_uncommitted:2", "save_committed:1", "after_step:14"]
     kills += ["save_prune:1", "epoch_end:1", "restore_read:1"]
     for kill in kills:
@@ -50,7 +42,7 @@ def test_killed_at_every_stage_of_a_save(
     done = start(tmp_path / "run", *SHORT, "--store", str(store))
     assert done.returncode == 0, done.stderr[-4000:]
     assert f"resuming from {store}/checkpoints/" in done.stderr
-    assert result(tmp_path / "run") == undisturbed
+    assert result(tmp_path / "run") == undisturbed(*SHORT)
     assert left_over(store) == []
     entry = newest(store / "checkpoints")
     assert entry is not None
@@ -61,7 +53,7 @@ def test_killed_at_every_stage_of_a_save(
 @pytest.mark.slow
 @pytest.mark.parametrize("store", ["ceph"], indirect=True)
 def test_an_older_chief_that_is_still_alive_stops_and_damages_nothing(
-    store: Location, undisturbed: dict[str, Any], tmp_path: Path
+    store: Location, tmp_path: Path
 ) -> None:
     arguments = [*SHORT, "--store", str(store)]
     old = begin(tmp_path / "old", *arguments)
@@ -71,7 +63,7 @@ def test_an_older_chief_that_is_still_alive_stops_and_damages_nothing(
             time.sleep(0.05)
         pid = json.loads((store / "checkpoints/attempts/00000001.json").read_bytes())["pid"]
         os.kill(pid, signal.SIGSTOP)  # As a host does that is cut off, or a virtual machine paused.
-        assert finish(tmp_path / "new", *arguments) == undisturbed
+        assert finish(tmp_path / "new", *arguments) == undisturbed(*SHORT)
         os.kill(pid, signal.SIGCONT)
         assert old.wait(60) == EXIT_CONFIGURATION
     finally:
@@ -87,14 +79,12 @@ def test_an_older_chief_that_is_still_alive_stops_and_damages_nothing(
     assert left_over(store) == []
     assert commit.damaged(directory.location) == []
     # Whoever starts it once more finds it finished.
-    assert finish(tmp_path / "again", *arguments) == undisturbed
+    assert finish(tmp_path / "again", *arguments) == undisturbed(*SHORT)
 
 
 @pytest.mark.slow
-def test_random_kills_of_chief_and_server(
-    ceph: Server, undisturbed: dict[str, Any], tmp_path: Path
-) -> None:
+def test_random_kills_of_chief_and_server(ceph: Server, tmp_path: Path) -> None:
     """A sample of what `python tests/integration/store_kills.py` does."""
     seed = random.randrange(1000)
     got = disturbed(ceph, tmp_path / "run", 4, random.Random(seed), SHORT)
-    assert got == undisturbed, f"seed {seed}"
+    assert got == undisturbed(*SHORT), f"seed {seed}"
