@@ -14,7 +14,7 @@ from pathlib import Path
 
 import hosts as rig
 import pytest
-from harness import JOB, environment, result, undisturbed
+from harness import JOB, environment, forked, result, undisturbed
 
 from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.store import locate
@@ -41,7 +41,7 @@ def start(host: rig.Host, backend: str, run: Path, errors: Path) -> subprocess.P
     (errors.parent / "hosts").write_text("h0 slots=1\nh1 slots=1\nh2 slots=2\n")
     with errors.open("wb") as file:
         job = host.start(
-            [str(distrib), *options, str(JOB), "--run", str(run)],
+            [str(distrib), *options, *forked(JOB, "--run", str(run))],
             env={**environment(), **PATIENCE},
             stdout=subprocess.DEVNULL,
             stderr=file,

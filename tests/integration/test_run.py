@@ -16,6 +16,7 @@ from typing import Any
 
 import hosts as rig
 import pytest
+from harness import forked
 
 RUN = [sys.executable, "-P", "-m", "distrib.launch.cli", "run"]
 PLAIN = ["--backend", "multiworker"]  # Which asks nothing of a rank that wants nothing of it.
@@ -250,7 +251,7 @@ def test_three_ranks_add_up(write: Any, start: Any) -> None:
 )
 def test_the_cause_is_told(what: str, code: int, last: str, write: Any, start: Any) -> None:
     script = write(ADD)
-    command = [*RUN, "-np", "3", "--attempts", "0", script, what, "1000000"]
+    command = [*RUN, "-np", "3", "--attempts", "0", *forked(Path(script), what, "1000000")]
     # Ranks also wait as long for each other's start, which busy cores put seconds apart.
     job = start(command, {"HOROVOD_GLOO_TIMEOUT_SECONDS": "15"})
     assert job.end() == code, job.err.read_text()
@@ -289,7 +290,7 @@ def test_hosts_add_up(three: list[rig.Host], write: Any, tmp_path: Path) -> None
 @pytest.mark.parametrize("what", ["kill", "cut"])
 def test_a_host_is_lost(what: str, three: list[rig.Host], write: Any, tmp_path: Path) -> None:
     options = ["-H", "h0:1,h1:1,h2:1", "--attempts", "0"]
-    command = [*RUN, *options, write(ADD), "", "1000000"]
+    command = [*RUN, *options, *forked(Path(write(ADD)), "", "1000000")]
     job = start_on(three[0], tmp_path, command, HOROVOD_GLOO_TIMEOUT_SECONDS="5")
     job.wait_for("of 3 on", 3)
     if what == "kill":

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import JOB, environment, result, undisturbed
+from harness import JOB, environment, forked, result, undisturbed
 from slurm_cluster import Batch, Cluster, missing, slurm
 
 from distrib.checkpoint.directory import CheckpointDirectory
@@ -59,7 +59,7 @@ def test_a_preempted_run_comes_back_and_ends_with_the_same_weights(
     pytest.importorskip("horovod", reason="Horovod is not installed: `distrib horovod build`")
     run, samples = tmp_path / "run", "--samples=600"
     variables = {name: environment()[name] for name in ("CUDA_VISIBLE_DEVICES",)}
-    batch = cluster.submit(SCRIPT, str(JOB), "--run", str(run), samples, **variables)
+    batch = cluster.submit(SCRIPT, *forked(JOB, "--run", str(run), samples), **variables)
     saved = CheckpointDirectory(locate(run, "directory"))
     batch.wait_for("saved", lambda: max(saved.steps(), default=0) >= 9)
     cluster.submit("--partition=high", "--nodes=3", "--exclusive", "--wrap=true")
