@@ -147,6 +147,9 @@ class _Reducer:
         for name in (*self._original, _REDUCER):
             vars(self._optimizer).pop(name, None)
 
+    # A train step of the user's own calls these two from where AutoGraph looks for branches on
+    # tensors in everything that is called. There are none here, and looking takes seconds.
+    @tf.autograph.experimental.do_not_convert
     def _apply(self, grads: Any, trainable_variables: Any = None) -> None:
         optimizer = self._optimizer
         grads = list(grads)
@@ -158,6 +161,7 @@ class _Reducer:
             grads = reduce_gradients(grads, self.reduction, self._name)
         self._original["apply"](grads, variables)
 
+    @tf.autograph.experimental.do_not_convert
     def _scale_loss(self, loss: Any) -> Any:
         loss = self._original["scale_loss"](loss)
         if self.reduction.op != "average":

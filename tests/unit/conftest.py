@@ -1,4 +1,7 @@
-"""Places outside the local disk: a real S3 server of our own on loopback, and fsspec's memory."""
+"""Places outside the local disk: a real S3 server of our own on loopback, and fsspec's memory.
+
+And what AutoGraph does, behind TensorFlow's public API.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from typing import Any
 import boto3
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from tensorflow.python.autograph.impl import api as autograph_api
 
 from distrib.store import Location, locate
 
@@ -124,3 +128,16 @@ def remote(request: pytest.FixtureRequest) -> Remote:
     if request.param == "memory":
         return request.getfixturevalue("memory_folder")
     return request.getfixturevalue("s3_server").folder()
+
+
+@pytest.fixture
+def converted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The functions that AutoGraph converts from now on, which takes long."""
+    functions, convert = [], autograph_api._convert_actual
+
+    def note(function: Any, context: Any) -> Any:
+        functions.append(function)
+        return convert(function, context)
+
+    monkeypatch.setattr(autograph_api, "_convert_actual", note)
+    return functions

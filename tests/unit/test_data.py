@@ -9,7 +9,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorflow.python.autograph.impl import api as autograph_api
 
 from distrib.data import make_dataset
 from distrib.errors import ConfigurationError
@@ -637,13 +636,7 @@ def test_no_pass_is_tuned_by_a_thread_that_its_end_would_wait_for():
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_a_pipeline_is_made_without_autograph_which_takes_long(source, size, monkeypatch):
-    converted, convert = [], autograph_api._convert_actual
-    monkeypatch.setattr(
-        autograph_api,
-        "_convert_actual",
-        lambda function, context: (converted.append(function), convert(function, context))[1],
-    )
+def test_a_pipeline_is_made_without_autograph(source, size, converted):
     for shuffle in (False, True):
         dataset = make_dataset(source, 8, shuffle=shuffle, rank=size - 1, size=size)
         assert labels(dataset)

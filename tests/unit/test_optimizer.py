@@ -54,6 +54,26 @@ def test_accumulated_gradients_are_reduced_when_they_are_applied() -> None:
         np.testing.assert_allclose(variable.numpy(), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("passes", [1, 2])
+def test_a_train_step_of_the_users_own_converts_nothing_of_ours(
+    passes: int, converted: list[Any]
+) -> None:
+    optimizer = distribute(accumulate(keras.optimizers.SGD(1.0), passes), tenfold())
+    variable = keras.Variable(0.0)
+    optimizer.build([variable])
+
+    def users() -> Any:
+        loss = optimizer.scale_loss(tf.constant(0.1))
+        optimizer.apply([loss], [variable])
+        return loss
+
+    step = tf.function(users)
+    for _ in range(passes):
+        step()
+    assert round(float(variable.numpy()), 5) == -1.0
+    assert converted == [users]
+
+
 @pytest.mark.parametrize(("op", "expected"), [("average", 1.0), ("sum", 4.0)])
 def test_only_an_average_is_weighted_by_the_rows_share(op: Any, expected: float) -> None:
     how = tenfold(op=op)
