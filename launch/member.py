@@ -113,13 +113,15 @@ class Member:
         """Stay at hand when the job has finished.
 
         A coordinator may be lost when it has told its members, and before whoever started it knows
-        its exit code. Its successor finds nothing left to train, but it finds that out with all.
+        its exit code. Its successor finds nothing left to train, but it finds that out with all. So
+        a host that is stopped meanwhile is not done either: it may have been lost together with it.
         """
         self._console.say("the job has finished; this host stays until it is asked to stop.")
         while not self._console.wait(LINGER_SECONDS):
             with suppress(OSError):
                 return self._dial()
-        return EXIT_FINISHED
+        self._console.say(f"asked to stop when all was done. (exit code {EXIT_PREEMPTED})")
+        return EXIT_PREEMPTED
 
     def _dial(self, **hello: Any) -> tuple[Connection, socket.socket]:
         """Connect, and say who is there."""

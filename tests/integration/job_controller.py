@@ -14,7 +14,8 @@ measured on Kubernetes 1.36 or read in the source of its Job controller (S):
   `terminationGracePeriodSeconds` all its processes get SIGKILL. `kubectl delete pod` does the same
   without the condition. The kernel ignores SIGTERM to a first process that does not handle it.
 - A process killed for memory: 137 if it was the first, which takes all others along.
-- A Job that fails, or whose `successPolicy` is met, deletes the pods that are left.
+- A Job that fails, or whose `successPolicy` is met, deletes the pods that are left, and what they
+  end with changes nothing.
 - A lost node: its pod runs on, cut off, and is not replaced until the Node object is deleted.
 
 `activeDeadlineSeconds` is not heeded.
@@ -161,6 +162,8 @@ class IndexedJob:
         pod.ended = True
         self.codes[index].append(code)
         self._kubelet.publish_names()
+        if self.condition is not None:
+            return
         if code == 0:
             self._succeed()
             return

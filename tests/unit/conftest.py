@@ -17,7 +17,6 @@ from typing import Any
 import boto3
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from tensorflow.python.autograph.impl import api as autograph_api
 
 from distrib.store import Location, locate
 
@@ -133,11 +132,13 @@ def remote(request: pytest.FixtureRequest) -> Remote:
 @pytest.fixture
 def converted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The functions that AutoGraph converts from now on, which takes long."""
-    functions, convert = [], autograph_api._convert_actual
+    from tensorflow.python.autograph.impl import api
+
+    functions, convert = [], api._convert_actual
 
     def note(function: Any, context: Any) -> Any:
         functions.append(function)
         return convert(function, context)
 
-    monkeypatch.setattr(autograph_api, "_convert_actual", note)
+    monkeypatch.setattr(api, "_convert_actual", note)
     return functions

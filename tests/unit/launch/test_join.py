@@ -263,7 +263,7 @@ def test_a_member_may_stay_for_the_successor_of_a_coordinator_whose_end_nobody_s
     assert tasks(tmp_path) == [(0, 2)] * 2 + [(1, 2)] * 2
     assert member.code is None
     member.signals.note(signal.SIGTERM)
-    assert member.end() == 0
+    assert member.end() == 75  # Else it would be missed if a third one had to be waited for.
 
 
 def test_a_member_does_not_stay_when_the_job_has_failed(cluster: Cluster) -> None:
