@@ -176,9 +176,7 @@ def test_wrong_configuration_fails_it_at_once(disturbed: Disturbed) -> None:
     assert "5 parsecs" in job.pods[0].log
 
 
-def test_the_job_goes_on_with_fewer_pods_and_grows_again(
-    disturbed: Disturbed,
-) -> None:
+def test_the_job_goes_on_with_fewer_pods_and_grows_again(disturbed: Disturbed) -> None:
     """The same samples in the same global batches; what differs is the order of additions."""
     steady = ["--model", "steady", "--epochs", "20", "--patience", "1000"]
     few = ["--min-np=1", "--join-timeout=8"]  # Less than a pod is away.
