@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PROGRAMS := c++:g++ mpirun:openmpi-bin ip:iproute2 ssh:openssh-client sshd:openssh-server \
     radosgw:radosgw ceph-mon:ceph-mon ceph-osd:ceph-osd ceph:ceph-common podman:podman runc:runc \
     munged:munge sbatch:slurm-client slurmctld:slurmctld slurmd:slurmd
-SOURCES := $(sort $(wildcard distrib/*.py distrib/*/*.py callbacks/*.py launch/*.py))
+SOURCES := $(sort $(wildcard distrib/*.py distrib/*/*.py callbacks/*.py launch/*.py launch/*/*.py))
 
 .PHONY: setup demo test exhaustive lint chaos bench clean
 
@@ -40,7 +40,7 @@ setup: .venv/installed .venv/linked .venv/horovod
 
 FORCE:
 
-.venv/horovod: .venv/installed launch/horovod_wheel.py | .venv/linked .venv/programs
+.venv/horovod: .venv/installed launch/horovod/wheel.py | .venv/linked .venv/programs
 	$(BIN)/distrib horovod build --cache .cache/horovod
 	touch $@
 
@@ -65,6 +65,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	cd tests && ../$(BIN)/mypy --config-file ../pyproject.toml -p distrib
+	cd tests && ../$(BIN)/lint-imports --no-cache ../pyproject.toml
 	$(BIN)/shellcheck launch/*.sh launch/slurm.sbatch .ci/run
 
 test: lint

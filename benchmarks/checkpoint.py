@@ -53,9 +53,10 @@ from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.checkpoint.manifest import FileEntry
 from distrib.checkpoint.orbax_format import DataFile
 from distrib.checkpoint.saver import Saver
-from distrib.contents import Checkpoint
 from distrib.errors import EXIT_CONFIGURATION
-from distrib.store import check_writable, locate
+from distrib.state.run_state import Checkpoint
+from distrib.storage.locate import locate
+from distrib.storage.write_check import check_writable
 
 
 @dataclass(frozen=True)

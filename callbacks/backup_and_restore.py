@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
-import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import keras
 
 from distrib.checkpoint.directory import CheckpointDirectory
+from distrib.checkpoint.retention import AnyOf, LatestN, RetentionPolicy
 from distrib.errors import ConfigurationError, install_exit_codes
-from distrib.fit import adopt
-from distrib.resume import Resume
-from distrib.retention import AnyOf, LatestN, RetentionPolicy
-from distrib.schedule import Schedule
-from distrib.store import locate
-
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+from distrib.save_policy.schedule import SaveSchedule
+from distrib.storage.locate import locate
+from distrib.training.resumable_fit import adopt
+from distrib.training.resume import Resume
+from distrib.units import parse_duration
 
 
 class BackupAndRestore(keras.callbacks.Callback):
@@ -48,8 +47,8 @@ class BackupAndRestore(keras.callbacks.Callback):
         save_freq: `"epoch"`, a number of train steps, a time such as `"30s"`, `"5m"` or `"1h"`, or
             `"auto"`, which chooses the time from what saving is found to cost and from how often
             the run has failed, at no more than 3.5 % of the training time (see
-            `distrib.interval`). A save that is due while another is still being written is
-            skipped, with a message. The end of training is always saved.
+            `distrib.save_policy.interval`). A save that is due while another is still being
+            written is skipped, with a message. The end of training is always saved.
         keep_last: How many checkpoints to keep; an older one is removed only after a newer one
             is committed. `None` keeps all.
         delete_checkpoint: Remove the checkpoints when training has finished. By default they
@@ -129,17 +128,16 @@ class BackupAndRestore(keras.callbacks.Callback):
         return latest if self.retention is None else AnyOf(latest, self.retention)
 
 
-def _parse(save_freq: Any) -> Schedule:
+def _parse(save_freq: Any) -> SaveSchedule:
     if save_freq == "epoch":
-        return Schedule(epochs=True)
+        return SaveSchedule(epochs=True)
     if save_freq == "auto":
-        return Schedule(auto=True)
+        return SaveSchedule(auto=True)
     if isinstance(save_freq, int) and not isinstance(save_freq, bool) and save_freq > 0:
-        return Schedule(steps=save_freq)
-    if isinstance(save_freq, str):
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", save_freq)
-        if match and float(match[1]) > 0:
-            return Schedule(seconds=float(match[1]) * _UNITS[match[2]])
+        return SaveSchedule(steps=save_freq)
+    if isinstance(save_freq, str) and save_freq[-1:].isalpha():
+        with suppress(ValueError):
+            return SaveSchedule(seconds=parse_duration(save_freq))
     raise ConfigurationError(
         f"`save_freq={save_freq!r}` must be 'epoch', 'auto', a positive number of steps, or a time "
         "such as '30s', '5m' or '1h'."

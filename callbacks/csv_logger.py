@@ -17,12 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from distrib.cluster import current
-from distrib.local_files import replacing
-from distrib.store import check_writable, locate
-from distrib.uploads import uploads
-from distrib.working_copy import WorkingCopy
+from distrib.storage.local_files import replacing
+from distrib.storage.locate import locate
+from distrib.storage.uploads import uploads
+from distrib.storage.working_copy import WorkingCopy
+from distrib.storage.write_check import check_writable
 
-from .leftovers import remove_leftovers
+from .orphaned_files import remove_orphans
 
 
 class CSVLogger(keras.callbacks.CSVLogger):
@@ -76,7 +77,7 @@ class CSVLogger(keras.callbacks.CSVLogger):
         self.append_header = True
         if current().is_chief:
             check_writable(self._place.parent, "filename")
-            remove_leftovers(self._place)
+            remove_orphans(self._place)
             self._copy.fetch(self._place.name)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:

@@ -17,11 +17,12 @@ import numpy.typing as npt
 
 from distrib.cluster import current
 from distrib.errors import ConfigurationError
-from distrib.store import check_writable, locate
-from distrib.uploads import uploads
+from distrib.storage.locate import locate
+from distrib.storage.uploads import uploads
+from distrib.storage.write_check import check_writable
 
-from .leftovers import remove_leftovers
 from .loss_plots import save_epoch_plot, save_run_plot
+from .orphaned_files import remove_orphans
 
 HEADER = "epoch,batch,loss\n"
 
@@ -99,7 +100,7 @@ class LossHistory(keras.callbacks.Callback):
         if current().is_chief:
             check_writable(self.directory, "directory")
             for name in ("loss.csv", "loss.png", "plot_at_epoch_{}.png"):
-                remove_leftovers(self.directory / name)
+                remove_orphans(self.directory / name)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Start the epoch's losses."""

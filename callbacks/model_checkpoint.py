@@ -10,11 +10,13 @@ import keras
 from keras.src.utils import io_utils
 
 from distrib.cluster import current
-from distrib.store import Location, check_writable, locate, relocate
-from distrib.uploads import uploads
+from distrib.storage.locate import locate, relocate
+from distrib.storage.location import Location
+from distrib.storage.uploads import uploads
+from distrib.storage.write_check import check_writable
 
 from .base import ChiefSpeaks, Resumable
-from .leftovers import remove_leftovers
+from .orphaned_files import remove_orphans
 
 
 class ModelCheckpoint(Resumable, ChiefSpeaks, keras.callbacks.ModelCheckpoint):
@@ -86,7 +88,7 @@ class ModelCheckpoint(Resumable, ChiefSpeaks, keras.callbacks.ModelCheckpoint):
         """Look whether files can be written, and remove what killed attempts left half written."""
         if current().is_chief:
             check_writable(_fixed_folder(self._place), "filepath")
-            remove_leftovers(self._place)
+            remove_orphans(self._place)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Save if it is time."""

@@ -24,9 +24,10 @@ import keras
 
 from distrib.cluster import current
 from distrib.errors import ConfigurationError
-from distrib.store import check_writable, locate
-from distrib.uploads import uploads
-from distrib.working_copy import WorkingCopy
+from distrib.storage.locate import locate
+from distrib.storage.uploads import uploads
+from distrib.storage.working_copy import WorkingCopy
+from distrib.storage.write_check import check_writable
 
 from .base import Resumable
 

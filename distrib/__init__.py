@@ -5,7 +5,7 @@ Importing it is cheap: TensorFlow, Orbax and the rest are loaded when something 
 
 from __future__ import annotations
 
-from distrib.cluster import Cluster, current, init
+from distrib.cluster import Cluster, current
 from distrib.errors import (
     CheckpointError,
     CheckpointMismatchError,
@@ -14,6 +14,7 @@ from distrib.errors import (
     NoLoadableCheckpointError,
     Preempted,
 )
+from distrib.runtime import init
 
 __version__ = "0.1.0"
 

@@ -1,7 +1,8 @@
 """`Cluster`: who this process is in the job, and the few things a script asks of it.
 
-`init()` picks a backend and keeps the cluster for the rest of the process, because callbacks find
-out by `current()` whether they are the chief. Without `init()` a process is a job of its own.
+`distrib.init()` (in `runtime.py`) makes the cluster and registers it for the rest of the process,
+so that callbacks find out from `current()` whether they run on the chief. Without `init()` a
+process is a job of its own.
 """
 
 from __future__ import annotations
@@ -11,15 +12,13 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
 from distrib.backends.base import Backend
+from distrib.backends.local import LocalBackend
 from distrib.collectives import Collectives
 from distrib.environment import launched_as
-from distrib.errors import ConfigurationError, install_exit_codes
+from distrib.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from distrib.data import Dataset
-
-Kind = Literal["auto", "local", "mirrored", "horovod", "multiworker"]
-_KINDS = ("local", "mirrored", "horovod", "multiworker")
+    from distrib.data.dataset import Dataset
 
 _current: Cluster | None = None
 
@@ -81,9 +80,9 @@ class Cluster:
         return self._backend.scope()
 
     @property
-    def riders(self) -> Any:
-        """What travels with the gradients (`distrib.riders`); `None` in a single process."""
-        return self._backend.riders
+    def step_payload(self) -> Any:
+        """Flags and loss that travel with the gradients; `None` in a single process."""
+        return self._backend.step_payload
 
     def optimizer(
         self,
@@ -122,7 +121,7 @@ class Cluster:
         Example:
         >>> optimizer = cluster.optimizer(keras.optimizers.Adam(1e-3), compression="fp16")
         """
-        from distrib.optimizer import as_optimizer, check_arguments
+        from distrib.gradients.optimizer import as_optimizer, check_arguments
 
         check_arguments(compression, backward_passes_per_step, op)
         return self._backend.optimizer(
@@ -143,9 +142,9 @@ class Cluster:
     ) -> Dataset:
         """Return a dataset of global batches that can be resumed at any step.
 
-        The arguments are those of `distrib.data.make_dataset`, which describes them.
+        The arguments are those of `distrib.data.dataset.make_dataset`, which describes them.
         """
-        from distrib.data import make_dataset
+        from distrib.data.dataset import make_dataset
 
         return make_dataset(
             source,
@@ -168,53 +167,6 @@ class Cluster:
         )
 
 
-def init(backend: Kind = "auto", *, devices: int | None = None) -> Cluster:
-    """Start the job's runtime in this process; call it before anything else uses TensorFlow.
-
-    Args:
-        backend: `"local"` is one replica; `"mirrored"` is one replica on each of several devices of
-            this machine; `"horovod"` is one of the processes that `horovodrun`, `mpirun` or
-            `distrib run` started; `"multiworker"` is one of those that TF_CONFIG names. `"auto"`
-            goes by the environment, and where that names no other process, picks `"mirrored"` if
-            TensorFlow sees more than one GPU, else `"local"`.
-        devices: For `"mirrored"`: how many devices. `None` takes all GPUs. Without a GPU, that many
-            logical CPU devices are made.
-
-    Returns:
-        The cluster, also had from `distrib.current()` afterwards.
-
-    Raises:
-        ConfigurationError: If an argument does not fit.
-
-    Example:
-    >>> cluster = distrib.init()
-    >>> cluster.is_chief
-    True
-    """
-    global _current
-    install_exit_codes()
-    if backend not in ("auto", *_KINDS):
-        raise ConfigurationError(
-            f"`backend={backend!r}` is unknown; choose 'auto' or one of {', '.join(_KINDS)}."
-        )
-    launched = launched_as()
-    if backend == "auto":
-        backend = launched or _detect(devices)
-    elif launched is not None and backend in ("local", "mirrored"):
-        raise ConfigurationError(
-            f"`backend={backend!r}` is for one process, but this one was started as one of several "
-            f"({launched}): each would train alone and overwrite the others' files. Leave "
-            "`backend` out, or start the script without the launcher."
-        )
-    if backend != "mirrored" and devices not in (None, 1):
-        raise ConfigurationError(
-            f"`devices={devices}` does not fit backend {backend!r}, where a process has one; "
-            "choose 'mirrored'."
-        )
-    _current = Cluster(_make_backend(backend, devices))
-    return _current
-
-
 def current() -> Cluster:
     """Return the cluster that `init()` made, or a local one of this process alone.
 
@@ -229,37 +181,11 @@ def current() -> Cluster:
                 f"This process was started as one of several ({launched}) and has not joined "
                 "them; call `distrib.init()` at the beginning of the script."
             )
-        _current = Cluster(_make_backend("local", None))
+        _current = Cluster(LocalBackend())
     return _current
 
 
-def _make_backend(kind: str, devices: int | None) -> Backend:
-    backend: Backend
-    if kind == "local":
-        from distrib.backends.local import LocalBackend
-
-        return LocalBackend()
-    if kind == "mirrored":
-        from distrib.backends.mirrored import MirroredBackend
-
-        return MirroredBackend(devices)
-    if kind == "horovod":
-        from distrib.backends.horovod import HorovodBackend
-
-        backend = HorovodBackend()
-    else:
-        from distrib.backends.multiworker import MultiWorkerBackend
-
-        backend = MultiWorkerBackend()
-    from distrib import ranks
-
-    install_exit_codes(backend.translate)
-    ranks.install()
-    return backend
-
-
-def _detect(devices: int | None) -> Literal["local", "mirrored"]:
-    import tensorflow as tf
-
-    gpus = len(tf.config.list_physical_devices("GPU"))
-    return "mirrored" if (devices or gpus) > 1 else "local"
+def set_current(cluster: Cluster) -> None:
+    """Make `current()` return this cluster from now on."""
+    global _current
+    _current = cluster

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from distrib.errors import ConfigurationError
+from distrib.units import parse_seconds
 
 # Set by Open MPI's mpirun, and by MPICH's and Intel's. Slurm sets the latter for any program.
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
@@ -110,12 +110,9 @@ def grace_seconds(environment: Mapping[str, str] = os.environ) -> float | None:
     if not text:
         return None
     try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise ConfigurationError(f"{GRACE_VARIABLE}={text!r} is not a number of seconds.")
-    return seconds
+        return parse_seconds(text)
+    except ValueError as error:
+        raise ConfigurationError(f"{GRACE_VARIABLE}={error}.") from error
 
 
 def _count(environment: Mapping[str, str], name: str) -> int:

@@ -14,6 +14,8 @@ import sys
 from collections.abc import Callable
 from types import TracebackType
 
+from distrib.log import ANY_RANK, log
+
 EXIT_FINISHED = 0
 EXIT_USAGE = 64
 EXIT_NO_LOADABLE_CHECKPOINT = 65
@@ -21,6 +23,9 @@ EXIT_NO_PROGRESS = 70
 EXIT_PREEMPTED = 75
 EXIT_LOST_PEER = 76
 EXIT_CONFIGURATION = 78
+# After these the same command goes on from its last checkpoint; after those it would fail again.
+RETRYABLE = (EXIT_PREEMPTED, EXIT_LOST_PEER)
+NON_RETRYABLE = (EXIT_CONFIGURATION, EXIT_USAGE, EXIT_NO_LOADABLE_CHECKPOINT, EXIT_NO_PROGRESS)
 
 
 def _as_it_is(error: BaseException) -> BaseException:
@@ -45,6 +50,12 @@ class ConfigurationError(DistribError, ValueError):
     """An argument or the environment is wrong; found before training starts."""
 
     exit_code = EXIT_CONFIGURATION
+
+
+class UsageError(DistribError):
+    """The command line asks for something that cannot be."""
+
+    exit_code = EXIT_USAGE
 
 
 class StoreUnavailableError(DistribError, OSError):
@@ -113,7 +124,7 @@ class Preempted(SystemExit):
         super().__init__(EXIT_PREEMPTED)
 
 
-def say_before_exit(listener: Callable[[BaseException], object] | None) -> None:
+def on_uncaught_error(listener: Callable[[BaseException], object] | None) -> None:
     """Have the exception that ends the process handed to `listener`, in place of the one before.
 
     Args:
@@ -146,7 +157,7 @@ def install_exit_codes(
         meant = _translate(error)
         if isinstance(meant, (LostPeerError, NoProgressError)):
             # The traceback would show where this process was, which is nobody's fault.
-            print(f"\ndistrib: {meant}", file=sys.stderr, flush=True)
+            log.error(str(meant), extra=ANY_RANK)
         else:
             previous(kind, error, traceback)
         if _last_words is not None:

@@ -68,7 +68,7 @@ class Heartbeat:
         Args:
             facts: JSON-able, of one or more of these names. `step`: batches trained since the run
                 began. `resumed`: step that this process began with. `committed`: step of the newest
-                checkpoint. `waited`: seconds that this rank has waited for others' gradients.
+                checkpoint. `wait_seconds`: seconds that this rank has waited for others' gradients.
         """
         if self._fd is not None:
             with self._lock:

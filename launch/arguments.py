@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from argparse import ArgumentTypeError
+from collections.abc import Callable
+
+from distrib.units import parse_duration, parse_seconds, parse_size
 
 
 def positive(text: str) -> int:
@@ -21,10 +24,22 @@ def whole(text: str) -> int:
 
 def seconds(text: str) -> float:
     """Return a number of seconds, of at least 0."""
+    return _checked(parse_seconds, text)
+
+
+def duration(text: str) -> float:
+    """Return the seconds of a duration such as `5m`."""
+    return _checked(parse_duration, text)
+
+
+def size(text: str) -> float:
+    """Return the bytes of a size such as `1.2TB`."""
+    return _checked(parse_size, text)
+
+
+def _checked(parse: Callable[[str], float], text: str) -> float:
+    """Return what `parse` does; argparse shows the text of its own kind of error only."""
     try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number < float("inf"):
-        raise ArgumentTypeError(f"{text!r} is not a number of seconds")
-    return number
+        return parse(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from error

@@ -12,7 +12,11 @@ from collections.abc import Sequence
 import distrib
 from distrib.errors import EXIT_FINISHED, EXIT_USAGE, DistribError
 
-from . import checkpoints, horovod_build, k8s, plan, run
+from .checkpoints import command as checkpoints
+from .horovod import build as horovod_build
+from .k8s import command as k8s
+from .plan import command as plan
+from .run import command as run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,13 +1,11 @@
-"""Tables and quantities as people like to read them."""
+"""Tables for people, and the moments in them."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 
-from distrib.interval import readable
-
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+from distrib.units import format_duration
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -33,18 +31,9 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         print("  ".join(line).rstrip())
 
 
-def readable_size(size: float) -> str:
-    """Return a number of bytes with a unit, such as `12.3 MiB`."""
-    for unit in _UNITS[:-1]:
-        if size < 1024:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} {_UNITS[-1]}"
-
-
 def age(moment: float) -> str:
     """Return how long ago a moment (seconds since 1970) was, such as `10.2 h`."""
-    return readable(max(round(time.time() - moment), 0))
+    return format_duration(max(round(time.time() - moment), 0))
 
 
 def date(moment: float) -> str:

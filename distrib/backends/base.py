@@ -40,8 +40,8 @@ class Backend(Protocol):
         """How the processes agree."""
 
     @property
-    def riders(self) -> Any:
-        """`distrib.riders.Riders` of this process; `None` where there is but one process."""
+    def step_payload(self) -> Any:
+        """Flags and loss that travel with the gradients; `None` in a single process."""
 
     def scope(self) -> AbstractContextManager[Any]:
         """Context in which models, optimizers and metrics are created."""

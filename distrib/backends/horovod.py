@@ -20,9 +20,9 @@ import tensorflow as tf
 from distrib.backends.devices import take_gpu
 from distrib.collectives import ArrayCollectives, Bytes, ReduceOp
 from distrib.errors import ConfigurationError, LostPeerError
-from distrib.gradients import Compression, Op, Reduction
-from distrib.optimizer import accumulate, distribute
-from distrib.riders import Riders
+from distrib.gradients.optimizer import accumulate, distribute
+from distrib.gradients.reduction import Compression, Op, Reduction
+from distrib.gradients.step_payload import StepPayload
 
 # Milliseconds between two looks for tensors that all ranks have ready. Horovod's default, 1, is a
 # tenth of the step of a small model; less than this costs a waiting rank more CPU than it gains.
@@ -47,7 +47,7 @@ class HorovodBackend:
         self.local_rank = int(hvd.local_rank())
         take_gpu(self.local_rank)
         self.collectives = HorovodCollectives(hvd)
-        self.riders = Riders()
+        self.step_payload = StepPayload()
 
     def scope(self) -> AbstractContextManager[Any]:
         """Return a context that changes nothing."""
@@ -65,7 +65,9 @@ class HorovodBackend:
             self._check_adasum()
         return distribute(
             accumulate(optimizer, backward_passes_per_step),
-            Reduction(self._reduce, self.collectives, self.riders, compression, op, self._gather),
+            Reduction(
+                self._reduce, self.collectives, self.step_payload, compression, op, self._gather
+            ),
         )
 
     def translate(self, error: BaseException) -> BaseException:

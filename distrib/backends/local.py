@@ -16,7 +16,7 @@ class LocalBackend:
     size = 1
     local_rank = 0
     num_replicas = 1
-    riders = None
+    step_payload = None
 
     def __init__(self) -> None:
         self.collectives: Collectives = SingleProcess()
@@ -29,7 +29,7 @@ class LocalBackend:
         self, optimizer: Any, compression: Any, backward_passes_per_step: int, op: Any
     ) -> Any:
         """Return `optimizer`, which only has to add up gradients: there is nobody to share with."""
-        from distrib.optimizer import accumulate
+        from distrib.gradients.optimizer import accumulate
 
         return accumulate(optimizer, backward_passes_per_step)
 

@@ -30,7 +30,7 @@ class MirroredBackend:
     rank = 0
     size = 1
     local_rank = 0
-    riders = None
+    step_payload = None
 
     def __init__(self, devices: int | None = None) -> None:
         self.collectives: Collectives = SingleProcess()

@@ -18,14 +18,15 @@ import tensorflow as tf
 
 from distrib.backends import keras_strategy
 from distrib.backends.devices import take_gpu
-from distrib.backends.peers import Watch
+from distrib.backends.peers import PeerMonitor
 from distrib.backends.worker_collectives import WorkerCollectives, translate
 from distrib.backends.worker_strategy import WorkerStrategy
 from distrib.environment import tf_config
 from distrib.errors import ConfigurationError, LostPeerError
-from distrib.gradients import Compression, Op, Reduction
-from distrib.optimizer import accumulate, distribute
-from distrib.riders import Riders
+from distrib.gradients.optimizer import accumulate, distribute
+from distrib.gradients.reduction import Compression, Op, Reduction
+from distrib.gradients.step_payload import StepPayload
+from distrib.units import parse_duration
 
 START_VARIABLE = "DISTRIB_START_TIMEOUT_SECONDS"
 START_SECONDS = 600.0
@@ -35,7 +36,7 @@ PART_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class Place:
+class WorkerAddresses:
     """This process's place among the workers that TF_CONFIG names.
 
     Attributes:
@@ -76,9 +77,9 @@ class MultiWorkerBackend:
         self._strategy = _make_strategy(place.local_rank)
         self.collectives = WorkerCollectives(self.rank, self.size)
         self._wait_for_all(start_seconds, place.addresses)
-        Watch(place.peers, peer_seconds).start()
+        PeerMonitor(place.peers, peer_seconds).start()
         atexit.register(self._part)
-        self.riders = Riders()
+        self.step_payload = StepPayload()
         keras_strategy.build_by_element_spec()
         keras_strategy.keep_results_of_steps()
 
@@ -102,7 +103,9 @@ class MultiWorkerBackend:
             )
         distribute(
             accumulate(optimizer, backward_passes_per_step),
-            Reduction(self._reduce, self.collectives, self.riders, compression, op, self._gather),
+            Reduction(
+                self._reduce, self.collectives, self.step_payload, compression, op, self._gather
+            ),
         )
         for each in _with_inner(optimizer):
             # Where it is wrapped its model is made, which need not be where it was made itself.
@@ -152,7 +155,7 @@ class MultiWorkerBackend:
         return tensor if factor == 1 else tensor * tf.cast(factor, tensor.dtype)
 
 
-def place_of_this_process(variables: Mapping[str, str] = os.environ) -> Place:
+def place_of_this_process(variables: Mapping[str, str] = os.environ) -> WorkerAddresses:
     """Return what TF_CONFIG says of this process.
 
     Args:
@@ -181,7 +184,7 @@ def place_of_this_process(variables: Mapping[str, str] = os.environ) -> Place:
         )
     names = [_name(job, index) for job, count in counts.items() for index in range(count)]
     rank = names.index(_name(config.task_type, config.task_index))
-    return Place(rank, config.workers, names[:rank] + names[rank + 1 :])
+    return WorkerAddresses(rank, config.workers, names[:rank] + names[rank + 1 :])
 
 
 def _name(job: str, index: int) -> str:
@@ -207,10 +210,9 @@ def _with_inner(optimizer: Any) -> Iterator[Any]:
 
 def _seconds(name: str, default: float) -> float:
     text = os.environ.get(name, "")
+    if not text:
+        return default
     try:
-        seconds = float(text or default)
-    except ValueError:
-        seconds = 0.0
-    if not seconds > 0:
-        raise ConfigurationError(f"{name}={text!r} is not a positive number of seconds.")
-    return seconds
+        return parse_duration(text)
+    except ValueError as error:
+        raise ConfigurationError(f"{name}={error}.") from error

@@ -21,7 +21,7 @@ INTERVAL = 1.0
 _REFUSALS = 3
 
 
-class Watch:
+class PeerMonitor:
     """Watches the other workers until this process ends.
 
     Args:

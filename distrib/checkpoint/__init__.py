@@ -1,5 +1,5 @@
-"""Checkpoints on disk: what one consists of, when it counts, and which are kept.
+"""Checkpoints of a run: format, commit protocol, retention, and saving in the background.
 
-`arrays.py` puts the state into Orbax's format, `manifest.py` is the commit protocol,
-`directory.py` knows the checkpoints of a run, and `saver.py` writes in the background.
+Start with `commit.py` (when a checkpoint exists) and `directory.py` (the checkpoints of a run).
+May import `storage` and everything below it; knows nothing of Keras or of other ranks.
 """

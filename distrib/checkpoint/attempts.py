@@ -27,7 +27,7 @@ from typing import Any
 from distrib.checkpoint.transfer import each
 from distrib.environment import NOBODY, Supervision
 from distrib.errors import SupersededError
-from distrib.store import Location
+from distrib.storage.location import Location
 
 FOLDER = "attempts"
 FINISHED, PREEMPTED, FAILED, GIVEN_UP = "finished", "preempted", "failed", "given up"

@@ -39,7 +39,8 @@ from pathlib import Path
 from distrib.checkpoint import manifest as manifests
 from distrib.checkpoint.manifest import Manifest
 from distrib.errors import SupersededError
-from distrib.store import Location, fsync
+from distrib.storage.local_files import fsync
+from distrib.storage.location import Location
 
 DAMAGED = ".damaged"
 _MARKER = "damaged-"

@@ -21,14 +21,14 @@ from typing import TypeVar
 from distrib.checkpoint import attempts, commit
 from distrib.checkpoint.attempts import Attempt, Commit, Entry
 from distrib.checkpoint.manifest import DamagedCheckpointError, Manifest
+from distrib.checkpoint.retention import RetentionPolicy
 from distrib.checkpoint.stored import StoredCheckpoint
 from distrib.checkpoint.transfer import WORKERS, each
 from distrib.environment import NOBODY, Supervision
 from distrib.errors import ConfigurationError, NoLoadableCheckpointError
 from distrib.heartbeat import heartbeat
-from distrib.report import say
-from distrib.retention import RetentionPolicy
-from distrib.store import Location, explain
+from distrib.log import log
+from distrib.storage.location import Location, describe_error
 
 T = TypeVar("T")
 
@@ -161,7 +161,7 @@ class CheckpointDirectory:
             )
         return None
 
-    def collect_leftovers(self, attempt: int) -> None:
+    def remove_orphans(self, attempt: int) -> None:
         """Remove what attempts before this number left uncommitted."""
         for folder in commit.leftovers(self.location, attempt):
             try:
@@ -261,7 +261,7 @@ def _warn_of_late(checkpoint: StoredCheckpoint) -> None:
 
 def _warn_of_failed_removal(place: Location, error: OSError) -> None:
     warnings.warn(
-        f"Could not remove {place}: {explain(error, place)}. It will be tried again later.",
+        f"Could not remove {place}: {describe_error(error, place)}. It will be tried again later.",
         stacklevel=3,
     )
 
@@ -277,7 +277,9 @@ def _try_lock(descriptor: int) -> bool:
 def _wait_for_lock(descriptor: int, path: Path, patience: float) -> bool:
     deadline = time.monotonic() + patience
     if patience:
-        say(f"process {_holder(descriptor)} still holds {path}; waiting {patience:g} s at most.")
+        log.info(
+            f"process {_holder(descriptor)} still holds {path}; waiting {patience:g} s at most."
+        )
     while time.monotonic() < deadline:
         heartbeat.beat()
         time.sleep(_LOOK_SECONDS)

@@ -20,8 +20,8 @@ from distrib.checkpoint.attempts import FAILED, PREEMPTED, Attempt, Entry
 from distrib.checkpoint.transfer import each
 from distrib.environment import Supervision
 from distrib.errors import EXIT_NO_PROGRESS, SupersededError
-from distrib.interval import readable
-from distrib.store import Location
+from distrib.storage.location import Location
+from distrib.units import format_duration
 
 _MOST_OF_AN_ERROR = 500
 # A process that has failed should end; what it fails with may be that the store does not answer.
@@ -95,7 +95,7 @@ def note_failure(attempt: Attempt, error: BaseException) -> None:
 
 def _describe(entry: Entry, told: str) -> str:
     began = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(entry.began))
-    lasted = readable(max(entry.updated - entry.began, 0.0))
+    lasted = format_duration(max(entry.updated - entry.began, 0.0))
     if entry.end == PREEMPTED:
         end = "was asked to stop"
     elif told or entry.error:

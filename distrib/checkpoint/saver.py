@@ -20,11 +20,11 @@ from distrib.checkpoint.directory import CheckpointDirectory, cache_name
 from distrib.checkpoint.layout import ArrayGroups
 from distrib.checkpoint.manifest import Manifest
 from distrib.checkpoint.orbax_format import files
+from distrib.checkpoint.retention import RetentionPolicy
 from distrib.errors import CheckpointError, SupersededError
 from distrib.heartbeat import INTERVAL_SECONDS, heartbeat
-from distrib.retention import RetentionPolicy
-from distrib.store import Location, explain
-from distrib.uploads import Pending, uploads
+from distrib.storage.location import Location, describe_error
+from distrib.storage.uploads import Pending, uploads
 
 _open: dict[Location, Saver] = {}
 
@@ -179,6 +179,6 @@ class Saver:
         )
         return CheckpointError(
             f"Could not {what} checkpoint of step {step} to {checkpoints}: "
-            f"{explain(error, checkpoints)}. {intact}; free space or mend access and start the "
-            "same command again."
+            f"{describe_error(error, checkpoints)}. {intact}; free space or mend access and start "
+            "the same command again."
         )

@@ -12,7 +12,7 @@ from distrib.checkpoint import orbax, transfer
 from distrib.checkpoint.layout import Array, Index, allocate, destinations, views
 from distrib.checkpoint.manifest import DamagedCheckpointError, FileEntry, Manifest
 from distrib.checkpoint.orbax_format import ARRAYS, INDEX, TRAINING, data_path, is_data
-from distrib.store import Location
+from distrib.storage.location import Location
 
 _TRAINING = f"{TRAINING}/metadata"
 

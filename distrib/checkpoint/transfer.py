@@ -28,7 +28,8 @@ import numpy as np
 from distrib.checkpoint.layout import PART, Array
 from distrib.checkpoint.manifest import DamagedCheckpointError, FileEntry
 from distrib.checkpoint.orbax_format import DataFile
-from distrib.store import Location, fsync
+from distrib.storage.local_files import fsync
+from distrib.storage.location import Location
 
 T = TypeVar("T")
 S = TypeVar("S")

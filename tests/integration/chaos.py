@@ -35,8 +35,8 @@ from harness import JOB, environment, forked, result, undisturbed
 from job_controller import IndexedJob, indexed_job
 from kubelet import Pod
 
-from distrib.launch.k8s_objects import objects
-from distrib.launch.k8s_settings import Settings
+from distrib.launch.k8s.objects import objects
+from distrib.launch.k8s.settings import Settings
 
 KINDS = ("kill", "terminate", "freeze", "evict", "cut", "fill", "pause store", "unplug store")
 LONGEST_DELAY = 12.0
@@ -259,7 +259,11 @@ def processes(pod: Pod) -> list[tuple[int, str]]:
 
 
 def _name(words: bytes) -> str:
-    for sign, name in ((b"--join", "supervisor"), (b"keeper.py", "keeper"), (b"stand_in", "door")):
+    for sign, name in (
+        (b"--join", "supervisor"),
+        (b"rank_agent.py", "rank agent"),
+        (b"stand_in", "door"),
+    ):
         if sign in words:
             return name
     return "rank"

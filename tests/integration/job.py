@@ -27,7 +27,6 @@ import models
 import numpy as np
 
 import distrib
-from distrib import contents, state
 from distrib.callbacks import (
     BackupAndRestore,
     CSVLogger,
@@ -38,7 +37,8 @@ from distrib.callbacks import (
     ReduceLROnPlateau,
 )
 from distrib.checkpoint import commit, transfer
-from distrib.store import locate
+from distrib.state import run_state, training_state
+from distrib.storage.locate import locate
 
 
 def die() -> None:
@@ -93,7 +93,7 @@ class Killer(keras.callbacks.Callback):
         self.at("train_end", 0)
 
 
-class Pace(keras.callbacks.Callback):
+class SaveCost(keras.callbacks.Callback):
     """Makes steps long enough for a save to be done before the next one is due."""
 
     def __init__(self, seconds: float, hurry: Path) -> None:
@@ -162,9 +162,9 @@ def arm(point: str, number: int) -> None:
     elif point == "restore_read":
         transfer.read = during(transfer.read, number)
     elif point == "restore_weights":  # variables restored, callbacks not
-        state.TrainingState.restore = after(state.TrainingState.restore, number)
+        training_state.TrainingState.restore = after(training_state.TrainingState.restore, number)
     elif point == "restore_callbacks":
-        contents.RunContents.restore = after(contents.RunContents.restore, number)
+        run_state.RunState.restore = after(run_state.RunState.restore, number)
 
 
 def digest(variables: Any) -> str:
@@ -218,7 +218,7 @@ def main() -> None:
         CSVLogger(f"{place}/log.csv", append=True),
         LossHistory(f"{place}/plots"),
         *recipe.callbacks(),
-        Pace(args.pace, args.run.with_name("hurry")),
+        SaveCost(args.pace, args.run.with_name("hurry")),
     ]
     callbacks = [callback for callback in callbacks if callback is not None]
     random.Random(args.order).shuffle(callbacks)

@@ -38,9 +38,6 @@ def import_all(folder: Path) -> None:
     sys.path.insert(0, str(folder))
     import models  # noqa: F401
 
-    import distrib.callbacks
-    import distrib.resume  # noqa: F401
-
     if importlib.util.find_spec("horovod"):
         import horovod.tensorflow  # noqa: F401
 

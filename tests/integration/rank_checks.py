@@ -27,8 +27,8 @@ from distrib.backends import local
 from distrib.callbacks import EarlyStopping, ReduceLROnPlateau, TerminateOnNaN
 from distrib.cluster import Cluster
 from distrib.errors import ConfigurationError
-from distrib.optimizer import reduction_of
-from distrib.riders import Wish
+from distrib.gradients.optimizer import reduction_of
+from distrib.gradients.step_payload import Request
 
 CHECKS: dict[str, Callable[[Cluster], Any]] = {}
 ALONE = Cluster(local.LocalBackend())
@@ -389,7 +389,7 @@ def a_rank_may_have_no_validation_data(cluster: Cluster) -> Any:
 
 @check
 def every_epoch_costs_the_metrics_one_collective(cluster: Cluster) -> Any:
-    from distrib import metrics as module
+    from distrib.state import global_metrics as module
 
     calls: list[int] = []
     real = module.global_result
@@ -404,7 +404,7 @@ def every_epoch_costs_the_metrics_one_collective(cluster: Cluster) -> Any:
         finally:
             those.allgather, (those.allreduce, those.broadcast) = gather, others
 
-    import distrib.ranks
+    import distrib.training.multi_rank_fit
 
     distrib.ranks.global_result = counted
     try:
@@ -439,7 +439,7 @@ def batches_until_stop(cluster: Cluster, hook: str, number: int) -> int:
     model = model_of(cluster, "sgd")
     train = cluster.dataset(data(80), 8, shuffle=True)
     model.fit(train, epochs=3, verbose=0, callbacks=[callback])
-    assert not any(cluster.riders.wishes(wish) for wish in Wish)
+    assert not any(cluster.step_payload.is_requested(wish) for wish in Request)
     return callback.batches
 
 
@@ -547,11 +547,12 @@ def one_process(train: Callable[[], Any]) -> Any:
     from keras.src import callbacks as keras_callbacks
     from keras.src.trainers.trainer import Trainer
 
-    from distrib import cluster, ranks
+    from distrib import cluster
+    from distrib.training import multi_rank_fit
 
     patched = keras_callbacks.CallbackList, Trainer._get_metrics_result_or_logs
     keras_callbacks.CallbackList = keras.callbacks.CallbackList
-    Trainer._get_metrics_result_or_logs = ranks._own_logs
+    Trainer._get_metrics_result_or_logs = multi_rank_fit._own_logs
     here, cluster._current = cluster._current, ALONE
     try:
         return train()

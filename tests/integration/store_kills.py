@@ -23,7 +23,8 @@ from harness import KILLED, begin, finish, result
 from stores import Server
 
 from distrib.checkpoint.directory import CheckpointDirectory
-from distrib.store import Location, locate
+from distrib.storage.locate import locate
+from distrib.storage.location import Location
 
 VICTIMS = ("chief", "server", "both")
 LONGEST = 2.5

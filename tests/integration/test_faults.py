@@ -15,7 +15,7 @@ from harness import finish, kill_and_finish, start, undisturbed
 
 from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.errors import EXIT_CONFIGURATION, EXIT_NO_LOADABLE_CHECKPOINT, EXIT_PREEMPTED
-from distrib.store import locate
+from distrib.storage.locate import locate
 
 SHORT = ["--epochs", "2"]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from distrib.errors import ConfigurationError
-from distrib.launch.horovod_build import check, installed
-from distrib.launch.horovod_wheel import recipe
+from distrib.launch.horovod.build import check, installed
+from distrib.launch.horovod.wheel import recipe
 
 CACHE = Path(__file__).parents[2] / ".cache" / "horovod"
 

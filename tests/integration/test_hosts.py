@@ -17,7 +17,7 @@ import pytest
 from harness import JOB, environment, forked, result, undisturbed
 
 from distrib.checkpoint.directory import CheckpointDirectory
-from distrib.store import locate
+from distrib.storage.locate import locate
 
 pytestmark = [
     pytest.mark.slow,

@@ -22,9 +22,9 @@ from harness import JOB, forked, result, undisturbed
 from job_controller import IndexedJob, indexed_job
 
 from distrib.checkpoint.directory import CheckpointDirectory
-from distrib.launch.k8s_objects import objects
-from distrib.launch.k8s_settings import Settings
-from distrib.store import locate
+from distrib.launch.k8s.objects import objects
+from distrib.launch.k8s.settings import Settings
+from distrib.storage.locate import locate
 
 pytest.importorskip("horovod", reason="Horovod is not installed: `distrib horovod build`")
 

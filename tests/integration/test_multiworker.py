@@ -12,7 +12,7 @@ import pytest
 from harness import environment, launch
 
 from distrib.errors import EXIT_CONFIGURATION, EXIT_LOST_PEER
-from distrib.launch.probe import free_ports
+from distrib.launch.hosts.probe import free_ports
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,8 @@ from cloud_metadata import Metadata, metadata_server
 from harness import begin, finish, undisturbed
 
 from distrib.errors import EXIT_PREEMPTED
-from distrib.notices import VARIABLE, Ec2, Gce, Watch, sources
-from distrib.preemption import StopRequest
+from distrib.preemption.cloud_notices import VARIABLE, Ec2, Gce, Watch, sources
+from distrib.preemption.stop_request import StopRequest
 
 SHORT = ["--epochs", "2"]
 NOTICE = '{"action": "terminate", "time": "2026-09-18T08:22:00Z"}'

@@ -14,13 +14,9 @@ from harness import JOB, KILLED, environment, finish, forked, start, undisturbed
 
 from distrib.checkpoint import attempts
 from distrib.checkpoint.directory import CheckpointDirectory
-from distrib.environment import (
-    ATTEMPTS_VARIABLE,
-    GRACE_VARIABLE,
-    Supervision,
-)
+from distrib.environment import ATTEMPTS_VARIABLE, GRACE_VARIABLE, Supervision
 from distrib.errors import EXIT_NO_PROGRESS, EXIT_PREEMPTED
-from distrib.store import locate
+from distrib.storage.locate import locate
 
 SHORT = ["--epochs", "2"]
 

@@ -16,7 +16,7 @@ from harness import start as start_alone
 
 from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.errors import EXIT_CONFIGURATION, EXIT_LOST_PEER, EXIT_PREEMPTED
-from distrib.store import locate
+from distrib.storage.locate import locate
 
 # Of the ranks of each backend: which one dies, and where; see `job.py`.
 KILLS = {

@@ -22,8 +22,8 @@ import pytest
 from harness import JOB, environment, launch, result, undisturbed
 
 from distrib.checkpoint.directory import CheckpointDirectory
-from distrib.launch.probe import free_ports
-from distrib.store import locate
+from distrib.launch.hosts.probe import free_ports
+from distrib.storage.locate import locate
 
 SCRIPT = Path(__file__).with_name("rank_checks.py")
 CHECKS = [

@@ -102,7 +102,8 @@ def test_who_is_slow_is_named(backend: str, tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(SLOW)
     launcher = (
-        "import sys; from distrib.launch import cli, watch; watch.WINDOW_SECONDS = 2.0;"
+        "import sys; from distrib.launch import cli; from distrib.launch.run import liveness;"
+        "liveness.WINDOW_SECONDS = 2.0;"
         "sys.exit(cli.main(sys.argv[1:]))"
     )
     command = [sys.executable, "-P", "-c", launcher, "run", "-np", "2", "--backend", backend]

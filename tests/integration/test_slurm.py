@@ -11,7 +11,7 @@ from harness import JOB, environment, forked, result, undisturbed
 from slurm_cluster import Batch, Cluster, missing, slurm
 
 from distrib.checkpoint.directory import CheckpointDirectory
-from distrib.store import locate
+from distrib.storage.locate import locate
 
 SCRIPT = str(Path(__file__).parents[2] / "launch" / "slurm.sbatch")
 PLAIN = ["--backend", "multiworker"]  # Which asks nothing of a rank that wants nothing of it.

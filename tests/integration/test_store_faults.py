@@ -20,7 +20,8 @@ from distrib.checkpoint import layout
 from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.checkpoint.saver import Content, Saver
 from distrib.errors import CheckpointError
-from distrib.store import Location, locate
+from distrib.storage.locate import locate
+from distrib.storage.location import Location
 
 PATIENCE = 60.0
 

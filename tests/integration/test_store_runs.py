@@ -18,7 +18,8 @@ from distrib.checkpoint import commit
 from distrib.checkpoint.attempts import newest
 from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.errors import EXIT_CONFIGURATION
-from distrib.store import Location, locate
+from distrib.storage.locate import locate
+from distrib.storage.location import Location
 
 SHORT = ["--epochs", "2"]
 
@@ -75,7 +76,7 @@ def test_an_older_chief_that_is_still_alive_stops_and_damages_nothing(
     assert {checkpoint.manifest.attempt for checkpoint in directory.checkpoints()} == {2}
     for checkpoint in directory.checkpoints():
         checkpoint.verify()
-    directory.collect_leftovers(3)
+    directory.remove_orphans(3)
     assert left_over(store) == []
     assert commit.damaged(directory.location) == []
     # Whoever starts it once more finds it finished.

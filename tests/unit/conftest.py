@@ -18,7 +18,8 @@ import boto3
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from distrib.store import Location, locate
+from distrib.storage.locate import locate
+from distrib.storage.location import Location
 
 # It ends when its standard input does, which the death of the test process brings about too.
 SERVER = """

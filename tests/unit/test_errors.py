@@ -43,12 +43,12 @@ def test_installing_twice_prints_once() -> None:
 
 
 def test_the_last_words_come_after_the_traceback() -> None:
-    listen = "say_before_exit(lambda error: print('noted', type(error), file=sys.stderr));"
+    listen = "on_uncaught_error(lambda error: print('noted', type(error), file=sys.stderr));"
     start = f"import sys; from distrib.errors import *; install_exit_codes(); {listen}"
     done = run(f"{start} raise ValueError('mine')")
     assert done.returncode == 1
     assert done.stderr.endswith("ValueError: mine\nnoted <class 'ValueError'>\n")
-    done = run(f"{start} say_before_exit(None); raise ValueError('mine')")
+    done = run(f"{start} on_uncaught_error(None); raise ValueError('mine')")
     assert done.stderr.endswith("ValueError: mine\n")
 
 

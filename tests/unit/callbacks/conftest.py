@@ -13,7 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 import distrib.cluster
 from distrib.cluster import Cluster
 from distrib.collectives import SingleProcess
-from distrib.uploads import UploadError, uploads
+from distrib.storage.uploads import UploadError, uploads
 
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -18,11 +18,11 @@ from distrib.callbacks import BackupAndRestore, EarlyStopping
 from distrib.checkpoint import commit
 from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.checkpoint.saver import Saver
-from distrib.data import make_dataset
+from distrib.data.dataset import make_dataset
 from distrib.errors import CheckpointMismatchError, ConfigurationError, Preempted
 from distrib.retention import KeepIf
-from distrib.schedule import Schedule
-from distrib.store import locate
+from distrib.save_policy.schedule import SaveSchedule
+from distrib.storage.locate import locate
 
 X = np.random.default_rng(0).normal(size=(20, 3)).astype("float32")
 Y = X.sum(axis=1, keepdims=True)
@@ -94,15 +94,15 @@ def default_signals() -> None:
 @pytest.mark.parametrize(
     ("save_freq", "expected"),
     [
-        ("epoch", Schedule(epochs=True)),
-        (500, Schedule(steps=500)),
-        ("30s", Schedule(seconds=30)),
-        ("5m", Schedule(seconds=300)),
-        ("1.5h", Schedule(seconds=5400)),
-        ("auto", Schedule(auto=True)),
+        ("epoch", SaveSchedule(epochs=True)),
+        (500, SaveSchedule(steps=500)),
+        ("30s", SaveSchedule(seconds=30)),
+        ("5m", SaveSchedule(seconds=300)),
+        ("1.5h", SaveSchedule(seconds=5400)),
+        ("auto", SaveSchedule(auto=True)),
     ],
 )
-def test_save_freq(save_freq: Any, expected: Schedule, tmp_path: Path) -> None:
+def test_save_freq(save_freq: Any, expected: SaveSchedule, tmp_path: Path) -> None:
     assert BackupAndRestore(tmp_path, save_freq=save_freq)._schedule == expected
 
 

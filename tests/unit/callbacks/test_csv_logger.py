@@ -11,7 +11,7 @@ from driving import EPOCHS, POSITIONS, Position, drive, drive_through_kills, lat
 
 from distrib.callbacks import CSVLogger
 from distrib.errors import ConfigurationError
-from distrib.uploads import UploadError, uploads
+from distrib.storage.uploads import UploadError, uploads
 
 
 def keras_file(path: Path, **arguments: Any) -> bytes:

@@ -26,7 +26,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from distrib.callbacks import LossHistory
 from distrib.errors import ConfigurationError
-from distrib.uploads import UploadError, uploads
+from distrib.storage.uploads import UploadError, uploads
 
 ALL = [batch_logs(epoch, batch)["loss"] for epoch in range(EPOCHS) for batch in range(STEPS)]
 FILES = ["loss.csv", "loss.png", *(f"plot_at_epoch_{epoch}.png" for epoch in range(EPOCHS))]

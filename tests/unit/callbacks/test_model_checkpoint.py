@@ -21,7 +21,7 @@ from driving import (
 
 from distrib.callbacks import ModelCheckpoint
 from distrib.errors import ConfigurationError
-from distrib.uploads import UploadError, uploads
+from distrib.storage.uploads import UploadError, uploads
 
 
 def names(folder: Path) -> list[str]:

@@ -23,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from distrib.callbacks import TensorBoard
 from distrib.errors import ConfigurationError
-from distrib.uploads import UploadError, uploads
+from distrib.storage.uploads import UploadError, uploads
 
 Points = dict[str, list[tuple[int, float]]]
 

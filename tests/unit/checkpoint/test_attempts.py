@@ -8,7 +8,8 @@ from distrib.checkpoint import attempts
 from distrib.checkpoint.attempts import FAILED, FINISHED, FOLDER, GIVEN_UP, Commit, Entry
 from distrib.environment import Supervision
 from distrib.errors import SupersededError
-from distrib.store import Location, locate
+from distrib.storage.locate import locate
+from distrib.storage.location import Location
 
 
 @pytest.fixture(params=["local", "memory"])

@@ -14,10 +14,11 @@ from distrib.checkpoint.attempts import Attempt, Commit
 from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.checkpoint.manifest import NAME, Manifest
 from distrib.checkpoint.orbax_format import DataFile
+from distrib.checkpoint.retention import LatestN
 from distrib.checkpoint.stored import StoredCheckpoint
 from distrib.errors import ConfigurationError, NoLoadableCheckpointError, SupersededError
-from distrib.retention import LatestN
-from distrib.store import Location, locate
+from distrib.storage.locate import locate
+from distrib.storage.location import Location
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -86,11 +87,11 @@ def test_without_a_manifest_it_does_not_count_and_is_collected(
     notes.write_bytes(b"mine")
     before = files(directory.location)
     assert directory.load_newest(load) == "state 1"
-    directory.collect_leftovers(first.number)
+    directory.remove_orphans(first.number)
     assert files(directory.location) == before  # The writer may still be at work.
     second = directory.begin(1)
     mine = draft(directory, second, 3)
-    directory.collect_leftovers(second.number)
+    directory.remove_orphans(second.number)
     commit.publish(directory.location, mine)
     assert directory.steps() == [1, 3]
     assert not [path for path in files(directory.location) if path.startswith(("/2/", "/.2."))]
@@ -109,7 +110,7 @@ def test_damaged_ones_are_set_aside_and_the_one_before_is_used(
     assert len(got) == 2
     assert directory.steps() == [1]
     assert len(commit.damaged(directory.location)) == 2
-    directory.collect_leftovers(99)
+    directory.remove_orphans(99)
     assert len(files(directory.location)) == len(damaged_data)  # Nothing was deleted.
     add(directory, directory.begin(1), 3)
     assert directory.load_newest(load) == "state 3"
@@ -175,7 +176,7 @@ def test_what_a_superseded_attempt_commits_late_does_not_count(
     newest = directory.begin(1)
     add(directory, newest, 5)
     assert directory.load_newest(load) == "state 5"
-    directory.collect_leftovers(newest.number)
+    directory.remove_orphans(newest.number)
     assert [
         path for path in files(directory.location) if "late" in path or "replaced" in path
     ] == []
@@ -214,7 +215,7 @@ def test_a_copy_by_other_means_is_a_checkpoint(
             content = place.filesystem.cat_file(place.path + path)
             (copy.location / ("7" + path)).write_bytes(content)
         assert copy.load_newest(load) == "state 7"
-        copy.collect_leftovers(99)
+        copy.remove_orphans(99)
         assert copy.begin(1).number == 2  # Not that of the attempt whose folder is there.
         assert copy.load_newest(load) == "state 7"
 
@@ -244,7 +245,7 @@ def test_what_is_no_checkpoint_of_the_local_disk_is_collected(tmp_path: Path) ->
     directory = CheckpointDirectory(locate(tmp_path, "directory"))
     (directory.location / "1" / "arrays").write_bytes(b"half")
     (directory.location / "2.orbax-checkpoint-tmp-7" / "arrays").write_bytes(b"half")
-    directory.collect_leftovers(1)
+    directory.remove_orphans(1)
     assert directory.location.names() == []
 
 
@@ -254,7 +255,7 @@ def test_data_whose_manifest_cannot_be_read_are_not_collected(
     add(directory, directory.begin(1), 1)
     (directory.location / "1" / NAME).write_bytes(b"{")
     before = files(directory.location)
-    directory.collect_leftovers(99)
+    directory.remove_orphans(99)
     assert files(directory.location) == before
 
 
@@ -304,7 +305,7 @@ def test_delete_leaves_nothing(directory: CheckpointDirectory) -> None:
 @contextmanager
 def locked(folder: Path) -> Iterator["subprocess.Popen[str]"]:
     code = (
-        "import sys, time; from distrib.store import locate;"
+        "import sys, time; from distrib.storage.locate import locate;"
         "from distrib.checkpoint.directory import CheckpointDirectory;"
         "CheckpointDirectory(locate(sys.argv[1], 'd')).lock(); print('locked', flush=True);"
         "time.sleep(60)"

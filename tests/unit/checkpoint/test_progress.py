@@ -10,7 +10,8 @@ from distrib.checkpoint.attempts import FAILED, FOLDER, GIVEN_UP, PREEMPTED, Att
 from distrib.checkpoint.progress import note_failure, reason_to_give_up
 from distrib.environment import Supervision
 from distrib.errors import SupersededError
-from distrib.store import Location, locate
+from distrib.storage.locate import locate
+from distrib.storage.location import Location
 
 THREE = Supervision(attempts=3)
 

@@ -11,12 +11,12 @@ import pytest
 from distrib.checkpoint import transfer
 from distrib.checkpoint.attempts import Attempt
 from distrib.checkpoint.directory import CheckpointDirectory
+from distrib.checkpoint.retention import LatestN
 from distrib.checkpoint.saver import Content, Saver
 from distrib.checkpoint.stored import StoredCheckpoint
 from distrib.errors import CheckpointError, SupersededError
-from distrib.retention import LatestN
-from distrib.store import locate
-from distrib.uploads import uploads
+from distrib.storage.locate import locate
+from distrib.storage.uploads import uploads
 
 
 def content(step: int) -> Content:

@@ -10,7 +10,8 @@ from distrib.checkpoint import commit, layout, transfer
 from distrib.checkpoint.manifest import DamagedCheckpointError, Manifest
 from distrib.checkpoint.orbax_format import files
 from distrib.checkpoint.stored import StoredCheckpoint
-from distrib.store import Location, locate
+from distrib.storage.locate import locate
+from distrib.storage.location import Location
 
 ARRAYS: dict[str, dict[str, Any]] = {
     "model": {

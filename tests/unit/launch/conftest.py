@@ -22,7 +22,8 @@ from distrib.checkpoint.manifest import Manifest
 from distrib.checkpoint.orbax_format import files
 from distrib.checkpoint.saver import Content, Saver
 from distrib.launch.cli import main
-from distrib.store import Location, locate
+from distrib.storage.locate import locate
+from distrib.storage.location import Location
 
 
 class Result(NamedTuple):
@@ -115,7 +116,7 @@ def content(
 def training_into(run: Run) -> Iterator[int]:
     """Hold the lock of a run in another process, and give its pid."""
     code = (
-        "import sys, time; from distrib.store import locate;"
+        "import sys, time; from distrib.storage.locate import locate;"
         "from distrib.checkpoint.directory import CheckpointDirectory;"
         "CheckpointDirectory(locate(sys.argv[1], 'd')).lock(); print('locked', flush=True);"
         "time.sleep(60)"

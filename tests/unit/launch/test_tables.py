@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from distrib.launch.tables import age, date, print_table, readable_size
+from distrib.launch.tables import age, date, print_table
 
 
 def test_columns_are_as_wide_as_they_must_be(capsys: pytest.CaptureFixture[str]) -> None:
@@ -12,20 +12,6 @@ def test_columns_are_as_wide_as_they_must_be(capsys: pytest.CaptureFixture[str])
         "   7  committed",
         "1000  late       y",
     ]
-
-
-@pytest.mark.parametrize(
-    ("size", "shown"),
-    [
-        (0, "0 B"),
-        (1023, "1023 B"),
-        (1024, "1.0 KiB"),
-        (3 << 20, "3.0 MiB"),
-        (5 << 52, "20480.0 TiB"),
-    ],
-)
-def test_sizes(size: int, shown: str) -> None:
-    assert readable_size(size) == shown
 
 
 def test_times() -> None:

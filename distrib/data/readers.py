@@ -1,0 +1,202 @@
+"""Sources that Python reads: arrays on disk a batch at a time, and objects an example at a time.
+
+TensorFlow calls back into Python for each batch, on threads of its own, several batches at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from distrib.data.arrays import Array, at, common_length, leaves, row_spec, to_arrays
+from distrib.data.order import Order
+from distrib.errors import ConfigurationError
+
+
+class _ReadSource:
+    """What is read by Python code that is given indices; the base of the two that follow."""
+
+    kind: str
+    num_examples: int
+    element_spec: Any
+
+    def __init__(self, num_parallel_reads: int | None) -> None:
+        self._parallel = num_parallel_reads or min(8, 2 * (os.cpu_count() or 1))
+
+    def read(self, index: Array, epoch: int, seed: int) -> list[Array]:
+        """Return the examples at `index`, stacked, one array for each leaf of `element_spec`."""
+        raise NotImplementedError
+
+    def batches(self, passes: Any, order: Order) -> Any:
+        """Return the batches; see `Source`."""
+        specs = tf.nest.flatten(self.element_spec)
+
+        def read(index: Array, epoch: Any) -> list[Array]:
+            return self.read(index, int(epoch), order.seed)
+
+        def batch(epoch: Any, step: Any) -> Any:
+            index = order.indices(epoch, step)
+            # Not stateful: what is read depends on the arguments only, and TensorFlow would read
+            # one batch after the other if determinism of operations is switched on.
+            leaves = tf.numpy_function(
+                read, [index, epoch], [s.dtype for s in specs], stateful=False
+            )
+            for leaf, spec in zip(leaves, specs, strict=True):
+                leaf.set_shape([order.static_batch_size, *spec.shape])
+            return tf.nest.pack_sequence_as(self.element_spec, leaves)
+
+        # A call that waits for a disk holds its thread. On threads of their own they do not keep
+        # the training step from running, and more of them than there are processors can wait.
+        return _steps(passes, order).map(
+            batch,
+            num_parallel_calls=self._parallel_batches,
+            deterministic=True,
+            use_unbounded_threadpool=True,
+        )
+
+    @property
+    def _parallel_batches(self) -> int:
+        return self._parallel
+
+
+class StoredArraySource(_ReadSource):
+    """Arrays that stay on disk (`np.memmap`, HDF5, Zarr), read a batch at a time."""
+
+    kind = "arrays"
+
+    def __init__(self, arrays: Any, num_parallel_reads: int | None) -> None:
+        super().__init__(num_parallel_reads)
+        arrays = to_arrays(arrays, keep_stored=True)
+        self.num_examples = common_length(arrays)
+        self._arrays = tf.nest.flatten(arrays)
+        # One row is read, since what an array on disk says of itself is not what NumPy makes of it.
+        rows = self.read(np.array([0]), 0, 0)
+        self.element_spec = tf.nest.pack_sequence_as(arrays, [row_spec(row) for row in rows])
+
+    def read(self, index: Array, epoch: int, seed: int) -> list[Array]:
+        """Return the rows at `index` of every array."""
+        rows = []
+        for array in self._arrays:
+            if isinstance(array, np.ndarray):
+                rows.append(to_arrays(array[index]))
+            else:
+                # HDF5 takes indices in rising order only, each one once.
+                unique, inverse = np.unique(index, return_inverse=True)
+                rows.append(to_arrays(array[unique])[inverse])
+        return rows
+
+
+class ExampleSource(_ReadSource):
+    """An object with `__len__` and `__getitem__` that returns one example, and a `map` for it."""
+
+    kind = "examples"
+
+    def __init__(
+        self, examples: Any, map: Callable[..., Any] | None, num_parallel_reads: int | None
+    ) -> None:
+        super().__init__(num_parallel_reads)
+        self._examples = examples
+        self._map = map
+        self._map_takes_rng = map is not None and _takes_rng(map)
+        self.num_examples = len(examples)
+        if self.num_examples == 0:
+            raise ConfigurationError(f"`source` ({type(examples).__name__}) has no examples.")
+        try:
+            example = self._example(0, 0, 0)
+        except ConfigurationError:
+            raise
+        except Exception as error:
+            raise ConfigurationError(
+                f"`source[0]`, or `map` of it, raised {type(error).__name__}: {error}"
+            ) from error
+        self.element_spec = tf.nest.map_structure(
+            lambda array: tf.TensorSpec(array.shape, array.dtype), example
+        )
+        self._paths = [path for path, _ in leaves(example)]
+        self._pool = ThreadPoolExecutor(self._parallel, "distrib-read")
+
+    @property
+    def _parallel_batches(self) -> int:
+        # The examples of a batch are read side by side, so that the first batch of an epoch does
+        # not take `batch_size` times as long as an example. A second batch keeps the readers busy
+        # while the first is put together.
+        return min(2, self._parallel)
+
+    def read(self, index: Array, epoch: int, seed: int) -> list[Array]:
+        """Return the examples at `index`, stacked."""
+
+        def part(index: Array) -> list[list[Array]]:
+            return [self._checked(int(i), epoch, seed) for i in index]
+
+        if self._parallel == 1:
+            examples = part(index)
+        else:
+            parts = np.array_split(index, min(self._parallel, len(index)))
+            examples = [example for done in self._pool.map(part, parts) for example in done]
+        return [np.stack(leaves) for leaves in zip(*examples, strict=True)]
+
+    def _example(self, index: int, epoch: int, seed: int) -> Any:
+        example = self._examples[index]
+        if self._map_takes_rng:
+            assert self._map is not None
+            key = np.array([seed, epoch, index], np.uint64).view(np.uint32)
+            example = self._map(example, rng=np.random.default_rng(key))
+        elif self._map is not None:
+            example = self._map(example)
+        return to_arrays(example)
+
+    def _checked(self, index: int, epoch: int, seed: int) -> list[Array]:
+        """Return the leaves of an example, which must be as those of example 0.
+
+        Raises:
+            RuntimeError: With all there is to know in its text, since TensorFlow passes on the text
+                only. A `StopIteration` must not get out: TensorFlow would take it for the end.
+        """
+        try:
+            example = self._example(index, epoch, seed)
+        except Exception as error:
+            raise RuntimeError(
+                f"Example {index} could not be read: {type(error).__name__}: {error}\n"
+                f"{traceback.format_exc()}"
+            ) from None
+        found = list(leaves(example))
+        if [path for path, _ in found] != self._paths:
+            raise RuntimeError(
+                f"Example {index} has the parts {[path for path, _ in found]}, but example 0 has "
+                f"{self._paths}; return the same structure for all in `map`."
+            )
+        for (path, array), spec in zip(found, tf.nest.flatten(self.element_spec), strict=True):
+            if array.shape != tuple(spec.shape):
+                raise RuntimeError(
+                    f"Example {index} has shape {array.shape}{at(path)}, but example 0 has "
+                    f"{tuple(spec.shape)}; pad or crop to one shape in `map`."
+                )
+            if tf.as_dtype(array.dtype) != spec.dtype:
+                raise RuntimeError(
+                    f"Example {index} has dtype {array.dtype}{at(path)}, but example 0 has "
+                    f"{spec.dtype.name}; convert to one dtype in `map`."
+                )
+        return [array for _, array in found]
+
+
+def _steps(passes: Any, order: Order) -> Any:
+    """Return a `tf.data.Dataset` of the (epoch, step) pairs of this process's batches."""
+    return passes.flat_map(
+        lambda epoch, first: tf.data.Dataset.range(first, order.own_batches).map(
+            lambda step: (epoch, step)
+        )
+    )
+
+
+def _takes_rng(function: Callable[..., Any]) -> bool:
+    try:
+        return "rng" in inspect.signature(function).parameters
+    except ValueError:  # Some built-in functions have no signature.
+        return False

@@ -1,0 +1,173 @@
+"""Gradient reduction for Keras 3 optimizers: one grouped allreduce before the optimizer's own work.
+
+The methods `apply` and `scale_loss` of the one optimizer object are replaced, its class is not. So
+whatever Keras does with gradients afterwards (clipping, weight decay, moving averages, loss
+scaling, skipping a step that overflowed) it does with the same numbers on every rank, and what is
+saved is the optimizer that the user made, which loads where nobody has heard of distrib.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from distrib.errors import ConfigurationError
+from distrib.gradients.reduction import DTYPES, Forms, Reduction, reduce_gradients
+
+_REDUCER = "_distrib_reducer"
+
+
+def check_arguments(compression: Any, backward_passes_per_step: Any, op: Any) -> None:
+    """Refuse arguments of `cluster.optimizer` that no backend takes.
+
+    Raises:
+        ConfigurationError: Names the argument and what it may be.
+    """
+    if compression not in (None, *DTYPES):
+        raise ConfigurationError(
+            f"`compression={compression!r}` is unknown; choose None, 'fp16' or 'bf16'."
+        )
+    if op not in ("average", "sum", "adasum"):
+        raise ConfigurationError(f"`op={op!r}` is unknown; choose 'average', 'sum' or 'adasum'.")
+    passes = backward_passes_per_step
+    if isinstance(passes, bool) or not isinstance(passes, int) or passes < 1:
+        raise ConfigurationError(
+            f"`backward_passes_per_step={passes!r}` must be a whole number, 1 or more."
+        )
+
+
+def as_optimizer(optimizer: Any) -> Any:
+    """Return a Keras optimizer, or what `keras.optimizers.get` makes one of.
+
+    Raises:
+        ConfigurationError: If it is neither.
+    """
+    try:
+        return keras.optimizers.get(optimizer)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"`optimizer={optimizer!r}` is not a keras.optimizers.Optimizer."
+        ) from error
+
+
+def accumulate(optimizer: Any, passes: int) -> Any:
+    """Let an optimizer average the gradients of several batches before it applies them.
+
+    Args:
+        optimizer: A Keras optimizer without variables yet.
+        passes: How many batches.
+
+    Returns:
+        The same optimizer.
+
+    Raises:
+        ConfigurationError: If it accumulates already, or cannot.
+    """
+    if passes == 1:
+        return optimizer
+    if hasattr(optimizer, "inner_optimizer"):
+        raise ConfigurationError(
+            f"`backward_passes_per_step={passes}` does not go with a LossScaleOptimizer; give the "
+            f"inner optimizer `gradient_accumulation_steps={passes}`, which reduces every pass."
+        )
+    steps = optimizer.gradient_accumulation_steps
+    if steps not in (None, passes) or optimizer.built:
+        raise ConfigurationError(
+            f"`backward_passes_per_step={passes}`: the optimizer has variables already, or "
+            f"`gradient_accumulation_steps={steps}`; pass a new optimizer without that argument."
+        )
+    optimizer.gradient_accumulation_steps = passes
+    return optimizer
+
+
+def distribute(optimizer: Any, reduction: Reduction) -> Any:
+    """Make an optimizer reduce gradients over all ranks before it applies them.
+
+    Args:
+        optimizer: A Keras optimizer.
+        reduction: How.
+
+    Returns:
+        The same optimizer.
+    """
+    if reduction_of(optimizer) is None:
+        _Reducer(optimizer, reduction)
+    return optimizer
+
+
+def reduction_of(optimizer: Any) -> Reduction | None:
+    """Return how an optimizer reduces gradients; `None` if it does not, or there is none."""
+    reducer = None if optimizer is None else vars(optimizer).get(_REDUCER)
+    return None if reducer is None else reducer.reduction
+
+
+def reduce_outside_of_loss_scaling(optimizer: Any) -> None:
+    """Move the reduction from a loss-scaled optimizer to the one that scales its loss.
+
+    `compile` wraps the optimizer of a mixed-float16 model into a `LossScaleOptimizer`, which skips
+    steps whose gradients are not finite. Were they reduced after that decision, one rank could skip
+    a step and leave the others waiting.
+    """
+    inner = getattr(optimizer, "inner_optimizer", None)
+    reducer = None if inner is None else vars(inner).get(_REDUCER)
+    if reducer is not None:
+        reducer.undo()
+        distribute(optimizer, reducer.reduction)
+
+
+class _Reducer:
+    """The replaced methods of one optimizer."""
+
+    _count = 0
+
+    def __init__(self, optimizer: Any, reduction: Reduction) -> None:
+        self.reduction = reduction
+        self._optimizer = optimizer
+        # The same on every rank, because every rank makes its optimizers in the same order.
+        self._name = f"distrib.gradients.{_Reducer._count}"
+        _Reducer._count += 1
+        self._accumulates = bool(getattr(optimizer, "gradient_accumulation_steps", None))
+        # What is added up over several batches is dense.
+        self._forms = Forms(reduction, slices=not self._accumulates)
+        self._original = {
+            "apply": optimizer.apply,
+            "scale_loss": optimizer.scale_loss,
+            "_clip_gradients": optimizer._clip_gradients,
+        }
+        optimizer.apply = self._apply
+        optimizer.scale_loss = self._scale_loss
+        if self._accumulates:
+            optimizer._clip_gradients = self._reduce_and_clip
+        setattr(optimizer, _REDUCER, self)
+
+    def undo(self) -> None:
+        """Give the optimizer its methods back."""
+        for name in (*self._original, _REDUCER):
+            vars(self._optimizer).pop(name, None)
+
+    # A train step of the user's own calls these two from where AutoGraph looks for branches on
+    # tensors in everything that is called. There are none here, and looking takes seconds.
+    @tf.autograph.experimental.do_not_convert
+    def _apply(self, grads: Any, trainable_variables: Any = None) -> None:
+        optimizer = self._optimizer
+        grads = list(grads)
+        variables = list(
+            optimizer._trainable_variables if trainable_variables is None else trainable_variables
+        )
+        grads = self._forms.apply(grads, variables)
+        if not self._accumulates:
+            grads = reduce_gradients(grads, self.reduction, self._name)
+        self._original["apply"](grads, variables)
+
+    @tf.autograph.experimental.do_not_convert
+    def _scale_loss(self, loss: Any) -> Any:
+        loss = self._original["scale_loss"](loss)
+        if self.reduction.op != "average":
+            return loss
+        return loss * tf.cast(self.reduction.step_payload.share, loss.dtype)
+
+    def _reduce_and_clip(self, grads: Any) -> Any:
+        reduced = reduce_gradients(grads, self.reduction, self._name)
+        return self._original["_clip_gradients"](reduced)

@@ -1,0 +1,67 @@
+"""Messages to the user, through Python's `logging`: one logger called `distrib`.
+
+By default a message is one line on stderr (Keras draws its progress bar on stdout) that begins with
+`distrib:`, from level INFO up, and only the chief's are shown. Level, handlers and format are the
+user's to change:
+
+>>> logging.getLogger("distrib").setLevel("WARNING")
+>>> logging.getLogger("distrib").handlers = [logging.FileHandler("distrib.log")]
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+log = logging.getLogger("distrib")
+# Pass as `extra` with a message that concerns this rank alone and must be shown whichever it is.
+ANY_RANK = {"any_rank": True}
+
+
+class _StderrHandler(logging.Handler):
+    """Writes to the present `sys.stderr`, which a notebook or a test may have replaced."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            # Keras's progress bar leaves the cursor in the middle of a line.
+            print(f"\n{self.format(record)}", file=sys.stderr, flush=True)
+        except Exception:
+            self.handleError(record)
+
+
+class ChiefOnly(logging.Filter):
+    """Drops the messages of all ranks but the chief, except those for `ANY_RANK`.
+
+    Args:
+        is_chief: Whether this process is the chief.
+    """
+
+    def __init__(self, is_chief: bool) -> None:
+        super().__init__()
+        self._is_chief = is_chief
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether the message is shown."""
+        return self._is_chief or getattr(record, "any_rank", False)
+
+
+def show_chief_only(is_chief: bool) -> None:
+    """Show messages on the chief only, in place of what an earlier call has set."""
+    for old in list(log.filters):
+        if isinstance(old, ChiefOnly):
+            log.removeFilter(old)
+    log.addFilter(ChiefOnly(is_chief))
+
+
+def _set_defaults() -> None:
+    """Set level and handler, unless the user has done so before importing distrib."""
+    if log.level == logging.NOTSET:
+        log.setLevel(logging.INFO)
+    if not log.handlers:
+        handler = _StderrHandler()
+        handler.setFormatter(logging.Formatter("distrib: %(message)s"))
+        log.addHandler(handler)
+        log.propagate = False  # A handler on the root logger would show every message twice.
+
+
+_set_defaults()

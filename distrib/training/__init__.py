@@ -1,0 +1,5 @@
+"""What happens around Keras's `fit`: resuming, saving, and ranks that act as one.
+
+`resumable_fit.py` follows a `fit` and saves it; `multi_rank_fit.py` makes ranks share one.
+May import everything below it in `distrib`; `callbacks` and `runtime` are above.
+"""

@@ -1,0 +1,167 @@
+"""What must happen around Keras's own loop so that plain `model.fit` resumes exactly.
+
+Keras calls callbacks through one `CallbackList`. `ResumableCallbackList` takes its place, so the
+order of the user's list does not matter: state is restored after every callback's `on_train_begin`,
+and saved after every callback has handled a step or an epoch. It also bends the loop where a run
+goes on in the middle of an epoch:
+
+- Batch numbers continue from the resumed step.
+- The resumed epoch has fewer batches than Keras expects. Its iterator must not run out inside the
+  train function (the failing step would still advance the dropout seeds), so the epoch is ended
+  after its last batch by `stop_training`, which is put back before anything can see it.
+- When all batches were done and only the validation is missing, one call of the train function is
+  replaced by one that does nothing, because Keras's loop cannot be entered without a batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from distrib.errors import ConfigurationError
+from distrib.heartbeat import OUTSIDE, STARTING, TRAINING, heartbeat
+from distrib.training.fit_call import fit_in_progress, frames
+from distrib.training.resume import Resume
+
+
+def adopt(callback: keras.callbacks.Callback, resume: Resume) -> None:
+    """Turn the `CallbackList` that is calling `callback.set_model` into a
+    `ResumableCallbackList`."""
+    callbacks = _calling_list(callback)
+    if isinstance(callbacks, ResumableCallbackList):
+        raise ConfigurationError(
+            "The callback list holds two BackupAndRestore; one saves the state of all the others."
+        )
+    base = type(callbacks)
+    callbacks.__class__ = (
+        ResumableCallbackList
+        if base is keras.callbacks.CallbackList
+        else type(f"Resumable{base.__name__}", (ResumableCallbackList, base), {})
+    )
+    callbacks._resume = resume
+    callbacks._reset()
+
+
+class ResumableCallbackList(keras.callbacks.CallbackList):
+    """A `CallbackList` that saves and restores at the right moments of a `fit`."""
+
+    _resume: Resume
+
+    def _reset(self) -> None:
+        # Batches of the epoch in progress that an earlier process did.
+        self._offset = 0
+        self._skip_training = False
+        self._forced_stop = False
+        self._stop_of_others = False
+        self._train_function: Any = None
+        # Keras may run batch hooks in threads; a snapshot needs them done.
+        self._async_train = False
+        self._async_test = False
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Find and check the checkpoint, begin, then restore it or save the first one."""
+        call = fit_in_progress()
+        if call is None:
+            raise ConfigurationError(
+                "BackupAndRestore works in `model.fit` only; a training loop of your own can save "
+                "and restore with Orbax itself. (Inside `fit` this means that Keras "
+                f"{keras.__version__} has changed it in a way that distrib does not know.)"
+            )
+        heartbeat.enter(STARTING)
+        self._resume.prepare(self.model, call)
+        super().on_train_begin(logs)
+        self._resume.begin(self.callbacks)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """End the callbacks, then the saving."""
+        if not self._resume.active:
+            super().on_train_end(logs)
+            return
+        super().on_train_end(logs or self._resume.logs.epoch)
+        self._resume.end()
+        heartbeat.enter(OUTSIDE)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Set the data's position, begin the epoch, and restore what that has changed."""
+        if self._resume.active:
+            self._offset = self._resume.batch
+            self._skip_training = self._resume.train_done
+            self._resume.before_epoch(epoch)
+        super().on_epoch_begin(epoch, logs)
+        if self._resume.active:
+            self._resume.epoch_began()
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Number the batch from the epoch's real beginning."""
+        if self._skip_training:
+            self._train_function = self.model.train_function
+            self.model.train_function = lambda iterator: self._resume.logs.batch
+            return
+        if self._resume.active:
+            self._resume.before_batch(batch + self._offset)
+        super().on_train_batch_begin(batch + self._offset, logs)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """End the batch, save if it is time, and end a resumed epoch at its last batch."""
+        if self._skip_training:
+            self._skip_training = False
+            self.model.train_function = self._train_function
+            self._force_stop(self._resume.stop_requested)
+            return
+        batch += self._offset
+        super().on_train_batch_end(batch, logs)
+        if self._resume.active:
+            self._resume.after_batch(batch, logs)
+            heartbeat.enter(TRAINING)
+            if self._offset and self._resume.train_done:
+                self._force_stop(self.model.stop_training)
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        """Remember what validation changes before it does."""
+        self._release_stop()
+        if self._resume.active:
+            self._resume.before_validation()
+        super().on_test_begin(logs)
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Leave the validation early if the process was asked to stop."""
+        super().on_test_batch_end(batch, logs)
+        heartbeat.beat()
+        if self._resume.active and self._resume.stop.requested:
+            self.model.stop_evaluating = True
+
+    def on_test_end(self, logs: Any = None) -> None:
+        """End the validation, and the process if it was asked to stop."""
+        super().on_test_end(logs)
+        if self._resume.active:
+            self._resume.after_validation()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """End the epoch, then save if it is time."""
+        self._release_stop()
+        super().on_epoch_end(epoch, logs)
+        self._offset = 0
+        if self._resume.active:
+            self._resume.after_epoch(epoch, logs)
+
+    def _force_stop(self, stop_of_others: bool) -> None:
+        self._stop_of_others = stop_of_others
+        self._forced_stop = True
+        self.model.stop_training = True
+
+    def _release_stop(self) -> None:
+        if self._forced_stop:
+            self._forced_stop = False
+            self.model.stop_training = self._stop_of_others
+
+
+def _calling_list(callback: keras.callbacks.Callback) -> Any:
+    for frame in frames():
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, keras.callbacks.CallbackList) and callback in caller.callbacks:
+            return caller
+    raise ConfigurationError(
+        "BackupAndRestore works in the `callbacks` list of `model.fit`; `set_model` was called "
+        "by something else."
+    )

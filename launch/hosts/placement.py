@@ -1,0 +1,117 @@
+"""Which rank runs on which host: hosts are filled in the order in which they were named.
+
+Ranks of one host are neighbours, so that most of a ring's traffic stays inside a host, and so does
+Horovod number them.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from distrib.errors import UsageError
+
+from .probe import interface_addresses
+
+
+@dataclass(frozen=True)
+class Host:
+    """A machine, and how many ranks it may hold."""
+
+    name: str
+    slots: int
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this is the machine that the launcher runs on."""
+        own, name = socket.gethostname(), self.name
+        return (
+            name in ("localhost", own)
+            or name.startswith(f"{own}.")
+            or own.startswith(f"{name}.")
+            or name in interface_addresses().values()
+        )
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One rank's place, in Horovod's words, which its rendezvous server expects.
+
+    `local_rank` counts the ranks of its host; `cross_rank` those with the same `local_rank`, over
+    all hosts that have such a one.
+    """
+
+    host: Host
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    cross_rank: int
+    cross_size: int
+
+    @property
+    def hostname(self) -> str:
+        """The host's name as it was given."""
+        return self.host.name
+
+
+def parse_hosts(text: str) -> list[Host]:
+    """Return the hosts of `name:slots,...`; a name alone has one slot.
+
+    Raises:
+        UsageError: If a part is neither, or two of them are the same machine.
+    """
+    hosts: list[Host] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\w[\w.-]*)(?::([1-9]\d*))?", part.strip(), re.ASCII)
+        if not match:
+            raise UsageError(f"-H {text}: {part!r} is not of the form host:slots, like h0:4,h1:4.")
+        host = Host(match[1], int(match[2] or 1))
+        for other in hosts:
+            if host.name == other.name or (host.is_local and other.is_local):
+                raise UsageError(f"-H {text}: {host.name} and {other.name} are the same host.")
+        hosts.append(host)
+    return hosts
+
+
+def parse_hostfile(path: Path) -> list[Host]:
+    """Return the hosts of a file with a line `name slots=N` each; a name alone has one slot.
+
+    Raises:
+        UsageError: If there is no such file, or it says something else.
+    """
+    try:
+        lines = [line.partition("#")[0].strip() for line in path.read_text().splitlines()]
+    except OSError as error:
+        raise UsageError(f"--hostfile {path}: {error.strerror}.") from error
+    words = [re.fullmatch(r"(\S+?)(?:(?:\s+slots\s*=\s*|:)(\d+))?", line) for line in lines if line]
+    if not words or None in words:
+        raise UsageError(f"--hostfile {path}: expected lines like `h0 slots=4`.")
+    return parse_hosts(",".join(f"{word[1]}:{word[2] or 1}" for word in words if word))
+
+
+def assign(hosts: Sequence[Host], size: int) -> list[Slot]:
+    """Return a slot for each of `size` ranks, in the order of the ranks.
+
+    Raises:
+        UsageError: If the hosts have fewer slots.
+    """
+    available = sum(host.slots for host in hosts)
+    if size > available:
+        names = ",".join(f"{host.name}:{host.slots}" for host in hosts)
+        raise UsageError(f"-np {size}: the hosts have {available} slots ({names}).")
+    used: list[tuple[Host, int]] = []
+    left = size
+    for host in hosts:
+        used.append((host, min(host.slots, left)))
+        left -= used[-1][1]
+    slots: list[Slot] = []
+    for host, count in used:
+        for local_rank in range(count):
+            column = [other for other, its_count in used if its_count > local_rank]
+            place = (local_rank, count, column.index(host), len(column))
+            slots.append(Slot(host, len(slots), size, *place))
+    return slots

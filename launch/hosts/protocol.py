@@ -1,0 +1,73 @@
+"""How coordinator and members of `--join` talk: addresses, the token, messages.
+
+Both sides prove that they know the token (DISTRIB_JOIN_TOKEN), by the challenges of
+`multiprocessing.connection`, whose framing of messages is used as well; they are JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from typing import Any
+
+from distrib.errors import UsageError
+
+PORT = 7600
+TOKEN_VARIABLE = "DISTRIB_JOIN_TOKEN"
+ANSWER_SECONDS = 10.0
+LONGEST_MESSAGE = 1 << 20
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Return host and port of `HOST[:PORT]`.
+
+    Raises:
+        UsageError: If it is something else.
+    """
+    host, _, port = text.partition(":")
+    if not host or (port and not (port.isdecimal() and 0 < int(port) < 65536)):
+        raise UsageError(f"--join {text}: not of the form HOST or HOST:PORT.")
+    return host, int(port or PORT)
+
+
+def token() -> bytes:
+    """Return what members and coordinator must both know."""
+    return os.environ.get(TOKEN_VARIABLE, "").encode() or b"distrib"
+
+
+def prepare(connection: socket.socket) -> None:
+    """Notice within seconds that the other side has gone without a word."""
+    set_option = connection.setsockopt
+    set_option(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    set_option(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5)
+    set_option(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
+    set_option(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+    set_option(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 20_000)
+    set_option(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def limit_reads(connection: socket.socket, seconds: float) -> None:
+    """Let reads of the socket, by whoever has its descriptor, fail after so long; 0: never."""
+    value = struct.pack("ll", int(seconds), 0)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+
+
+def send(channel: Connection, message: Mapping[str, Any]) -> None:
+    """Send a message."""
+    channel.send_bytes(json.dumps(message).encode())
+
+
+def receive(channel: Connection) -> dict[str, Any]:
+    """Receive one.
+
+    Raises:
+        OSError: If the connection is lost, or what comes is no message.
+    """
+    try:
+        return dict(json.loads(channel.recv_bytes(LONGEST_MESSAGE)))
+    except (EOFError, ValueError, TypeError) as error:
+        raise ConnectionError("the connection was closed") from error

@@ -1,0 +1,76 @@
+import socket
+
+import pytest
+
+from distrib.errors import UsageError
+from distrib.launch.hosts.placement import Host, assign, parse_hosts
+
+
+def places(text: str, size: int) -> list[tuple[object, ...]]:
+    return [
+        (s.hostname, s.local_rank, s.local_size, s.cross_rank, s.cross_size)
+        for s in assign(parse_hosts(text), size)
+    ]
+
+
+def test_hosts_are_filled_in_order() -> None:
+    assert places("h0:2,h1:2", 4) == [
+        ("h0", 0, 2, 0, 2),
+        ("h0", 1, 2, 0, 2),
+        ("h1", 0, 2, 1, 2),
+        ("h1", 1, 2, 1, 2),
+    ]
+
+
+def test_hosts_with_different_numbers_of_ranks() -> None:
+    assert places("h0:1,h1:3,h2:2", 5) == [
+        ("h0", 0, 1, 0, 3),
+        ("h1", 0, 3, 1, 3),
+        ("h1", 1, 3, 0, 1),
+        ("h1", 2, 3, 0, 1),
+        ("h2", 0, 1, 2, 3),
+    ]
+
+
+def test_hosts_that_are_not_needed_get_nothing() -> None:
+    assert places("h0:2,h1:2", 2) == [("h0", 0, 2, 0, 1), ("h0", 1, 2, 0, 1)]
+
+
+def test_the_same_as_horovods_own() -> None:
+    hosts = pytest.importorskip("horovod.runner.common.util.hosts")
+    text = "h0:1,h1:3,h2:2"
+    theirs = hosts.get_host_assignments(hosts.parse_hosts(text), 6)
+    ours = assign(parse_hosts(text), 6)
+    names = ("hostname", "rank", "size", "local_rank", "local_size", "cross_rank", "cross_size")
+    for own, other in zip(ours, theirs, strict=True):
+        assert [getattr(own, name) for name in names] == [getattr(other, name) for name in names]
+
+
+def test_a_name_alone_has_one_slot() -> None:
+    assert parse_hosts("node-1, 10.0.0.7:3") == [Host("node-1", 1), Host("10.0.0.7", 3)]
+
+
+@pytest.mark.parametrize("text", ["", "h0:", "h0:0", "h0:x", "h0:1:2", "h0:1,,h1:1", "-oProxy:1"])
+def test_what_is_not_a_host(text: str) -> None:
+    with pytest.raises(UsageError, match="is not of the form host:slots"):
+        parse_hosts(text)
+
+
+@pytest.mark.parametrize("text", ["h0:1,h0:2", f"localhost:1,{socket.gethostname()}:1"])
+def test_one_host_under_two_names(text: str) -> None:
+    with pytest.raises(UsageError, match="are the same host"):
+        parse_hosts(text)
+
+
+def test_too_few_slots() -> None:
+    with pytest.raises(UsageError, match=r"-np 3: the hosts have 2 slots \(h0:1,h1:1\)"):
+        assign(parse_hosts("h0:1,h1:1"), 3)
+
+
+@pytest.mark.parametrize("name", ["localhost", "127.0.0.1", socket.gethostname()])
+def test_the_launchers_own_host(name: str) -> None:
+    assert Host(name, 1).is_local
+
+
+def test_another_host() -> None:
+    assert not Host(f"{socket.gethostname()}2", 1).is_local

@@ -1,0 +1,165 @@
+"""Faults that Kubernetes' schemas let pass, each put into manifests that have none."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from distrib.launch.cli import main
+from distrib.launch.k8s.lint_rules import problems
+
+GOLDEN = Path(__file__).parent / "golden"
+Objects = dict[str, Any]
+
+
+def load(name: str) -> Objects:
+    loaded = yaml.safe_load_all((GOLDEN / f"{name}.yaml").read_text())
+    return {each["kind"]: each for each in loaded}
+
+
+CPU, JOBSET = load("cpu"), load("jobset")
+
+
+def job(objects: Objects) -> Any:
+    return objects["Job"]["spec"]
+
+
+def pod(objects: Objects) -> Any:
+    return job(objects)["template"]["spec"]
+
+
+def container(objects: Objects) -> Any:
+    return pod(objects)["containers"][0]
+
+
+def rules(objects: Objects) -> Any:
+    return job(objects)["podFailurePolicy"]["rules"]
+
+
+def set_env(objects: Objects, name: str, value: str) -> None:
+    container(objects)["env"].append({"name": name, "value": value})
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        # Refused by an API server, but by no schema.
+        (lambda o: pod(o).update(restartPolicy="OnFailure"), "restartPolicy 'OnFailure'"),
+        (lambda o: rules(o)[1].update(action="Fail"), "no action 'Fail'"),
+        (lambda o: rules(o)[1]["onExitCodes"].update(operator="Is"), "no operator 'Is'"),
+        (lambda o: rules(o)[1]["onExitCodes"].update(values=[78, 64, 65, 70]), "in order"),
+        (lambda o: rules(o)[1]["onExitCodes"]["values"].insert(0, 0), "0 is no failure"),
+        (lambda o: rules(o)[0].pop("onPodConditions"), "one of onExitCodes and onPodConditions"),
+        (lambda o: job(o).update(podReplacementPolicy="TerminatingOrFailed"), "it is Failed"),
+        (lambda o: job(o).pop("backoffLimitPerIndex"), "maxFailedIndexes goes with"),
+        (lambda o: job(o).update(completionMode="NonIndexed"), "must be Indexed"),
+        (lambda o: o["Job"]["metadata"].update(name="a" * 62), "longer than 63"),
+        # Taken, and then wrong.
+        (lambda o: job(o).update(completions=4), "completions 4 and parallelism 2"),
+        (lambda o: job(o).pop("podFailurePolicy"), "no podFailurePolicy"),
+        (lambda o: job(o).pop("activeDeadlineSeconds"), "restarts for ever"),
+        (lambda o: job(o).update(maxFailedIndexes=1), "must be 0"),
+        (lambda o: rules(o).append(rules(o).pop(0)), "first rule must be Ignore"),
+        (lambda o: rules(o).pop(2), "exit code 75 means"),
+        (lambda o: rules(o)[1]["onExitCodes"]["values"].remove(70), "exit code 70 is for a person"),
+        (lambda o: rules(o)[1].update(action="FailIndex"), "exit code 64 is for a person"),
+        (
+            lambda o: pod(o).pop("terminationGracePeriodSeconds"),
+            "terminationGracePeriodSeconds=30",
+        ),
+        (lambda o: set_env(o, "DISTRIB_GRACE_SECONDS", "110"), "DISTRIB_GRACE_SECONDS=110"),
+        (
+            lambda o: o["PersistentVolumeClaim"]["spec"].update(accessModes=["ReadWriteOnce"]),
+            "which is ReadWriteOnce",
+        ),
+        (lambda o: container(o).update(command=["sh", "-c", "distrib run"]), "is a shell (sh)"),
+        (lambda o: o["ConfigMap"]["data"].update(RANKS="3"), "RANKS=3"),
+        (lambda o: o["ConfigMap"]["data"].update(CHECKPOINT_DIR="/data/1"), "the pod's own disk"),
+        (lambda o: o["ConfigMap"]["data"].update(CHECKPOINT_DIR="/tmp/1"), "the pod's own disk"),
+        (lambda o: job(o).pop("successPolicy"), "needs a successPolicy"),
+        (lambda o: container(o)["command"].remove("--linger"), "the pods need --linger"),
+        (lambda o: o["Job"]["metadata"].update(name="other"), "the subdomain 'distrib'"),
+        (lambda o: o["Service"]["metadata"].update(name="other"), "no Service is called so"),
+        (lambda o: o["Service"]["spec"].pop("clusterIP"), "clusterIP: None"),
+        (
+            lambda o: o["Service"]["spec"].pop("publishNotReadyAddresses"),
+            "publishNotReadyAddresses: true",
+        ),
+        (
+            lambda o: container(o)["resources"]["requests"].update(memory="1Gi"),
+            "less than the limit (4Gi)",
+        ),
+        (
+            lambda o: container(o)["resources"]["requests"].update({"nvidia.com/gpu": 1}),
+            "for limits only",
+        ),
+        (
+            lambda o: o["Job"]["metadata"].update(
+                annotations={"kueue.x-k8s.io/job-min-parallelism": "1"}
+            ),
+            "changes parallelism but not completions",
+        ),
+    ],
+)
+def test_a_fault_is_found(change: Callable[[Objects], None], word: str) -> None:
+    objects = copy.deepcopy(CPU)
+    change(objects)
+    assert any(word in line for line in problems(list(objects.values())))
+
+
+def test_a_jobsets_job_ends_with_the_first_of_its_pods() -> None:
+    objects = copy.deepcopy(JOBSET)
+    (replicated,) = objects["JobSet"]["spec"]["replicatedJobs"]
+    found = replicated["template"]["spec"]["podFailurePolicy"]["rules"]
+    found[0]["action"] = "Ignore"
+    found[1]["onExitCodes"]["values"].remove(76)
+    lines = problems(list(objects.values()))
+    assert any("JobSet/distrib node: exit code 76" in line and "FailJob" in line for line in lines)
+
+
+def test_a_shell_that_gives_way_is_no_fault() -> None:
+    objects = copy.deepcopy(CPU)
+    words = container(objects)["command"]
+    words[:] = ["sh", "-c", f"exec {' '.join(words)} train.py"]
+    assert problems(list(objects.values())) == []
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["k8s", "lint", str(GOLDEN / "cpu.yaml"), str(GOLDEN / "jobset.yaml")]) == 0
+    broken = copy.deepcopy(CPU)
+    pod(broken)["restartPolicy"] = "Always"
+    file = tmp_path / "list.yaml"
+    file.write_text(yaml.safe_dump({"kind": "List", "items": list(broken.values())}))
+    capsys.readouterr()
+    assert main(["k8s", "lint", str(file)]) == 78
+    assert capsys.readouterr().err.startswith("Job/distrib: restartPolicy 'Always'")
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("a: [", "is no YAML"),
+        ("- 1", "not all of its documents are objects"),
+        ("kind: ConfigMap\nmetadata: {name: a}", "no Job, JobSet"),
+    ],
+)
+def test_what_cannot_be_looked_at(
+    text: str,
+    word: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    assert main(["k8s", "lint", "-"]) == 64
+    assert word in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["k8s", "lint", "nowhere.yaml"]) == 64
+    assert "nowhere.yaml" in capsys.readouterr().err

@@ -1,0 +1,66 @@
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from distrib import callbacks
+from distrib.data.dataset import make_dataset
+from distrib.errors import ConfigurationError
+from distrib.save_policy.schedule import SaveSchedule
+from distrib.training.fit_call import FitCall
+from distrib.training.fit_checks import check_call, warn_of_forgetful
+
+DATASET = make_dataset(np.arange(12), batch_size=4)
+STEPS, EPOCHS = SaveSchedule(steps=5), SaveSchedule(epochs=True)
+
+
+def call(data: Any, steps_per_epoch: int | None = None) -> FitCall:
+    code = call.__code__
+    return FitCall(data, None, 0, 2, steps_per_epoch, None, code)
+
+
+@pytest.mark.parametrize(
+    ("data", "steps", "schedule"),
+    [
+        (DATASET, None, STEPS),
+        (DATASET, 3, STEPS),
+        (DATASET.repeat(), 5, STEPS),
+        (np.arange(12), None, EPOCHS),
+        (np.arange(12), 2, EPOCHS),
+    ],
+)
+def test_what_can_be_resumed_is_taken(data: Any, steps: int | None, schedule: SaveSchedule) -> None:
+    check_call(call(data, steps), schedule)
+
+
+@pytest.mark.parametrize("schedule", [STEPS, SaveSchedule(seconds=60.0), SaveSchedule(auto=True)])
+def test_other_data_cannot_be_saved_within_an_epoch(schedule: SaveSchedule) -> None:
+    with pytest.raises(ConfigurationError, match=r"was given ndarray.*save_freq='epoch'"):
+        check_call(call(np.arange(12)), schedule)
+
+
+def test_an_endless_dataset_needs_an_end_of_the_epoch() -> None:
+    with pytest.raises(ConfigurationError, match="pass `steps_per_epoch`"):
+        check_call(call(DATASET.repeat()), STEPS)
+
+
+def test_an_epoch_of_another_length_needs_an_endless_dataset() -> None:
+    with pytest.raises(ConfigurationError, match=r"`steps_per_epoch=2` differs .* 3 batches"):
+        check_call(call(DATASET, 2), STEPS)
+
+
+def test_twins_that_forget_are_named() -> None:
+    with pytest.warns(UserWarning, match=r"keras\.callbacks\.EarlyStopping forgets") as caught:
+        warn_of_forgetful([keras.callbacks.EarlyStopping(), keras.callbacks.TerminateOnNaN()])
+    assert len(caught) == 1
+
+
+def test_ours_and_yours_are_not_named() -> None:
+    class Yours(keras.callbacks.EarlyStopping):
+        pass
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_forgetful([callbacks.EarlyStopping(), Yours()])
