@@ -7,19 +7,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-import keras
-
 from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.checkpoint.retention import AnyOf, LatestN, RetentionPolicy
 from distrib.errors import ConfigurationError, install_exit_codes
 from distrib.save_policy.schedule import SaveSchedule
 from distrib.storage.locate import locate
-from distrib.training.resumable_fit import adopt
+from distrib.training import trainer_wrapper
+from distrib.training.resumable_fit import RunSaver
 from distrib.training.resume import Resume
 from distrib.units import parse_duration
 
 
-class BackupAndRestore(keras.callbacks.Callback):
+class BackupAndRestore(RunSaver):
     """Save the whole training state as a run goes, and continue from it exactly.
 
     When `fit` starts, the newest sound checkpoint in `directory` is restored and training goes on
@@ -96,6 +95,7 @@ class BackupAndRestore(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         install_exit_codes()
+        trainer_wrapper.install()
         if keep_last is not None and (not isinstance(keep_last, int) or keep_last < 1):
             raise ConfigurationError(f"`keep_last={keep_last!r}` must be at least 1, or None.")
         self.directory = locate(directory, "directory", storage_options)
@@ -106,11 +106,10 @@ class BackupAndRestore(keras.callbacks.Callback):
         self.local_cache = None if local_cache is None else self._local_folder(local_cache)
         self._schedule = _parse(save_freq)
 
-    def set_model(self, model: Any) -> None:
-        """Take part in the `fit` that is about to start."""
-        super().set_model(model)
+    def new_resume(self) -> Resume:
+        """See `RunSaver`."""
         directory = CheckpointDirectory(self.directory, self.local_cache)
-        adopt(self, Resume(directory, self._schedule, self._policy(), self.delete_checkpoint))
+        return Resume(directory, self._schedule, self._policy(), self.delete_checkpoint)
 
     def _local_folder(self, local_cache: str | os.PathLike[str]) -> Path:
         folder = locate(local_cache, "local_cache").local

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-from keras.src.utils import io_utils
 
 from distrib.cluster import current
 from distrib.errors import ConfigurationError
+from distrib.keras_compat.optimizers import learning_rate_of
+from distrib.keras_compat.output import print_message
 
 from .base import ChiefSpeaks
 
@@ -109,7 +110,7 @@ class LearningRateWarmup(ChiefSpeaks, keras.callbacks.Callback):
             self._is_warming = False
             self._set(1.0)
             if self.verbose > 0:
-                io_utils.print_msg(
+                print_message(
                     f"\nEpoch {self._epoch + 1}: LearningRateWarmup finished, "
                     f"learning rate is {', '.join(map(str, self._target))}."
                 )
@@ -156,8 +157,7 @@ def _rate(optimizer: Any) -> float:
 
 
 def _refuse_schedule(optimizer: Any) -> None:
-    inner = getattr(optimizer, "inner_optimizer", optimizer)  # of a LossScaleOptimizer
-    schedule = getattr(inner, "_learning_rate", None)
+    schedule = learning_rate_of(optimizer)
     if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
         raise ConfigurationError(
             "LearningRateWarmup sets the learning rate, but the optimizer computes it by a "

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import keras
-from keras.src.utils import io_utils
 
 from distrib.cluster import current
+from distrib.keras_compat.output import print_message
 from distrib.storage.locate import locate, relocate
 from distrib.storage.location import Location
 from distrib.storage.uploads import uploads
@@ -116,7 +116,7 @@ class ModelCheckpoint(Resumable, ChiefSpeaks, keras.callbacks.ModelCheckpoint):
         with uploads.replacing(target) as temporary:
             self._write(temporary)
         if self.verbose > 0:
-            io_utils.print_msg(f"\nEpoch {epoch + 1}: finished saving model to {filepath}")
+            print_message(f"\nEpoch {epoch + 1}: finished saving model to {filepath}")
 
     def _write(self, path: Path) -> None:
         if self.save_weights_only:

@@ -7,6 +7,12 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from distrib.keras_compat.optimizers import (
+    moving_averages_of,
+    strategy_of,
+    variables_to_train,
+)
+
 from .base import Resumable
 
 
@@ -42,10 +48,8 @@ class SwapEMAWeights(Resumable, keras.callbacks.SwapEMAWeights):
 
     def _tf_swap_variables(self, optimizer: Any) -> None:
         # In cross-replica context, where `update` hands over one device's copies at a time.
-        update = optimizer._distribution_strategy.extended.update
-        pairs = zip(
-            optimizer._trainable_variables, optimizer._model_variables_moving_average, strict=True
-        )
+        update = strategy_of(optimizer).extended.update
+        pairs = zip(variables_to_train(optimizer), moving_averages_of(optimizer), strict=True)
         for weight, average in pairs:
             update(_raw(weight), _swap, args=(_raw(average),))
 

@@ -185,6 +185,11 @@ def current() -> Cluster:
     return _current
 
 
+def is_initialized() -> bool:
+    """Tell whether this process has its cluster, from `init()` or from `current()`."""
+    return _current is not None
+
+
 def set_current(cluster: Cluster) -> None:
     """Make `current()` return this cluster from now on."""
     global _current

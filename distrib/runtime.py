@@ -1,7 +1,7 @@
 """`init()`: starts the runtime of a job in this process.
 
 It picks a backend, registers the cluster, and puts in place what the rest of the process relies on:
-exit codes, messages from the chief only, and, if there are other ranks, a `fit` that they share.
+exit codes, messages from the chief only, and a `fit` that ranks share (`training/`).
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ def init(backend: Kind = "auto", *, devices: int | None = None) -> Cluster:
     cluster = Cluster(_make_backend(backend, devices))
     set_current(cluster)
     show_chief_only(cluster.is_chief)
+    _prepare_keras(cluster)
     return cluster
 
 
@@ -83,11 +84,18 @@ def _make_backend(kind: str, devices: int | None) -> Backend:
         from distrib.backends.multiworker import MultiWorkerBackend
 
         backend = MultiWorkerBackend()
-    from distrib.training import multi_rank_fit
-
     install_exit_codes(backend.translate)
-    multi_rank_fit.install()
     return backend
+
+
+def _prepare_keras(cluster: Cluster) -> None:
+    """Wrap Keras's trainer. Not before the backend has started: Keras imports TensorFlow."""
+    from distrib.keras_compat.trainer import keep_auto_jit_off
+    from distrib.training import trainer_wrapper
+
+    trainer_wrapper.install()
+    if cluster.size > 1:
+        keep_auto_jit_off()  # XLA cannot compile what the ranks exchange in a train step.
 
 
 def _detect(devices: int | None) -> Literal["local", "mirrored"]:

@@ -8,9 +8,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from distrib.backends import keras_strategy
 from distrib.collectives import Collectives, SingleProcess
 from distrib.errors import ConfigurationError
+from distrib.keras_compat import strategy_faults
 
 
 class MirroredBackend:
@@ -35,7 +35,7 @@ class MirroredBackend:
     def __init__(self, devices: int | None = None) -> None:
         self.collectives: Collectives = SingleProcess()
         self._strategy = tf.distribute.MirroredStrategy(_device_names(devices))
-        keras_strategy.build_by_element_spec()
+        strategy_faults.build_by_element_spec()
 
     @property
     def num_replicas(self) -> int:

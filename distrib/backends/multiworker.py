@@ -9,14 +9,13 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
 
-from distrib.backends import keras_strategy
 from distrib.backends.devices import take_gpu
 from distrib.backends.peers import PeerMonitor
 from distrib.backends.worker_collectives import WorkerCollectives, translate
@@ -26,6 +25,8 @@ from distrib.errors import ConfigurationError, LostPeerError
 from distrib.gradients.optimizer import accumulate, distribute
 from distrib.gradients.reduction import Compression, Op, Reduction
 from distrib.gradients.step_payload import StepPayload
+from distrib.keras_compat import strategy_faults
+from distrib.keras_compat.optimizers import leave_sum_over_replicas_out
 from distrib.units import parse_duration
 
 START_VARIABLE = "DISTRIB_START_TIMEOUT_SECONDS"
@@ -80,8 +81,8 @@ class MultiWorkerBackend:
         PeerMonitor(place.peers, peer_seconds).start()
         atexit.register(self._part)
         self.step_payload = StepPayload()
-        keras_strategy.build_by_element_spec()
-        keras_strategy.keep_results_of_steps()
+        strategy_faults.build_by_element_spec()
+        strategy_faults.keep_results_of_steps()
 
     def scope(self) -> AbstractContextManager[Any]:
         """Return the strategy's scope."""
@@ -107,10 +108,8 @@ class MultiWorkerBackend:
                 self._reduce, self.collectives, self.step_payload, compression, op, self._gather
             ),
         )
-        for each in _with_inner(optimizer):
-            # Where it is wrapped its model is made, which need not be where it was made itself.
-            each._distribution_strategy = tf.distribute.get_strategy()
-            each._all_reduce_sum_gradients = list
+        # Where it is wrapped its model is made, which need not be where it was made itself.
+        leave_sum_over_replicas_out(optimizer, tf.distribute.get_strategy())
         return optimizer
 
     def translate(self, error: BaseException) -> BaseException:
@@ -200,12 +199,6 @@ def _make_strategy(local_rank: int) -> WorkerStrategy:
             "TensorFlow has started already, and can no longer join other workers; call "
             "distrib.init() before anything else uses TensorFlow."
         ) from error
-
-
-def _with_inner(optimizer: Any) -> Iterator[Any]:
-    while optimizer is not None:
-        yield optimizer
-        optimizer = getattr(optimizer, "inner_optimizer", None)
 
 
 def _seconds(name: str, default: float) -> float:

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from distrib.errors import ConfigurationError
 from distrib.gradients.reduction import DTYPES, Forms, Reduction, reduce_gradients
+from distrib.keras_compat.optimizers import CLIP_GRADIENTS, variables_to_train
 
 _REDUCER = "_distrib_reducer"
 
@@ -134,12 +135,12 @@ class _Reducer:
         self._original = {
             "apply": optimizer.apply,
             "scale_loss": optimizer.scale_loss,
-            "_clip_gradients": optimizer._clip_gradients,
+            CLIP_GRADIENTS: getattr(optimizer, CLIP_GRADIENTS),
         }
         optimizer.apply = self._apply
         optimizer.scale_loss = self._scale_loss
         if self._accumulates:
-            optimizer._clip_gradients = self._reduce_and_clip
+            setattr(optimizer, CLIP_GRADIENTS, self._reduce_and_clip)
         setattr(optimizer, _REDUCER, self)
 
     def undo(self) -> None:
@@ -154,7 +155,7 @@ class _Reducer:
         optimizer = self._optimizer
         grads = list(grads)
         variables = list(
-            optimizer._trainable_variables if trainable_variables is None else trainable_variables
+            variables_to_train(optimizer) if trainable_variables is None else trainable_variables
         )
         grads = self._forms.apply(grads, variables)
         if not self._accumulates:
@@ -170,4 +171,4 @@ class _Reducer:
 
     def _reduce_and_clip(self, grads: Any) -> Any:
         reduced = reduce_gradients(grads, self.reduction, self._name)
-        return self._original["_clip_gradients"](reduced)
+        return self._original[CLIP_GRADIENTS](reduced)

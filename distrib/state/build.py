@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 import tensorflow as tf
-from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 
 from distrib.errors import ConfigurationError
+from distrib.keras_compat.trainer import build_symbolically
 
 
 def build(model: Any, element_spec: Any) -> None:
@@ -28,8 +29,8 @@ def build(model: Any, element_spec: Any) -> None:
     """
     strategy = model.distribute_strategy
     with strategy.scope():
-        if type(model).train_step is TensorFlowTrainer.train_step or model.run_eagerly:
-            model._symbolic_build(data_batch=element_spec)
+        if type(model).train_step is keras.Model.train_step or model.run_eagerly:
+            build_symbolically(model, element_spec)
         else:
             step = tf.function(lambda data: strategy.run(model.train_step, args=(data,)))
             step.get_concrete_function(element_spec)

@@ -20,7 +20,6 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.utils.python_utils import pythonify_logs
 
 from distrib.checkpoint.layout import ArrayGroups
 from distrib.checkpoint.saver import Content
@@ -28,6 +27,7 @@ from distrib.checkpoint.stored import StoredCheckpoint
 from distrib.cluster import current
 from distrib.errors import CheckpointMismatchError
 from distrib.gradients.step_payload import Request
+from distrib.keras_compat.output import plain_logs
 from distrib.state import codec
 from distrib.state.training_state import (
     METRICS,
@@ -216,10 +216,10 @@ class RunState:
                 for rank, theirs in enumerate(others, start=1)
             ],
             "history": split({"history": history.history, "epoch": history.epoch}, "history"),
-            "logs": split({"batch": pythonify_logs(logs.batch), "epoch": logs.epoch}, "logs"),
+            "logs": split({"batch": plain_logs(logs.batch), "epoch": logs.epoch}, "logs"),
             "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
         }
-        shown = pythonify_logs(logs.batch) if position.batch else logs.epoch or {}
+        shown = plain_logs(logs.batch) if position.batch else logs.epoch or {}
         return Content(
             position.step,
             position.epoch,

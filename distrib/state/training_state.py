@@ -24,23 +24,21 @@ import keras
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
-from keras.src.backend.common import global_state
-from keras.src.random.seed_generator import global_seed_generator
 
 from distrib.checkpoint.layout import ArrayGroups
 from distrib.cluster import current
 from distrib.errors import CheckpointMismatchError, ConfigurationError
+from distrib.keras_compat.layers import global_seed_generator
+from distrib.keras_compat.optimizers import accumulated_gradients_of
 from distrib.state.variables import (
     replicas_of,
     seed_of_replica,
     seeds_of,
-    unreduced_gradients,
     weights_of_gradients,
 )
 
 GROUPS = MODEL, OPTIMIZER, METRICS, OTHER = "model", "optimizer", "metrics", "other"
 _GLOBAL_SEED = "keras_global_seed"
-_KERAS_SEED_ATTRIBUTE = "global_seed_generator"  # Keras 3.12 has no name for it.
 _SHOWN_DIFFERENCES = 5
 
 
@@ -264,7 +262,7 @@ def random_state() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": np.random.get_state(),
     }
-    generator = global_state.get_global_attribute(_KERAS_SEED_ATTRIBUTE)
+    generator = global_seed_generator(create=False)
     if generator is not None:
         state[_GLOBAL_SEED] = replicas_of(generator.state)[0].numpy()
     return state
@@ -273,7 +271,7 @@ def random_state() -> dict[str, Any]:
 def set_random_state(state: Mapping[str, Any]) -> None:
     """Continue the random generators from what `random_state` returned."""
     if _GLOBAL_SEED in state:
-        for replica in replicas_of(global_seed_generator().state):
+        for replica in replicas_of(global_seed_generator(create=True).state):
             replica.assign(state[_GLOBAL_SEED])
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
@@ -313,7 +311,7 @@ def _collect(model: Any, metrics: bool, size: int) -> list[VariableSlot]:
 def _of_optimizer(optimizer: Any) -> Iterator[tuple[Any, bool]]:
     """All variables of an optimizer, and whether every replica has the same."""
     if optimizer is not None:
-        different = {id(variable) for variable in unreduced_gradients(optimizer)}
+        different = {id(variable) for variable in accumulated_gradients_of(optimizer)}
         for variable in optimizer.variables:
             yield variable, id(variable) not in different
 

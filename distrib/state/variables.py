@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
-from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
+
+from distrib.keras_compat import layers
 
 
 def replicas_of(variable: Any) -> tuple[Any, ...]:
@@ -24,17 +24,18 @@ def weights_of_gradients(model: Any) -> set[int]:
     No replica changes these on its own, so they are the same everywhere. The layers' other
     variables, such as statistics of batch normalization, differ.
     """
-    layers = model._flatten_layers()
-    return {id(variable) for layer in layers for variable in layer._trainable_variables}
+    return {
+        id(variable) for layer in layers.layers_of(model) for variable in layers.own_weights(layer)
+    }
 
 
 def statistics_of(model: Any) -> list[Any]:
     """Return the floating-point variables that layers which are not frozen update themselves."""
     found = {
         id(variable): variable
-        for layer in model._flatten_layers()
+        for layer in layers.layers_of(model)
         if layer.trainable
-        for variable in layer._non_trainable_variables
+        for variable in layers.own_statistics(layer)
         if keras.backend.is_float_dtype(variable.dtype)
     }
     return list(found.values())
@@ -44,8 +45,8 @@ def seeds_of(model: Any) -> set[int]:
     """Return the ids of the state variables of all seed generators in the model's layers."""
     return {
         id(generator.state)
-        for layer in model._flatten_layers()
-        for generator in getattr(layer, "_seed_generators", ())
+        for layer in layers.layers_of(model)
+        for generator in layers.own_seed_generators(layer)
     }
 
 
@@ -69,13 +70,6 @@ def optimizers_of(model: Any) -> list[Any]:
     """Return the optimizers that train a model: the compiled one, unless its train step has own."""
     held = tf.train.TrackableView(model).descendants()
     own = [thing for thing in held if isinstance(thing, keras.optimizers.Optimizer)]
-    if type(model).train_step is TensorFlowTrainer.train_step or not own:
+    if type(model).train_step is keras.Model.train_step or not own:
         return [model.optimizer]
     return own
-
-
-def unreduced_gradients(optimizer: Any) -> Iterator[Any]:
-    """Yield the variables of an optimizer in which replicas differ."""
-    while optimizer is not None:
-        yield from getattr(optimizer, "_accumulated_gradients", ())
-        optimizer = getattr(optimizer, "inner_optimizer", None)

@@ -1,46 +1,77 @@
-"""The `fit` in progress: what Keras does not tell its callbacks.
+"""The calls of `fit` and `evaluate` in progress, with their arguments.
 
-Which data, how many epochs, who else is in the list is read from the local variables of the `fit`
-that is running; Keras 3.12 to 3.15 name them alike.
+Keras does not tell callbacks which data a `fit` trains on, or who else is in the list. The wrapper
+around `fit` (`trainer_wrapper.py`) does: it makes a `FitCall` and keeps it while Keras runs, for
+each thread by itself. Calls nest: `fit` evaluates its validation data, and a callback may fit or
+evaluate a model of its own.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from types import CodeType, FrameType
 from typing import Any
 
+import keras
+
 from distrib.data.dataset import Dataset
+from distrib.keras_compat import trainer
 
 
-@dataclass(frozen=True)
 class FitCall:
-    """The arguments of the `fit` in progress, as far as resuming needs them.
+    """One call of `model.fit`.
+
+    Args:
+        model: The model that is trained.
+        arguments: All arguments of `fit` by name, those with defaults included.
 
     Attributes:
-        data: The training data, as given.
-        validation_data: Its `x`, as given; `None` without validation.
-        initial_epoch: As given.
-        epochs: As given.
-        steps_per_epoch: As given.
-        iterator: Keras's `EpochIterator` over the training data.
-        code: Of the running `fit`.
+        model: As given.
+        arguments: As given.
+        iterator: Keras's `EpochIterator` over the training data; `None` until Keras has made it.
+        callbacks: The `FitCallbackList` of the call, which sets this itself.
     """
 
-    data: Any
-    validation_data: Any
-    initial_epoch: int
-    epochs: int
-    steps_per_epoch: int | None
-    iterator: Any
-    code: CodeType
+    def __init__(self, model: Any, arguments: Mapping[str, Any]) -> None:
+        self.model = model
+        self.arguments = arguments
+        self.iterator: Any = None
+        self.callbacks: Any = None
+
+    @property
+    def data(self) -> Any:
+        """The training data, as given."""
+        return self.arguments["x"]
 
     @property
     def dataset(self) -> Dataset | None:
         """The training data if it can be resumed in the middle of an epoch."""
         return self.data if isinstance(self.data, Dataset) else None
+
+    @property
+    def validation_dataset(self) -> Dataset | None:
+        """The validation data if it is shared between the ranks."""
+        given = self.arguments["validation_data"]
+        return given if isinstance(given, Dataset) else None
+
+    @property
+    def initial_epoch(self) -> int:
+        """As given."""
+        return int(self.arguments["initial_epoch"])
+
+    @property
+    def epochs(self) -> int:
+        """As given, or fewer if Keras is configured to limit them."""
+        epochs, limit = int(self.arguments["epochs"]), keras.config.max_epochs()
+        return min(epochs, limit) if limit else epochs
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """As given, or fewer if Keras is configured to limit them."""
+        steps: int | None = self.iterator.steps_per_epoch
+        return steps
 
     @property
     def batches(self) -> int | None:
@@ -52,38 +83,52 @@ class FitCall:
     @property
     def element_spec(self) -> Any:
         """Structure of the training batches as the train step gets them."""
-        return self.iterator.data_adapter.get_tf_dataset().element_spec
+        return trainer.element_spec_of(self.iterator)
 
-    def drop_iterator(self) -> None:
-        """Make the next epoch begin a new pass over the data.
+    def begin_new_pass(self) -> None:
+        """Make the next epoch begin a new pass over the data, unless they are endless.
 
         With `steps_per_epoch` Keras goes on with the iterator of the epoch before, which has run
-        out if that epoch was resumed, unless the data are endless.
+        out if that epoch was resumed.
         """
         if self.dataset is not None and not self.dataset.endless:
-            self.iterator._current_iterator = None
+            trainer.restart(self.iterator)
 
 
-def frames() -> Iterator[FrameType]:
-    """Yield the frames of the stack, innermost first."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
+@dataclass(frozen=True)
+class EvaluateCall:
+    """One call of `model.evaluate`.
+
+    Attributes:
+        model: The model that is evaluated.
+        data: `x`, as given.
+        in_fit: Whether it is the validation of a `fit`.
+    """
+
+    model: Any
+    data: Any
+    in_fit: bool
 
 
-def fit_in_progress() -> FitCall | None:
-    """Return what the running `fit` was called with; `None` outside of `fit`."""
-    for frame in frames():
-        names = frame.f_locals
-        if frame.f_code.co_name == "fit" and "epoch_iterator" in names:
-            return FitCall(
-                data=names["x"],
-                validation_data=names.get("val_x"),
-                initial_epoch=names["initial_epoch"],
-                epochs=names["epochs"],
-                steps_per_epoch=names["epoch_iterator"].steps_per_epoch,
-                iterator=names["epoch_iterator"],
-                code=frame.f_code,
-            )
-    return None
+_calls: ContextVar[tuple[FitCall | EvaluateCall, ...]] = ContextVar("distrib_calls", default=())
+
+
+@contextmanager
+def in_progress(call: FitCall | EvaluateCall) -> Iterator[None]:
+    """Have `call_of` find a call while the block runs."""
+    token = _calls.set((*_calls.get(), call))
+    try:
+        yield
+    finally:
+        _calls.reset(token)
+
+
+def call_of(model: Any) -> FitCall | EvaluateCall | None:
+    """Return the innermost call of a model in this thread; `None` if there is none."""
+    return next((call for call in reversed(_calls.get()) if call.model is model), None)
+
+
+def fit_of(model: Any) -> FitCall | None:
+    """Return the `fit` of a model that is in progress in this thread; `None` if there is none."""
+    fits = (call for call in reversed(_calls.get()) if isinstance(call, FitCall))
+    return next((call for call in fits if call.model is model), None)

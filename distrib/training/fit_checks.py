@@ -1,4 +1,7 @@
-"""What a `fit` has to be like to be resumed exactly, found out before it trains."""
+"""What a `fit` has to be like to be resumed exactly, and to work on several ranks.
+
+Found out before it trains.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,24 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from distrib.cluster import current
 from distrib.errors import ConfigurationError
+from distrib.gradients.optimizer import reduction_of
+from distrib.keras_compat.layers import layers_of
 from distrib.save_policy.schedule import SaveSchedule
+from distrib.state.variables import optimizers_of
+from distrib.training.callback_list import flat_callbacks
 from distrib.training.fit_call import FitCall
 
+# Keras's callbacks that write files, which every rank would do.
+_WRITERS = {
+    "BackupAndRestore",
+    "CSVLogger",
+    "ModelCheckpoint",
+    "OrbaxCheckpoint",
+    "TensorBoard",
+}
+# Keras's callbacks that have state, and lose it at a restart.
 _FORGETFUL = {
     "CSVLogger",
     "EarlyStopping",
@@ -55,3 +72,63 @@ def warn_of_forgetful(callbacks: Sequence[Any]) -> None:
                 f"{kind.__name__} from distrib.callbacks to resume exactly.",
                 stacklevel=2,
             )
+
+
+def check_ranks(call: FitCall) -> None:
+    """Refuse, before anything is built, what would hang or go wrong on several ranks.
+
+    Raises:
+        ConfigurationError: Names the argument and what to pass instead.
+    """
+    model, size = call.model, current().size
+    if model.jit_compile and not model.run_eagerly:
+        raise ConfigurationError(
+            "`jit_compile=True`: XLA cannot compile what the ranks exchange in a train step. Leave "
+            "`jit_compile` out of `model.compile`, and call `distrib.init()` before it."
+        )
+    if not any(reduction_of(optimizer) for optimizer in optimizers_of(model)):
+        raise ConfigurationError(
+            f"The optimizer of {model.name!r} does not reduce gradients, so the {size} ranks would "
+            "train models of their own. Compile with `optimizer=cluster.optimizer(...)`."
+        )
+    if call.dataset is not None and not call.dataset.every_rank_has_examples:
+        raise ConfigurationError(
+            f"The last batch of an epoch has fewer examples than there are ranks ({size}). Pass "
+            "`drop_remainder=True` or `shuffle=True` to `cluster.dataset`, or another `batch_size`."
+        )
+    for callback in flat_callbacks(call.arguments["callbacks"]):
+        kind = type(callback)
+        if kind.__module__.startswith("keras.") and kind.__name__ in _WRITERS:
+            raise ConfigurationError(
+                f"keras.callbacks.{kind.__name__} would write the same files on all {size} ranks; "
+                f"import {kind.__name__} from distrib.callbacks, which takes the same arguments."
+            )
+    for layer in layers_of(model):
+        if getattr(layer, "synchronized", False) and current().kind == "horovod":
+            warnings.warn(
+                f"{layer.name!r}: `synchronized=True` works under tf.distribute only; here each "
+                "rank normalizes its own piece of the batch.",
+                stacklevel=2,
+            )
+
+
+def check_steps(call: FitCall) -> None:
+    """Refuse data of which ranks have, or may have, different numbers of batches. A collective.
+
+    Raises:
+        ConfigurationError: Says how many batches which rank has.
+    """
+    steps = call.iterator.num_batches
+    everybody = current().collectives.allgather(steps if steps and steps > 0 else None)
+    if None in everybody:
+        raise ConfigurationError(
+            f"It is not known how many batches {type(call.data).__name__} has, and a rank with "
+            "fewer than the others would leave them waiting. Pass `steps_per_epoch`, or train on "
+            "`cluster.dataset(...)`."
+        )
+    if len(set(everybody)) > 1:
+        raise ConfigurationError(
+            f"The ranks have {everybody} batches in an epoch, and those with fewer would leave the "
+            "others waiting. Train on `cluster.dataset(...)`, or pass a `steps_per_epoch` that all "
+            "of them have."
+        )

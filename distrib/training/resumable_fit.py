@@ -1,8 +1,8 @@
-"""What must happen around Keras's own loop so that plain `model.fit` resumes exactly.
+"""What happens around Keras's own loop so that plain `model.fit` resumes exactly.
 
 Keras calls callbacks through one `CallbackList`. `ResumableCallbackList` takes its place, so the
 order of the user's list does not matter: state is restored after every callback's `on_train_begin`,
-and saved after every callback has handled a step or an epoch. It also bends the loop where a run
+and saved after every callback has handled a step or an epoch. It also changes the loop where a run
 goes on in the middle of an epoch:
 
 - Batch numbers continue from the resumed step.
@@ -15,61 +15,87 @@ goes on in the middle of an epoch:
 
 from __future__ import annotations
 
+from types import TracebackType
 from typing import Any
 
 import keras
 
 from distrib.errors import ConfigurationError
 from distrib.heartbeat import OUTSIDE, STARTING, TRAINING, heartbeat
-from distrib.training.fit_call import fit_in_progress, frames
+from distrib.training.callback_list import FitCallbackList, flat_callbacks
+from distrib.training.fit_call import FitCall, fit_of
 from distrib.training.resume import Resume
 
 
-def adopt(callback: keras.callbacks.Callback, resume: Resume) -> None:
-    """Turn the `CallbackList` that is calling `callback.set_model` into a
-    `ResumableCallbackList`."""
-    callbacks = _calling_list(callback)
-    if isinstance(callbacks, ResumableCallbackList):
-        raise ConfigurationError(
-            "The callback list holds two BackupAndRestore; one saves the state of all the others."
-        )
-    base = type(callbacks)
-    callbacks.__class__ = (
-        ResumableCallbackList
-        if base is keras.callbacks.CallbackList
-        else type(f"Resumable{base.__name__}", (ResumableCallbackList, base), {})
-    )
-    callbacks._resume = resume
-    callbacks._reset()
+class RunSaver(keras.callbacks.Callback):
+    """Base of `BackupAndRestore`: asks for a `fit` to be saved. The list does all the work."""
+
+    def new_resume(self) -> Resume:
+        """Return what saves and resumes one `fit`, as this callback's arguments say."""
+        raise NotImplementedError
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Refuse to train where nothing would be saved."""
+        call = fit_of(self.model)
+        if call is None or self not in savers_in(call.arguments["callbacks"]):
+            raise ConfigurationError(
+                f"{type(self).__name__} works in `model.fit` only; a training loop of your own can "
+                "save and restore with Orbax itself."
+            )
 
 
-class ResumableCallbackList(keras.callbacks.CallbackList):
-    """A `CallbackList` that saves and restores at the right moments of a `fit`."""
+def savers_in(callbacks: Any) -> list[RunSaver]:
+    """Return the callbacks that ask for a `fit` to be saved."""
+    return [each for each in flat_callbacks(callbacks) if isinstance(each, RunSaver)]
 
-    _resume: Resume
 
-    def _reset(self) -> None:
+class ResumableCallbackList(FitCallbackList):
+    """A callback list that saves and restores at the right moments of a `fit`.
+
+    Args:
+        call: The `fit`; one `RunSaver` is among its callbacks.
+
+    Raises:
+        ConfigurationError: If there are two.
+    """
+
+    def __init__(self, call: FitCall) -> None:
+        super().__init__(call)
+        saver, *others = savers_in(call.arguments["callbacks"])
+        if others:
+            raise ConfigurationError(
+                "The callback list holds two BackupAndRestore; one saves the state of all the "
+                "others."
+            )
+        self._resume = saver.new_resume()
         # Batches of the epoch in progress that an earlier process did.
         self._offset = 0
         self._skip_training = False
         self._forced_stop = False
         self._stop_of_others = False
         self._train_function: Any = None
+
+    def open(self, steps: int | None) -> None:
+        """See `FitCallbackList`."""
+        super().open(steps)
         # Keras may run batch hooks in threads; a snapshot needs them done.
         self._async_train = False
         self._async_test = False
 
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Give the signals back, also if the `fit` has raised."""
+        self._resume.close()
+        super().__exit__(kind, error, traceback)
+
     def on_train_begin(self, logs: Any = None) -> None:
         """Find and check the checkpoint, begin, then restore it or save the first one."""
-        call = fit_in_progress()
-        if call is None:
-            raise ConfigurationError(
-                "BackupAndRestore works in `model.fit` only; a training loop of your own can save "
-                "and restore with Orbax itself. (Inside `fit` this means that Keras "
-                f"{keras.__version__} has changed it in a way that distrib does not know.)"
-            )
         heartbeat.enter(STARTING)
-        self._resume.prepare(self.model, call)
+        self._resume.prepare(self._call)
         super().on_train_begin(logs)
         self._resume.begin(self.callbacks)
 
@@ -128,7 +154,7 @@ class ResumableCallbackList(keras.callbacks.CallbackList):
         """Leave the validation early if the process was asked to stop."""
         super().on_test_batch_end(batch, logs)
         heartbeat.beat()
-        if self._resume.active and self._resume.stop.requested:
+        if self._resume.active and self._resume.preempt_requested:
             self.model.stop_evaluating = True
 
     def on_test_end(self, logs: Any = None) -> None:
@@ -154,14 +180,3 @@ class ResumableCallbackList(keras.callbacks.CallbackList):
         if self._forced_stop:
             self._forced_stop = False
             self.model.stop_training = self._stop_of_others
-
-
-def _calling_list(callback: keras.callbacks.Callback) -> Any:
-    for frame in frames():
-        caller = frame.f_locals.get("self")
-        if isinstance(caller, keras.callbacks.CallbackList) and callback in caller.callbacks:
-            return caller
-    raise ConfigurationError(
-        "BackupAndRestore works in the `callbacks` list of `model.fit`; `set_model` was called "
-        "by something else."
-    )

@@ -142,7 +142,9 @@ def _compile(model: Any, config: Mapping[str, Any] | None) -> str | None:
 
 def _check_vocabularies(model: Any) -> None:
     """Refuse layers whose `adapt` has learnt what is not a variable, so it was not saved."""
-    for layer in model._flatten_layers():
+    from distrib.keras_compat.layers import layers_of
+
+    for layer in layers_of(model):
         if hasattr(layer, "save_assets") and layer.get_config().get("vocabulary") is None:
             raise ConfigurationError(
                 f"The layer {layer.name!r} has learnt its vocabulary by `adapt`, and a checkpoint "

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 # Plain Keras on TensorFlow's own strategy: as it is, then with one workaround after the other.
 PLAIN = """
 import keras, numpy as np, tensorflow as tf
-from distrib.backends import keras_strategy
+from distrib.keras_compat import strategy_faults
 
 strategy = tf.distribute.MultiWorkerMirroredStrategy()
 x = np.arange(32, dtype="float32").reshape(16, 2)
@@ -35,9 +35,9 @@ def outcome():
     return "works"
 
 print("as it is:", outcome())
-keras_strategy.build_by_element_spec()
+strategy_faults.build_by_element_spec()
 print("built by the element spec:", outcome())
-keras_strategy.keep_results_of_steps()
+strategy_faults.keep_results_of_steps()
 print("with results kept:", outcome())
 """
 
@@ -56,7 +56,7 @@ print(cluster.kind, cluster.rank, cluster.size, cluster.local_rank, history["los
 
 
 def test_keras_still_needs_the_workarounds(tmp_path: Path) -> None:
-    """When this fails, Keras has mended something: see `keras_strategy.py`."""
+    """When this fails, Keras has mended something: see `strategy_faults.py`."""
     script = tmp_path / "plain.py"
     script.write_text(PLAIN)
     done = launch(2, script, backend="multiworker")

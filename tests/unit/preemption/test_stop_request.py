@@ -15,7 +15,7 @@ def send(number: signal.Signals) -> None:
 def test_signals_only_set_the_flag(number: signal.Signals) -> None:
     stop = StopRequest()
     before = signal.getsignal(number)
-    stop.listen(within=test_signals_only_set_the_flag.__code__)
+    stop.listen()
     try:
         assert not stop.requested
         send(number)
@@ -26,43 +26,10 @@ def test_signals_only_set_the_flag(number: signal.Signals) -> None:
     assert signal.getsignal(number) is before
 
 
-def test_outside_the_function_the_previous_handler_gets_the_signal() -> None:
-    stop = StopRequest()
-
-    def training() -> None:
-        stop.listen(within=training.__code__)
-        raise ValueError("a bug in the script")
-
-    with pytest.raises(ValueError, match="bug"):
-        training()
-    with pytest.raises(KeyboardInterrupt):
-        send(signal.SIGINT)
-    assert not stop.requested
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_after_leaving_further_signals_change_nothing() -> None:
-    stop = StopRequest()
-
-    def training() -> None:
-        stop.listen(within=training.__code__)
-        send(signal.SIGINT)
-        stop.leave()
-
-    training()
-    try:
-        send(signal.SIGINT)
-        assert stop.requested
-    finally:
-        stop.ignore()
-
-
 def test_other_threads_leave_the_signals_alone() -> None:
     stop = StopRequest()
     before = signal.getsignal(signal.SIGTERM)
-    thread = threading.Thread(
-        target=lambda: stop.listen(within=test_other_threads_leave_the_signals_alone.__code__)
-    )
+    thread = threading.Thread(target=stop.listen)
     thread.start()
     thread.join()
     assert signal.getsignal(signal.SIGTERM) is before

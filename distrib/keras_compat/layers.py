@@ -1,0 +1,49 @@
+"""What Keras knows of a model's layers and of seeds, but does not tell. Tried with 3.12 and 3.15.
+
+- `Layer._flatten_layers()`: the layers within a layer, at any depth
+- `Layer._trainable_variables`, `Layer._non_trainable_variables`: by what they are made for, whether
+  or not the layer is frozen
+- `Layer._seed_generators`
+- the global attribute under which Keras keeps the seed generator of `keras.random`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from keras.src.backend.common import global_state
+from keras.src.random import seed_generator
+
+_GLOBAL_SEED_GENERATOR = "global_seed_generator"  # Keras 3.12 has no constant for it.
+
+
+def layers_of(model: Any) -> list[Any]:
+    """Return a model and all layers within it."""
+    return list(model._flatten_layers())
+
+
+def own_weights(layer: Any) -> list[Any]:
+    """Return a layer's own variables that gradients change, or would if it were not frozen."""
+    return list(layer._trainable_variables)
+
+
+def own_statistics(layer: Any) -> list[Any]:
+    """Return a layer's own variables that it updates itself, such as moving averages."""
+    return list(layer._non_trainable_variables)
+
+
+def own_seed_generators(layer: Any) -> Iterator[Any]:
+    """Yield a layer's own `keras.random.SeedGenerator`s."""
+    yield from getattr(layer, "_seed_generators", ())
+
+
+def global_seed_generator(create: bool) -> Any:
+    """Return the generator that `keras.random` draws from if no seed is given.
+
+    Args:
+        create: Whether to make it if nothing has used it yet; else `None` is returned then.
+    """
+    if create:
+        return seed_generator.global_seed_generator()
+    return global_state.get_global_attribute(_GLOBAL_SEED_GENERATOR)

@@ -1,0 +1,128 @@
+"""Keras's trainer: wraps its public methods, and reaches what it keeps private.
+
+`fit`, `evaluate` and `predict` are replaced on `keras.Model`, so a subclass that overrides one of
+them and calls `super()` comes through here as well. Names that are private in Keras, tried with
+3.12 and 3.15:
+
+- `Model._maybe_symbolic_build(iterator)`, which `fit` and `evaluate` call as soon as they have made
+  the iterator over their data, and before they make the callback list
+- `Model._get_metrics_result_or_logs(logs)`, which turns the last step's logs into an epoch's
+- `Model._resolve_auto_jit_compile()`, Keras's answer for `jit_compile="auto"`
+- `Model._symbolic_build(data_batch)`, which builds model, metrics and optimizer without a step
+- `Model._initial_epoch`, by which Keras's `BackupAndRestore` tells `fit` where to begin
+- `Model._loss_tracker`, the metric that holds the mean loss
+- `EpochIterator._current_iterator` and the attributes `data_adapter`, `num_batches` and
+  `steps_per_epoch` of that class, which is not public
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import keras
+from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
+from keras.src.trainers.trainer import Trainer
+
+_ORIGINAL = "_distrib_original"
+
+
+def wrap(
+    method: Literal["fit", "evaluate", "predict"],
+    around: Callable[[Callable[..., Any], Any, dict[str, Any]], Any],
+) -> None:
+    """Replace a public method of `keras.Model`; a second call takes the place of the first.
+
+    Args:
+        method: Its name.
+        around: Called with Keras's own method, bound to the model, the model, and all arguments by
+            name, those with defaults included; returns what the method returns.
+    """
+    original = getattr(keras.Model, method)
+    original = getattr(original, _ORIGINAL, original)
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def wrapper(model: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            bound = signature.bind(model, *args, **kwargs)
+        except TypeError:
+            return original(model, *args, **kwargs)  # Raises it in Keras's own words.
+        bound.apply_defaults()
+        arguments = dict(bound.arguments)
+        del arguments["self"]
+        arguments |= arguments.pop("kwargs", {})
+        return around(functools.partial(original, model), model, arguments)
+
+    setattr(wrapper, _ORIGINAL, original)
+    setattr(keras.Model, method, wrapper)
+
+
+def on_iterator(listener: Callable[[Any, Any], None]) -> None:
+    """Call `listener(model, iterator)` when `fit` or `evaluate` has its iterator over the data.
+
+    The model is built by then, as far as Keras builds it before the first step.
+    """
+
+    def build(model: Any, iterator: Any = None, data_batch: Any = None) -> None:
+        # Looked up now: `strategy_faults` may have replaced it.
+        TensorFlowTrainer._maybe_symbolic_build(model, iterator=iterator, data_batch=data_batch)
+        if iterator is not None:
+            listener(model, iterator)
+
+    keras.Model._maybe_symbolic_build = build
+
+
+def replace_results(results: Callable[[Any, Mapping[str, Any]], Mapping[str, Any]]) -> None:
+    """Call `results(model, logs)` for the results of an epoch or of an evaluation.
+
+    Args:
+        results: Given the model and the logs of its last step. `own_results` is Keras's.
+    """
+    keras.Model._get_metrics_result_or_logs = results
+
+
+def own_results(model: Any, logs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return Keras's own results of an epoch: those of this process."""
+    results: Mapping[str, Any] = Trainer._get_metrics_result_or_logs(model, logs)
+    return results
+
+
+def keep_auto_jit_off() -> None:
+    """Have Keras's `jit_compile="auto"`, which may choose XLA on a GPU, choose no compilation."""
+    keras.Model._resolve_auto_jit_compile = lambda model: False
+
+
+def build_symbolically(model: Any, element_spec: Any) -> None:
+    """Build model, losses, metrics and optimizer of a compiled model without running a step.
+
+    Args:
+        model: A compiled `keras.Model` with Keras's own `train_step`.
+        element_spec: `tf.TensorSpec`s of a batch: `(x,)`, `(x, y)` or `(x, y, weight)`.
+    """
+    model._symbolic_build(data_batch=element_spec)
+
+
+def set_initial_epoch(model: Any, epoch: int | None) -> None:
+    """Have the `fit` that is about to train begin with an epoch; `None` for its own argument."""
+    model._initial_epoch = epoch
+
+
+def loss_tracker_of(model: Any) -> Any:
+    """Return the `keras.metrics.Mean` that Keras's own train step keeps the loss in."""
+    return model._loss_tracker
+
+
+def element_spec_of(iterator: Any) -> Any:
+    """Return the structure of the batches of an epoch iterator, as a train step gets them."""
+    return iterator.data_adapter.get_tf_dataset().element_spec
+
+
+def restart(iterator: Any) -> None:
+    """Make an epoch iterator begin a new pass over its data with the next epoch.
+
+    With `steps_per_epoch` Keras goes on with the iterator of the epoch before.
+    """
+    iterator._current_iterator = None

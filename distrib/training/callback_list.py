@@ -1,0 +1,79 @@
+"""The callback list that takes the place of Keras's in a `fit` that is saved or shared.
+
+Keras's `fit` makes its `CallbackList` after the iterator over the data, and takes one that it is
+given instead. This one is made before Keras runs, so it has to be opened when the iterator, and
+with it the number of steps, is there.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+import keras
+
+from distrib.errors import ConfigurationError
+from distrib.training.fit_call import FitCall
+
+
+def flat_callbacks(callbacks: Any) -> list[Any]:
+    """Return the callbacks in what a user passes to `fit`: nested lists, or a `CallbackList`."""
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        return list(callbacks.callbacks)
+    return keras.tree.flatten(callbacks) if callbacks else []
+
+
+class FitCallbackList(keras.callbacks.CallbackList):
+    """Base of the lists that save a `fit` or share it; those are mixed as the `fit` needs.
+
+    Args:
+        call: The `fit`.
+    """
+
+    def __init__(self, call: FitCall) -> None:
+        # Not Keras's own `__init__`, which calls `set_model` of all callbacks: see `open`.
+        self._call = call
+        self._is_open = False
+        call.callbacks = self
+
+    def open(self, steps: int | None) -> None:
+        """Become what Keras would have made.
+
+        Args:
+            steps: In an epoch; `None` if that is not known.
+        """
+        self._is_open = True
+        given, verbose = self._call.arguments["callbacks"], self._call.arguments["verbose"]
+        if isinstance(given, keras.callbacks.CallbackList):
+            self.__dict__ |= vars(given)  # Its class is one of our bases.
+            return
+        keras.callbacks.CallbackList.__init__(
+            self,
+            given,
+            add_history=True,
+            add_progbar=verbose != 0,
+            model=self._call.model,
+            verbose=verbose,
+            epochs=self._call.epochs,
+            steps=steps,
+        )
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Refuse to train if Keras has not announced its iterator."""
+        if not self._is_open:
+            raise ConfigurationError(
+                f"Keras {keras.__version__} calls `fit` in a way that distrib does not know; "
+                "install a version from the range in distrib's requirements."
+            )
+        super().on_train_begin(logs)
+
+    def __enter__(self) -> FitCallbackList:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Put back what the `fit` has changed in the process, however it ended."""

@@ -1,0 +1,110 @@
+"""The wrapper around `fit`, `evaluate` and `predict` of `keras.Model`.
+
+`install` puts it in place for the whole process. A `fit` that needs nothing of distrib (one rank,
+no `BackupAndRestore`) is passed on as it is. Any other gets a callback list that saves the `fit`,
+shares it between the ranks, or both, and an object that says what was passed to `fit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+
+from distrib.cluster import current, is_initialized
+from distrib.heartbeat import heartbeat
+from distrib.keras_compat import trainer
+from distrib.training.callback_list import FitCallbackList, flat_callbacks
+from distrib.training.fit_call import EvaluateCall, FitCall, call_of, fit_of, in_progress
+from distrib.training.global_results import shared_results
+from distrib.training.multi_rank_fit import MultiRankCallbackList
+from distrib.training.resumable_fit import ResumableCallbackList, savers_in
+
+Original = Callable[..., Any]
+
+
+def install() -> None:
+    """Wrap the methods of `keras.Model`. Doing it again changes nothing."""
+    trainer.wrap("fit", _fit)
+    trainer.wrap("evaluate", _evaluate)
+    trainer.wrap("predict", _predict)
+    trainer.on_iterator(_open_callback_list)
+    trainer.replace_results(_results)
+
+
+def _fit(original: Original, model: Any, arguments: dict[str, Any]) -> Any:
+    kinds = _kinds_of_list(arguments["callbacks"])
+    if not kinds or not model.compiled:  # Keras says what is wrong with a model that is not.
+        return original(**arguments)
+    if _has_ranks() and not current().is_chief:
+        arguments["verbose"] = 0
+    call = FitCall(model, arguments)
+    callbacks = type(FitCallbackList.__name__, kinds, {})(call)
+    with in_progress(call), callbacks:
+        return original(**{**arguments, "callbacks": callbacks})
+
+
+def _kinds_of_list(callbacks: Any) -> tuple[type, ...]:
+    """Return the classes whose mixture a `fit` needs as its callback list; none for Keras's own."""
+    kinds: list[type] = []
+    if savers_in(callbacks):
+        kinds.append(ResumableCallbackList)
+    if _has_ranks():
+        kinds.append(MultiRankCallbackList)
+    if kinds and isinstance(callbacks, keras.callbacks.CallbackList):
+        kinds.append(type(callbacks))  # Its hooks are called as well.
+    return tuple(kinds)
+
+
+def _has_ranks() -> bool:
+    return is_initialized() and current().size > 1
+
+
+def _open_callback_list(model: Any, iterator: Any) -> None:
+    """Complete the callback list of a `fit` when Keras knows how many steps an epoch has."""
+    call = call_of(model)
+    if isinstance(call, FitCall) and call.iterator is None:
+        call.iterator = iterator
+        call.callbacks.open(iterator.num_batches)
+
+
+def _evaluate(original: Original, model: Any, arguments: dict[str, Any]) -> Any:
+    in_fit = isinstance(arguments["callbacks"], FitCallbackList)
+    if not in_fit:
+        arguments = _for_this_rank(arguments)
+    with in_progress(EvaluateCall(model, arguments["x"], in_fit)):
+        return original(**arguments)
+
+
+def _predict(original: Original, model: Any, arguments: dict[str, Any]) -> Any:
+    return original(**_for_this_rank(arguments))
+
+
+def _for_this_rank(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of an `evaluate` or `predict` by itself, as a rank needs them."""
+    if not _has_ranks() or isinstance(arguments["callbacks"], keras.callbacks.CallbackList):
+        return arguments
+    callbacks = [*flat_callbacks(arguments["callbacks"]), _Heartbeat()]
+    verbose = arguments["verbose"] if current().is_chief else 0
+    return {**arguments, "callbacks": callbacks, "verbose": verbose}
+
+
+class _Heartbeat(keras.callbacks.Callback):
+    """Tells the supervisor that an evaluation or a prediction gets on."""
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+        heartbeat.beat()
+
+    def on_predict_batch_end(self, batch: int, logs: Any = None) -> None:
+        heartbeat.beat()
+
+
+def _results(model: Any, logs: Mapping[str, Any]) -> Mapping[str, Any]:
+    call = call_of(model)
+    if call is None or not _has_ranks():
+        return trainer.own_results(model, logs)
+    fit = fit_of(model)
+    if fit is not None and (isinstance(call, FitCall) or call.in_fit):
+        fit.callbacks.check_data_lasted()
+    return shared_results(call, logs)
