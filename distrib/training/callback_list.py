@@ -12,7 +12,6 @@ from typing import Any
 
 import keras
 
-from distrib.errors import ConfigurationError
 from distrib.training.fit_call import FitCall
 
 
@@ -33,7 +32,6 @@ class FitCallbackList(keras.callbacks.CallbackList):
     def __init__(self, call: FitCall) -> None:
         # Not Keras's own `__init__`, which calls `set_model` of all callbacks: see `open`.
         self._call = call
-        self._is_open = False
         call.callbacks = self
 
     def open(self, steps: int | None) -> None:
@@ -42,7 +40,6 @@ class FitCallbackList(keras.callbacks.CallbackList):
         Args:
             steps: In an epoch; `None` if that is not known.
         """
-        self._is_open = True
         given, verbose = self._call.arguments["callbacks"], self._call.arguments["verbose"]
         if isinstance(given, keras.callbacks.CallbackList):
             self.__dict__ |= vars(given)  # Its class is one of our bases.
@@ -57,15 +54,6 @@ class FitCallbackList(keras.callbacks.CallbackList):
             epochs=self._call.epochs,
             steps=steps,
         )
-
-    def on_train_begin(self, logs: Any = None) -> None:
-        """Refuse to train if Keras has not announced its iterator."""
-        if not self._is_open:
-            raise ConfigurationError(
-                f"Keras {keras.__version__} calls `fit` in a way that distrib does not know; "
-                "install a version from the range in distrib's requirements."
-            )
-        super().on_train_begin(logs)
 
     def __enter__(self) -> FitCallbackList:
         return self

@@ -17,6 +17,7 @@ from typing import Any
 import keras
 
 from distrib.data.dataset import Dataset
+from distrib.errors import ConfigurationError
 from distrib.keras_compat import trainer
 
 
@@ -30,15 +31,37 @@ class FitCall:
     Attributes:
         model: As given.
         arguments: As given.
-        iterator: Keras's `EpochIterator` over the training data; `None` until Keras has made it.
         callbacks: The `FitCallbackList` of the call, which sets this itself.
     """
 
     def __init__(self, model: Any, arguments: Mapping[str, Any]) -> None:
         self.model = model
         self.arguments = arguments
-        self.iterator: Any = None
+        self._iterator: Any = None
         self.callbacks: Any = None
+
+    @property
+    def has_iterator(self) -> bool:
+        """Whether Keras has made the iterator over the training data."""
+        return self._iterator is not None
+
+    @property
+    def iterator(self) -> Any:
+        """Keras's `EpochIterator` over the training data.
+
+        Raises:
+            ConfigurationError: If Keras has begun to train and not announced it.
+        """
+        if self._iterator is None:
+            raise ConfigurationError(
+                f"Keras {keras.__version__} calls `fit` in a way that distrib does not know; "
+                "install a version from the range in distrib's requirements."
+            )
+        return self._iterator
+
+    @iterator.setter
+    def iterator(self, iterator: Any) -> None:
+        self._iterator = iterator
 
     @property
     def data(self) -> Any:

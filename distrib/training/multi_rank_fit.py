@@ -53,8 +53,8 @@ class MultiRankCallbackList(FitCallbackList):
     def on_train_begin(self, logs: Any = None) -> None:
         """Give all ranks the chief's state."""
         heartbeat.enter(STARTING)
-        model = self.model
         check_steps(self._call)
+        model = self.model
         if not model.built or (model.optimizer is not None and not model.optimizer.built):
             build(model, self._call.element_spec)
         # Gradients that are reduced only now and then would bring the loss of some steps only.

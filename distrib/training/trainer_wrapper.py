@@ -64,7 +64,7 @@ def _has_ranks() -> bool:
 def _open_callback_list(model: Any, iterator: Any) -> None:
     """Complete the callback list of a `fit` when Keras knows how many steps an epoch has."""
     call = call_of(model)
-    if isinstance(call, FitCall) and call.iterator is None:
+    if isinstance(call, FitCall) and not call.has_iterator:
         call.iterator = iterator
         call.callbacks.open(iterator.num_batches)
 
