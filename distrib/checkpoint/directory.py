@@ -10,7 +10,6 @@ same machine at once. Everywhere, an older attempt that is still alive is fenced
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 import warnings
@@ -28,6 +27,7 @@ from distrib.environment import NOBODY, Supervision
 from distrib.errors import ConfigurationError, NoLoadableCheckpointError
 from distrib.heartbeat import heartbeat
 from distrib.log import log
+from distrib.storage.file_lock import acquire_lock
 from distrib.storage.location import Location, describe_error
 
 T = TypeVar("T")
@@ -71,7 +71,7 @@ class CheckpointDirectory:
                 f"`directory`: cannot write to {path}: {error.strerror}. "
                 "Give a directory that this user can create and write."
             ) from error
-        if not _try_lock(descriptor) and not _wait_for_lock(descriptor, path, patience):
+        if not acquire_lock(descriptor) and not _wait_for_lock(descriptor, path, patience):
             holder = _holder(descriptor)
             os.close(descriptor)
             raise ConfigurationError(
@@ -266,14 +266,6 @@ def _warn_of_failed_removal(place: Location, error: OSError) -> None:
     )
 
 
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _wait_for_lock(descriptor: int, path: Path, patience: float) -> bool:
     deadline = time.monotonic() + patience
     if patience:
@@ -283,7 +275,7 @@ def _wait_for_lock(descriptor: int, path: Path, patience: float) -> bool:
     while time.monotonic() < deadline:
         heartbeat.beat()
         time.sleep(_LOOK_SECONDS)
-        if _try_lock(descriptor):
+        if acquire_lock(descriptor):
             return True
     return False
 

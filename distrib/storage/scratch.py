@@ -8,12 +8,13 @@ when it dies.
 from __future__ import annotations
 
 import atexit
-import fcntl
 import functools
 import os
 import shutil
 import tempfile
 from pathlib import Path
+
+from distrib.storage.file_lock import acquire_lock
 
 _PREFIX, _UNFINISHED = "distrib-scratch-", "distrib-unlocked-"
 
@@ -28,7 +29,8 @@ def _scratch_of(pid: int) -> Path:
     """A forked process has another folder than the one that it was forked from."""
     _remove_orphans(Path(tempfile.gettempdir()))
     made = Path(tempfile.mkdtemp(prefix=_UNFINISHED))
-    _lock(made)  # Until the process ends; and before the name is one that others look for.
+    # Held until the process ends, and taken before the name is one that others look for.
+    acquire_lock(os.open(made, os.O_RDONLY))
     folder = made.rename(made.with_name(made.name.replace(_UNFINISHED, _PREFIX)))
     atexit.register(_remove, folder, pid)
     return folder
@@ -44,18 +46,9 @@ def _remove_orphans(temporary: Path) -> None:
         try:
             if folder.stat().st_uid != os.getuid():
                 continue
-            descriptor = _lock(folder)
-        except (BlockingIOError, FileNotFoundError):
-            continue  # In use, or just removed by another process.
-        shutil.rmtree(folder)
+            descriptor = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # Another process has just removed it.
+        if acquire_lock(descriptor):
+            shutil.rmtree(folder)
         os.close(descriptor)
-
-
-def _lock(folder: Path) -> int:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise
-    return descriptor

@@ -11,7 +11,6 @@ nothing that looks like a wheel.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.util
 import json
@@ -32,6 +31,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from distrib.errors import ConfigurationError
+from distrib.storage.file_lock import acquire_lock
 
 VERSION = "0.28.1"
 SHA256 = "92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0"
@@ -167,11 +167,9 @@ def provide(wanted: Recipe, cache: Path, force: bool = False) -> Path:
 def _locked(path: Path) -> Iterator[None]:
     """Have one builder at a time; the kernel frees the lock of one that is killed."""
     with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not acquire_lock(file.fileno()):
             print("waiting for another build of the same wheel", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            acquire_lock(file.fileno(), wait=True)
         yield
 
 
