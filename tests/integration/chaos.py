@@ -35,7 +35,7 @@ from harness import JOB, environment, forked, result, undisturbed
 from job_controller import IndexedJob, indexed_job
 from kubelet import Pod
 
-from distrib.launch.k8s.objects import objects
+from distrib.launch.k8s.objects import build_objects
 from distrib.launch.k8s.settings import Settings
 
 KINDS = ("kill", "terminate", "freeze", "evict", "cut", "fill", "pause store", "unplug store")
@@ -335,7 +335,7 @@ def disturbed(
         grace=GRACE,
         environment={**CREDENTIALS, "HOROVOD_GLOO_TIMEOUT_SECONDS": "8"},
     )
-    manifests = objects(settings)
+    manifests = build_objects(settings)
     loosen(manifests)
     image = {key: environment()[key] for key in ("TF_CPP_MIN_LOG_LEVEL", "CUDA_VISIBLE_DEVICES")}
     image["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

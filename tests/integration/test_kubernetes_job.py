@@ -22,7 +22,7 @@ from harness import JOB, forked, result, undisturbed
 from job_controller import IndexedJob, indexed_job
 
 from distrib.checkpoint.directory import CheckpointDirectory
-from distrib.launch.k8s.objects import objects
+from distrib.launch.k8s.objects import build_objects
 from distrib.launch.k8s.settings import Settings
 from distrib.storage.locate import locate
 
@@ -66,7 +66,7 @@ class Disturbed:
             parallelism=pods,
             environment=variables,
         )
-        manifests = objects(settings)
+        manifests = build_objects(settings)
         manifests[-1]["spec"]["template"]["spec"]["containers"][0]["command"] += options
         return self._stack.enter_context(indexed_job(self._folder, manifests, IMAGE, scale))
 
