@@ -23,7 +23,7 @@ class FoundCheckpoint:
 
     Attributes:
         step: Its step.
-        location: Its folder; of a quarantined one, the place of its manifest or folder.
+        location: Its folder; of a quarantined one, the renamed folder or manifest.
         state: `COMMITTED`, `SUPERSEDED` (the attempt that committed it had been superseded),
             `DAMAGED` (its manifest cannot be read) or `QUARANTINED`.
         stored: Reads the checkpoint; `None` if it is damaged or quarantined.

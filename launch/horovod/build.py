@@ -1,7 +1,7 @@
 """`distrib horovod build`: builds and installs Horovod, and tries it with two ranks.
 
-A wheel that compiles proves little: nobody has tested this Horovod with this TensorFlow. So the
-command succeeds only if two ranks sum their tensors.
+A wheel that compiles proves little: Horovod was never tested with this TensorFlow. So the command
+succeeds only if two ranks sum their tensors.
 """
 
 from __future__ import annotations

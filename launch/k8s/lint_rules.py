@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from distrib.environment import GRACE_VARIABLE
+
 from . import lint_job_rules
 from .pod_group import JOIN_OPTION, Object, PodGroup, object_title, pod_groups
 from .settings import GRACE_MARGIN_SECONDS, MOUNT_PATH
@@ -31,11 +33,11 @@ def find_problems(objects: Sequence[Object]) -> list[str]:
 
 def _grace(pods: PodGroup, objects: Sequence[Object]) -> Iterator[str]:
     grace = pods.spec.get("terminationGracePeriodSeconds", KUBERNETES_DEFAULT_GRACE)
-    text = pods.environment(objects).get("DISTRIB_GRACE_SECONDS", DISTRIB_DEFAULT_GRACE)
+    text = pods.environment(objects).get(GRACE_VARIABLE, DISTRIB_DEFAULT_GRACE)
     seconds = float(text) if text.replace(".", "", 1).isdecimal() else 0.0
     if pods.starts_ranks and seconds > grace - GRACE_MARGIN_SECONDS:
         yield (
-            f"ranks have DISTRIB_GRACE_SECONDS={text} to save, but the pod is killed after "
+            f"ranks have {GRACE_VARIABLE}={text} to save, but the pod is killed after "
             f"terminationGracePeriodSeconds={grace}. Give the pod {GRACE_MARGIN_SECONDS} s more "
             "than the ranks."
         )

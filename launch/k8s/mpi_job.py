@@ -12,10 +12,10 @@ from ..hosts.protocol import TOKEN_VARIABLE
 from .pod import (
     MPIJOB_LABEL,
     Object,
+    kubernetes_options,
     pod_template,
     rank_options,
     training_container,
-    waiting_options,
 )
 from .settings import GRACE_MARGIN_SECONDS, MAX_FAILURES, Settings
 
@@ -64,7 +64,7 @@ def _launcher(settings: Settings) -> Object:
         *rank_options(settings),
         *(f"--ssh-port={SSH_PORT}", f"--ssh-identity={SSH_FOLDER}/id_rsa"),
         *(f"--env={name}" for name in names),
-        *waiting_options(settings),
+        *kubernetes_options(settings),
     ]
     container = training_container(settings, command, [*settings.script], "launcher")
     limits = {"memory": LAUNCHER_REQUESTS["memory"]}

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from distrib.environment import GRACE_VARIABLE
+
 from ..hosts.protocol import PORT, TOKEN_VARIABLE
 from .settings import GRACE_MARGIN_SECONDS, MOUNT_PATH, Settings
 
@@ -39,7 +41,7 @@ def join_command(settings: Settings, service: str) -> list[str]:
     """
     address = f"--join=$(JOB_NAME)-0.{service}:{PORT}"
     options = ["--num-proc=$(RANKS)", "--slots=$(SLOTS)", *rank_options(settings)]
-    return ["distrib", "run", address, *options, *waiting_options(settings)]
+    return ["distrib", "run", address, *options, *kubernetes_options(settings)]
 
 
 def rank_options(settings: Settings) -> list[str]:
@@ -52,8 +54,8 @@ def rank_options(settings: Settings) -> list[str]:
     return options
 
 
-def waiting_options(settings: Settings) -> list[str]:
-    """Return the options of `distrib run` for missing pods and for the liveness probe."""
+def kubernetes_options(settings: Settings) -> list[str]:
+    """Return the options of `distrib run` for the replacement of pods and the liveness probe."""
     return [f"--join-timeout={settings.join_timeout}", f"--heartbeat-file={HEARTBEAT_FILE}"]
 
 
@@ -157,7 +159,7 @@ def environment(settings: Settings) -> list[Object]:
         },
         {"name": "HOME", "value": "/tmp"},
         {"name": "TMPDIR", "value": "/tmp"},
-        {"name": "DISTRIB_GRACE_SECONDS", "value": str(settings.grace - GRACE_MARGIN_SECONDS)},
+        {"name": GRACE_VARIABLE, "value": str(settings.grace - GRACE_MARGIN_SECONDS)},
         {"name": TOKEN_VARIABLE, "valueFrom": {"secretKeyRef": token}},
     ]
     if settings.spot is not None:

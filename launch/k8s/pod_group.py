@@ -1,4 +1,4 @@
-"""What the rules of `distrib k8s lint` look at: pods of one Job, JobSet or other workload."""
+"""Groups of pods that share a template, found in Jobs, JobSets, TrainingRuntimes and MPIJobs."""
 
 from __future__ import annotations
 

@@ -176,7 +176,7 @@ def _check_time(settings: Settings) -> None:
     if settings.grace < needed:
         raise UsageError(
             f"--grace {settings.grace}: a pod needs {needed} s to stop: twice a save "
-            f"(--save-time {settings.save_seconds}), because one may be under way, twice a step "
+            f"(--save-time {settings.save_seconds}), because one may be in progress, twice a step "
             f"(--step-time {settings.step_seconds}), and {GRACE_MARGIN_SECONDS} s to spare. Give "
             f"--grace {needed}."
         )
@@ -194,13 +194,13 @@ def _check_storage(settings: Settings) -> None:
     if settings.storage is not None:
         parse_quantity("--storage", settings.storage)
         if claim is None:
-            raise UsageError(f"--storage {settings.storage}: needs a claim: give --pvc.")
+            raise UsageError(f"--storage {settings.storage} needs a claim: give --pvc.")
     if settings.is_remote:
         return
     if claim is None:
         raise UsageError(
-            f"--checkpoint-dir {path}: a pod's own disk is lost with the pod. Give a "
-            f"URL such as s3://bucket/runs/17, or a folder of a volume: --pvc NAME with "
+            f"--checkpoint-dir {path}: a pod's own disk is lost with the pod. Give a URL such as "
+            "s3://bucket/runs/17, or a folder of a volume: --pvc NAME with "
             f"--checkpoint-dir {MOUNT_PATH}/17."
         )
     if PurePosixPath(MOUNT_PATH) not in PurePosixPath(path.removeprefix("file://")).parents:
