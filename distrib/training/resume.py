@@ -173,7 +173,7 @@ class Resume:
     def _take_over(self) -> None:
         """Become the run's newest attempt. Not before all is found to fit: it ends an older one."""
         attempt = self._directory.begin(self._cluster.size, self._start, self._supervisor)
-        on_uncaught_error(lambda error: progress.note_failure(attempt, error))
+        on_uncaught_error(lambda error: progress.record_failure(attempt, error))
         self._attempt = attempt
         self._saver = Saver(self._directory, self._attempt, self._policy)
         self._directory.remove_orphans(self._attempt.number)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from distrib.checkpoint.layout import Array, as_bytes
-from distrib.checkpoint.stored import Loaded
+from distrib.checkpoint.stored_checkpoint import LoadedCheckpoint
 from distrib.errors import EXIT_FINISHED
 
 from ..tables import print_table
@@ -95,7 +95,7 @@ def _diff(options: argparse.Namespace) -> int:
     first, second = loaded
     facts = list(compare_facts(first.training, second.training))
     arrays = list(compare_arrays(first, second))
-    places = [str(stored.place) for stored in chosen]
+    places = [str(stored.location) for stored in chosen]
     equal = sum(map(len, first.arrays.values())) - sum(one.what != "only in B" for one in arrays)
     if options.json:
         found = {
@@ -111,7 +111,7 @@ def _diff(options: argparse.Namespace) -> int:
     return EXIT_DIFFERENT if facts or arrays else EXIT_FINISHED
 
 
-def compare_arrays(first: Loaded, second: Loaded) -> Iterator[ArrayDifference]:
+def compare_arrays(first: LoadedCheckpoint, second: LoadedCheckpoint) -> Iterator[ArrayDifference]:
     """Yield all arrays that are not the same to the bit."""
     for group in [*first.arrays, *(name for name in second.arrays if name not in first.arrays)]:
         a, b = first.arrays.get(group, {}), second.arrays.get(group, {})

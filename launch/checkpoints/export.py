@@ -21,7 +21,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from distrib.checkpoint.stored import Loaded
+from distrib.checkpoint.stored_checkpoint import LoadedCheckpoint
 from distrib.errors import EXIT_FINISHED, ConfigurationError
 from distrib.storage.location import Location
 from distrib.storage.write_check import check_writable
@@ -73,13 +73,13 @@ def _export(options: argparse.Namespace) -> int:
         found = {"step": stored.manifest.step, "path": str(output), "bytes": size}
         print(json.dumps({**found, "left_out": left_out}, indent=1))
         return EXIT_FINISHED
-    print(f"wrote {output} ({format_size(size)}) from {stored.place}")
+    print(f"wrote {output} ({format_size(size)}) from {stored.location}")
     if left_out is not None:
         print(f"without what `compile` was given: {left_out}")
     return EXIT_FINISHED
 
 
-def rebuild(loaded: Loaded) -> tuple[Any, str | None]:
+def rebuild(loaded: LoadedCheckpoint) -> tuple[Any, str | None]:
     """Make the model of a checkpoint anew.
 
     Args:
@@ -150,7 +150,7 @@ def _check_vocabularies(model: Any) -> None:
             )
 
 
-def _restore(model: Any, loaded: Loaded) -> None:
+def _restore(model: Any, loaded: LoadedCheckpoint) -> None:
     """Assign the checkpoint's variables, in the order in which every program lists them."""
     from distrib.state.training_state import TrainingState
 

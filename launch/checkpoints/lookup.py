@@ -18,9 +18,9 @@ from fsspec.core import split_protocol
 from distrib.checkpoint import commit
 from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.checkpoint.manifest import NAME, DamagedCheckpointError
-from distrib.checkpoint.stored import StoredCheckpoint
+from distrib.checkpoint.stored_checkpoint import StoredCheckpoint
 from distrib.errors import ConfigurationError, NoLoadableCheckpointError
-from distrib.storage.errors import meaning
+from distrib.storage.errors import classify
 from distrib.storage.locate import locate
 from distrib.storage.location import Location, describe_error
 
@@ -119,7 +119,7 @@ def open_directory(location: Location) -> CheckpointDirectory:
     """Return the checkpoints of the run in a directory; raises like `open_run`."""
     directory = CheckpointDirectory(location)
     with plainly(location):
-        if not replace(directory.location, patience=_PATIENCE).is_folder():
+        if not replace(directory.location, timeout=_PATIENCE).is_folder():
             raise ConfigurationError(
                 f"{directory.location} does not exist: no run has saved there. Give what the "
                 "script gave to BackupAndRestore."
@@ -150,7 +150,7 @@ def committed(directory: CheckpointDirectory) -> list[Found]:
     with plainly(directory.location):
         for stored in directory.checkpoints(unreadable):
             state = LATE if stored.late else COMMITTED
-            found.append(Found(stored.manifest.step, stored.place, state, stored))
+            found.append(Found(stored.manifest.step, stored.location, state, stored))
     return sorted(found, key=lambda one: one.step)
 
 
@@ -169,7 +169,7 @@ def existing(directory: CheckpointDirectory) -> list[Found]:
 def set_aside(directory: CheckpointDirectory) -> list[Found]:
     """Return the damaged checkpoints that runs have set aside."""
     with plainly(directory.location):
-        places = commit.damaged(directory.location)
+        places = commit.quarantined(directory.location)
     return [Found(_step_of(place), place, SET_ASIDE) for place in places]
 
 
@@ -218,7 +218,7 @@ def plainly(location: Location) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigurationError(
-            f"{location}: {describe_error(error, location)}; {meaning(error).way_out}."
+            f"{location}: {describe_error(error, location)}; {classify(error).remedy}."
         ) from error
 
 
@@ -231,15 +231,15 @@ def reading(stored: StoredCheckpoint) -> Iterator[None]:
         RemovedError: If it was removed meanwhile.
     """
     try:
-        with plainly(stored.place):
+        with plainly(stored.location):
             yield
     except DamagedCheckpointError as error:
-        with plainly(stored.place):
-            there = (stored.place / NAME).exists()
+        with plainly(stored.location):
+            there = (stored.location / NAME).exists()
         if not there:
             raise RemovedError(
-                f"{stored.place} was removed while it was read, as a run does that keeps only its "
-                "newest checkpoints. Take a newer one."
+                f"{stored.location} was removed while it was read, as a run does that keeps only "
+                "its newest checkpoints. Take a newer one."
             ) from error
         raise NoLoadableCheckpointError(f"damaged: {error}") from error
 

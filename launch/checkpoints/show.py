@@ -14,7 +14,7 @@ import numpy as np
 
 from distrib.checkpoint import attempts
 from distrib.checkpoint.attempts import Entry
-from distrib.checkpoint.stored import StoredCheckpoint
+from distrib.checkpoint.stored_checkpoint import StoredCheckpoint
 from distrib.errors import EXIT_FINISHED
 from distrib.units import format_size
 
@@ -60,7 +60,7 @@ def describe(
     state = training.get("state", {})
     config = training.get("model")
     return {
-        "path": str(stored.place),
+        "path": str(stored.location),
         "state": LATE if stored.late else COMMITTED,
         "position": training.get("position") or {"step": manifest.step},
         "created": manifest.created,

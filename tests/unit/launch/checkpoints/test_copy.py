@@ -95,7 +95,7 @@ def test_damage_is_found_on_the_way(run: Any, target: Any, checkpoints: Any) -> 
 def test_many_files_go_a_few_at_a_time(
     local_run: Any, run_at: Any, elsewhere: str, checkpoints: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distrib.checkpoint.layout.PART", 12)
+    monkeypatch.setattr("distrib.checkpoint.layout.MAX_FILE_BYTES", 12)
     local_run.save(7)
     target = run_at(elsewhere)
     (stored,) = local_run.directory.checkpoints()

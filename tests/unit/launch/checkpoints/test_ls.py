@@ -38,7 +38,7 @@ def test_ls_tells_what_counts(run: Any, checkpoints: Any) -> None:
     run.save(1, 2, 3)
     run.save_late(9)
     (run.location / "3" / NAME).write_bytes(b"{")
-    aside = commit.set_aside(run.location, 2, "rotten")
+    aside = commit.quarantine(run.location, 2, "rotten")
     result = checkpoints("ls", run.url)
     assert result.code == 0
     states = {row[0]: " ".join(row[1:]) for row in result.table[1:]}

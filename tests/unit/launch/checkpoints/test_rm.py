@@ -76,12 +76,12 @@ def test_prune_keeps_the_largest_if_asked(run: Any, checkpoints: Any) -> None:
 def test_prune_looks_only_at_those_that_count(run: Any, checkpoints: Any) -> None:
     run.save(1, 2, 3, 4)
     (run.location / "1" / NAME).write_bytes(b"{")
-    aside = commit.set_aside(run.location, 2, "rotten")
+    aside = commit.quarantine(run.location, 2, "rotten")
     run.save_late(9)
     assert checkpoints("prune", run.url, "--keep-last", 1).code == 0
     assert run.directory.steps() == [4]
     assert (run.location / "1" / NAME).exists()
-    assert commit.damaged(run.location) == [aside]
+    assert commit.quarantined(run.location) == [aside]
     assert (run.location / "9" / NAME).exists()
 
 
