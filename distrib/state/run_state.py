@@ -25,7 +25,7 @@ from keras.src.utils.python_utils import pythonify_logs
 from distrib.checkpoint import training_item
 from distrib.checkpoint.layout import ArrayGroups
 from distrib.checkpoint.saver import Content
-from distrib.checkpoint.stored import StoredCheckpoint
+from distrib.checkpoint.stored_checkpoint import StoredCheckpoint
 from distrib.cluster import current
 from distrib.errors import CheckpointMismatchError
 from distrib.gradients.step_payload import Request
@@ -96,7 +96,7 @@ class Checkpoint:
             DamagedCheckpointError: If its bytes are not those that were committed.
         """
         loaded = stored.read()
-        return cls(str(stored.place), loaded.training, loaded.arrays)
+        return cls(str(stored.location), loaded.training, loaded.arrays)
 
     @property
     def position(self) -> TrainingPosition:

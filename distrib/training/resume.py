@@ -173,7 +173,7 @@ class Resume:
     def _take_over(self) -> None:
         """Become the run's newest attempt. Not before all is found to fit: it ends an older one."""
         attempt = self._directory.begin(self._cluster.size, self._start, self._supervisor)
-        on_uncaught_error(lambda error: progress.note_failure(attempt, error))
+        on_uncaught_error(lambda error: progress.record_failure(attempt, error))
         self._attempt = attempt
         self._saver = Saver(self._directory, self._attempt, self._policy)
         self._directory.remove_orphans(self._attempt.number)
@@ -181,7 +181,7 @@ class Resume:
     def _resume(self, checkpoint: Checkpoint) -> None:
         self._position = position = checkpoint.position
         self._last_saved_step = position.step
-        self._due.was(position.step)
+        self._due.record_save(position.step)
         heartbeat.note(step=position.step)
         if self._cluster.is_chief:
             heartbeat.note(resumed=position.step, committed=position.step)
@@ -283,7 +283,7 @@ class Resume:
             self._preempt()
         elif save:
             self._save()
-        self._pace.pause()
+        self._pace.skip_next_step()
 
     def end(self) -> None:
         """Finish saving after the last `on_train_end`."""
@@ -309,7 +309,7 @@ class Resume:
 
     def _save_requested(self, step: int) -> bool:
         """Whether this rank wants a save after `step`. One that would have to wait is skipped."""
-        if self._saver is None or not self._due.at(step):
+        if self._saver is None or not self._due.is_due(step):
             return False
         if self._is_idle():
             return True
@@ -319,7 +319,7 @@ class Resume:
                 f"still being written to {self._directory.location}."
             )
             self._told_of_skipping = True
-        self._due.was(step)
+        self._due.record_save(step)
         return False
 
     def _is_idle(self) -> bool:
@@ -397,9 +397,9 @@ class Resume:
                 content = self._contents.capture(self._position, self.logs, before_validation)
             if self._saver is not None and content is not None and self._failure is None:
                 self._check_grace()
-                self._saver.save(content, self._pace.last_pause)
+                self._saver.save(content, self._pace.last_wait)
             self._last_saved_step = self._position.step
-        self._due.was(self._position.step)
+        self._due.record_save(self._position.step)
         self._told_of_skipping = False
         if wait:
             self._wait()

@@ -21,7 +21,7 @@ from distrib.checkpoint.attempts import FINISHED, Attempt, Commit
 from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.checkpoint.manifest import FORMAT, FileEntry
 from distrib.checkpoint.orbax_format import DataFile
-from distrib.checkpoint.stored import StoredCheckpoint
+from distrib.checkpoint.stored_checkpoint import StoredCheckpoint
 from distrib.checkpoint.transfer import WORKERS
 from distrib.errors import EXIT_FINISHED, ConfigurationError
 from distrib.storage.write_check import check_writable
@@ -107,7 +107,7 @@ def _missing(chosen: list[StoredCheckpoint], target: CheckpointDirectory) -> lis
             missing.append(stored)
         elif found.stored is None or found.stored.manifest.files != stored.manifest.files:
             raise ConfigurationError(
-                f"{found.location} exists and differs from {stored.place}. Nothing was copied. "
+                f"{found.location} exists and differs from {stored.location}. Nothing was copied. "
                 "Remove it, or copy to another directory."
             )
     return missing
@@ -145,7 +145,7 @@ def _commit(stored: StoredCheckpoint, target: CheckpointDirectory, attempt: Atte
         stored.manifest,
         files=tuple(sorted(written, key=lambda entry: entry.path)),
         attempt=number,
-        root=commit.root_of(target.location, step, number),
+        root=commit.data_root(target.location, step, number),
         format=FORMAT,
     )
     attempt.check()

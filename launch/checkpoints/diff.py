@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from distrib.checkpoint.layout import Array, as_bytes
-from distrib.checkpoint.stored import Loaded
+from distrib.checkpoint.stored_checkpoint import LoadedCheckpoint
 from distrib.checkpoint.training_item import MODEL_CONFIG, VARIABLES_STATE
 from distrib.errors import EXIT_FINISHED
 
@@ -94,7 +94,7 @@ def _diff(options: argparse.Namespace) -> int:
     first, second = loaded
     state = list(compare_state(first.training, second.training))
     arrays = list(compare_arrays(first, second))
-    places = [str(stored.place) for stored in chosen]
+    places = [str(stored.location) for stored in chosen]
     equal = sum(map(len, first.arrays.values())) - sum(one.what != "only in B" for one in arrays)
     if options.json:
         found = {
@@ -110,7 +110,7 @@ def _diff(options: argparse.Namespace) -> int:
     return EXIT_DIFFERENT if state or arrays else EXIT_FINISHED
 
 
-def compare_arrays(first: Loaded, second: Loaded) -> Iterator[ArrayDifference]:
+def compare_arrays(first: LoadedCheckpoint, second: LoadedCheckpoint) -> Iterator[ArrayDifference]:
     """Yield all arrays of which any bit differs."""
     for group in [*first.arrays, *(name for name in second.arrays if name not in first.arrays)]:
         a, b = first.arrays.get(group, {}), second.arrays.get(group, {})

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from distrib.checkpoint.manifest import NAME, DamagedCheckpointError
-from distrib.checkpoint.stored import StoredCheckpoint
+from distrib.checkpoint.stored_checkpoint import StoredCheckpoint
 from distrib.errors import ConfigurationError, NoLoadableCheckpointError
-from distrib.storage.errors import meaning
+from distrib.storage.errors import classify
 from distrib.storage.location import Location, describe_error
 
 
@@ -30,7 +30,7 @@ def translate_storage_errors(location: Location) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigurationError(
-            f"{location}: {describe_error(error, location)}; {meaning(error).way_out}."
+            f"{location}: {describe_error(error, location)}; {classify(error).remedy}."
         ) from error
 
 
@@ -47,14 +47,14 @@ def translate_read_errors(stored: StoredCheckpoint) -> Iterator[None]:
         ConfigurationError: If the store cannot be read.
     """
     try:
-        with translate_storage_errors(stored.place):
+        with translate_storage_errors(stored.location):
             yield
     except DamagedCheckpointError as error:
-        with translate_storage_errors(stored.place):
-            exists = (stored.place / NAME).exists()
+        with translate_storage_errors(stored.location):
+            exists = (stored.location / NAME).exists()
         if not exists:
             raise RemovedError(
-                f"{stored.place} was removed while it was read: the run keeps only its newest "
+                f"{stored.location} was removed while it was read: the run keeps only its newest "
                 "checkpoints. Choose a newer one."
             ) from error
         raise NoLoadableCheckpointError(f"damaged: {error}") from error

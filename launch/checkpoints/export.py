@@ -20,7 +20,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from distrib.checkpoint.stored import Loaded
+from distrib.checkpoint.stored_checkpoint import LoadedCheckpoint
 from distrib.checkpoint.training_item import (
     MODEL_CONFIG,
     VARIABLES_STATE,
@@ -71,13 +71,13 @@ def _export(options: argparse.Namespace) -> int:
         found = {"step": stored.manifest.step, "path": str(output), "bytes": size}
         print(json.dumps({**found, "left_out": left_out}, indent=1))
         return EXIT_FINISHED
-    print(f"wrote {output} ({format_size(size)}) from {stored.place}")
+    print(f"wrote {output} ({format_size(size)}) from {stored.location}")
     if left_out is not None:
         print(f"not compiled: {left_out}")
     return EXIT_FINISHED
 
 
-def rebuild(loaded: Loaded) -> tuple[Any, str | None]:
+def rebuild(loaded: LoadedCheckpoint) -> tuple[Any, str | None]:
     """Rebuild the model of a checkpoint.
 
     Args:
@@ -148,7 +148,7 @@ def _check_vocabularies(model: Any) -> None:
             )
 
 
-def _restore(model: Any, loaded: Loaded) -> None:
+def _restore(model: Any, loaded: LoadedCheckpoint) -> None:
     """Assign the checkpoint's variables; every program lists them in the same order."""
     from distrib.state.training_state import TrainingState
 

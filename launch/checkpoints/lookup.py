@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from distrib.checkpoint import commit
 from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.checkpoint.manifest import DamagedCheckpointError
-from distrib.checkpoint.stored import StoredCheckpoint
+from distrib.checkpoint.stored_checkpoint import StoredCheckpoint
 from distrib.errors import ConfigurationError, NoLoadableCheckpointError
 from distrib.storage.location import Location
 
@@ -53,7 +53,7 @@ def list_checkpoints(directory: CheckpointDirectory) -> list[FoundCheckpoint]:
     with translate_storage_errors(directory.location):
         for stored in directory.checkpoints(unreadable):
             step = stored.manifest.step
-            found.append(FoundCheckpoint(step, stored.place, state_of(stored), stored))
+            found.append(FoundCheckpoint(step, stored.location, state_of(stored), stored))
     return sorted(found, key=lambda one: one.step)
 
 
@@ -72,7 +72,7 @@ def require_checkpoints(directory: CheckpointDirectory) -> list[FoundCheckpoint]
 def quarantined(directory: CheckpointDirectory) -> list[FoundCheckpoint]:
     """Return the damaged checkpoints that runs have quarantined."""
     with translate_storage_errors(directory.location):
-        locations = commit.damaged(directory.location)
+        locations = commit.quarantined(directory.location)
     return [FoundCheckpoint(_quarantined_step(each), each, QUARANTINED) for each in locations]
 
 

@@ -99,7 +99,7 @@ def open_directory(location: Location) -> CheckpointDirectory:
     """
     directory = CheckpointDirectory(location)
     with translate_storage_errors(location):
-        if not replace(directory.location, patience=_TIMEOUT_SECONDS).is_folder():
+        if not replace(directory.location, timeout=_TIMEOUT_SECONDS).is_folder():
             raise ConfigurationError(
                 f"{directory.location} does not exist: no run has saved there. Give the directory "
                 "that the script gives to BackupAndRestore."

@@ -14,7 +14,7 @@ import numpy as np
 
 from distrib.checkpoint import attempts, training_item
 from distrib.checkpoint.attempts import Entry
-from distrib.checkpoint.stored import StoredCheckpoint
+from distrib.checkpoint.stored_checkpoint import StoredCheckpoint
 from distrib.errors import EXIT_FINISHED
 from distrib.units import format_size
 
@@ -59,7 +59,7 @@ def describe(
     state = training.get(training_item.VARIABLES_STATE, {})
     config = training.get(training_item.MODEL_CONFIG)
     return {
-        "path": str(stored.place),
+        "path": str(stored.location),
         "state": state_of(stored),
         "position": training.get(training_item.POSITION) or {"step": manifest.step},
         "created": manifest.created,

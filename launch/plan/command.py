@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from distrib.errors import EXIT_FINISHED
-from distrib.save_policy.interval import MAX_OVERHEAD, Costs, best, daly, goodput
+from distrib.save_policy.interval import MAX_OVERHEAD, Costs, best_interval, daly, goodput
 from distrib.units import format_duration
 
 from ..arguments import duration, size
@@ -82,7 +82,7 @@ def _run(options: argparse.Namespace) -> int:
         options.step_block or DEFAULT_STEP_BLOCK, transfer, options.restart_time + transfer
     )
     mtbf = options.mtbf / options.nodes
-    choice = best(costs, mtbf, options.max_overhead)
+    choice = best_interval(costs, mtbf, options.max_overhead)
     intervals = _interval_curve(costs, mtbf, choice.seconds, options.interval)
     nodes = _node_curve(costs, options)
     if options.json:
@@ -131,7 +131,7 @@ def _node_curve(costs: Costs, options: argparse.Namespace) -> list[Point]:
     points = []
     for count in sorted({max(1, round(options.nodes * 2.0**power)) for power in range(-4, 3)}):
         mtbf = options.mtbf / count
-        interval = best(costs, mtbf, options.max_overhead).seconds
+        interval = best_interval(costs, mtbf, options.max_overhead).seconds
         remarks = [f"save every {format_duration(interval)}"]
         if count == options.nodes:
             remarks.append("--nodes")

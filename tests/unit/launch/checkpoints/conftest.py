@@ -66,7 +66,7 @@ class Run:
         saved = content(step, **changes)
         draft = commit.draft(self.location, step, old.number)
         written = transfer.write(files(saved.arrays, saved.training), draft, None)
-        root = commit.root_of(self.location, step, old.number)
+        root = commit.data_root(self.location, step, old.number)
         manifest = Manifest(step, 0, step, time.time(), written, old.number, root=root)
         commit.publish(self.location, manifest)
         old.committed(Commit(step, old.number))

@@ -97,7 +97,7 @@ def test_files_are_copied_a_few_at_a_time(
     checkpoints: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("distrib.checkpoint.layout.PART", 12)
+    monkeypatch.setattr("distrib.checkpoint.layout.MAX_FILE_BYTES", 12)
     local_run.save(7)
     target = make_run(memory_url)
     (stored,) = local_run.directory.checkpoints()

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from distrib.checkpoint.layout import Array
-from distrib.checkpoint.stored import Loaded
+from distrib.checkpoint.stored_checkpoint import LoadedCheckpoint
 from distrib.launch.checkpoints.diff import compare_arrays, compare_state
 
 
-def loaded(**arrays: Array) -> Loaded:
-    return Loaded({}, {"model": arrays})
+def loaded(**arrays: Array) -> LoadedCheckpoint:
+    return LoadedCheckpoint({}, {"model": arrays})
 
 
 def test_equal_to_itself(run: Any, checkpoints: Any) -> None:

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from distrib.callbacks import BackupAndRestore
 from distrib.checkpoint.saver import Content, Saver
-from distrib.checkpoint.stored import Loaded
+from distrib.checkpoint.stored_checkpoint import LoadedCheckpoint
 from distrib.data.dataset import make_dataset
 from distrib.errors import ConfigurationError
 from distrib.launch.checkpoints.export import rebuild
@@ -62,13 +62,13 @@ def save(run: Any, model: keras.Model) -> None:
     saver.close()
 
 
-def loaded(model: keras.Model) -> Loaded:
+def loaded(model: keras.Model) -> LoadedCheckpoint:
     content = captured(model)
     copies = {
         group: {name: array.copy() for name, array in arrays.items()}
         for group, arrays in content.arrays.items()
     }
-    return Loaded(dict(json.loads(json.dumps(content.training))), copies)
+    return LoadedCheckpoint(dict(json.loads(json.dumps(content.training))), copies)
 
 
 @pytest.fixture(scope="module")

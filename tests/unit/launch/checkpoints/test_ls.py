@@ -32,7 +32,7 @@ def test_ls_shows_the_state_of_each(run: Any, checkpoints: Any) -> None:
     run.save(1, 2, 3)
     run.save_superseded(9)
     (run.location / "3" / NAME).write_bytes(b"{")
-    quarantined = commit.set_aside(run.location, 2, "rotten")
+    quarantined = commit.quarantine(run.location, 2, "rotten")
     result = checkpoints("ls", run.url)
     assert result.code == 0
     states = {row[0]: " ".join(row[1:]) for row in result.table[1:]}

@@ -34,12 +34,12 @@ def test_prune_keeps_the_largest_metric(run: Any, checkpoints: Any) -> None:
 def test_prune_leaves_damaged_and_superseded_ones(run: Any, checkpoints: Any) -> None:
     run.save(1, 2, 3, 4)
     (run.location / "1" / NAME).write_bytes(b"{")
-    quarantined = commit.set_aside(run.location, 2, "rotten")
+    quarantined = commit.quarantine(run.location, 2, "rotten")
     run.save_superseded(9)
     assert checkpoints("prune", run.url, "--keep-last", 1).code == 0
     assert run.directory.steps() == [4]
     assert (run.location / "1" / NAME).exists()
-    assert commit.damaged(run.location) == [quarantined]
+    assert commit.quarantined(run.location) == [quarantined]
     assert (run.location / "9" / NAME).exists()
 
 

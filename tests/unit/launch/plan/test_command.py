@@ -5,7 +5,7 @@ import pytest
 
 from distrib.launch.cli import main
 from distrib.launch.plan.simulation import simulate
-from distrib.save_policy.interval import Costs, best, daly, goodput
+from distrib.save_policy.interval import Costs, best_interval, daly, goodput
 
 JOB = {"--nodes": "4096", "--mtbf": "5y", "--checkpoint-size": "1.2TB", "--bandwidth": "200GB/s"}
 YEAR = 365.25 * 86400
@@ -84,7 +84,7 @@ def test_json_has_both_curves(answer: Any) -> None:
     nodes = [256, 512, 1024, 2048, 4096, 8192, 16384]
     assert [point["label"] for point in found["nodes"]] == [str(count) for count in nodes]
     for point, count in zip(found["nodes"], nodes, strict=True):
-        interval = best(costs, 5 * YEAR / count).seconds
+        interval = best_interval(costs, 5 * YEAR / count).seconds
         assert point["interval"] == interval
         assert point["goodput"] == goodput(interval, costs, 5 * YEAR / count)
 
