@@ -24,7 +24,7 @@ from distrib.checkpoint.manifest import DamagedCheckpointError, Manifest
 from distrib.checkpoint.retention import RetentionPolicy
 from distrib.checkpoint.stored import StoredCheckpoint
 from distrib.checkpoint.transfer import WORKERS, each
-from distrib.environment import NOBODY, Supervision
+from distrib.environment import UNSUPERVISED, Supervision
 from distrib.errors import ConfigurationError, NoLoadableCheckpointError
 from distrib.heartbeat import heartbeat
 from distrib.log import log
@@ -89,7 +89,7 @@ class CheckpointDirectory:
             os.close(descriptor)
 
     def begin(
-        self, world_size: int, start: int | None = None, supervisor: Supervision = NOBODY
+        self, world_size: int, start: int | None = None, supervisor: Supervision = UNSUPERVISED
     ) -> Attempt:
         """Take the next attempt's number, which fences off all attempts before.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from distrib.errors import EXIT_LOST_PEER, EXIT_PREEMPTED, NON_RETRYABLE
+from distrib.errors import NON_RETRYABLE, RETRYABLE
 
 Object = Mapping[str, Any]
 
@@ -107,7 +107,7 @@ def _meaning(rules: Sequence[Object], restarts_pods: bool) -> Iterator[str]:
         if _action(rules, code) != "FailJob":
             yield f"exit code {code} is for a person: it must be FailJob, or the job repeats it."
     again = "Ignore" if restarts_pods else "FailJob"
-    for code in (EXIT_PREEMPTED, EXIT_LOST_PEER):
+    for code in RETRYABLE:
         if _action(rules, code) != again:
             yield f"exit code {code} means that the pod goes on when started again: it is {again}."
     by_condition = [rule for rule in rules if rule.get("onPodConditions")]

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from distrib.environment import GRACE_VARIABLE
+
 from . import lint_job_rules
 from .settings import MARGIN_SECONDS, MOUNT
 
@@ -112,7 +114,7 @@ def _title(each: Object) -> str:
 
 def _grace(pods: Pods, objects: Sequence[Object]) -> Iterator[str]:
     grace = pods.spec.get("terminationGracePeriodSeconds", GRACE_BY_DEFAULT)
-    text = pods.environment(objects).get("DISTRIB_GRACE_SECONDS", "60")
+    text = pods.environment(objects).get(GRACE_VARIABLE, "60")
     ranks = float(text) if text.replace(".", "", 1).isdecimal() else 0.0
     if _starts_ranks(pods) and ranks > grace - MARGIN_SECONDS:
         yield (

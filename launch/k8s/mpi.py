@@ -8,6 +8,7 @@ before it.
 
 from __future__ import annotations
 
+from ..hosts.protocol import TOKEN_VARIABLE
 from .pod import MPIJOB_LABEL, Object, pod_template, training_container
 from .settings import MARGIN_SECONDS, Settings
 
@@ -88,6 +89,6 @@ def _worker(settings: Settings) -> Object:
 
 def _without_token(container: Object) -> Object:
     """Leave out what only pods that meet at the first one need."""
-    unneeded = {"JOB_NAME", "DISTRIB_JOIN_TOKEN"}
+    unneeded = {"JOB_NAME", TOKEN_VARIABLE}
     container["env"] = [entry for entry in container["env"] if entry["name"] not in unneeded]
     return container

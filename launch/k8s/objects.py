@@ -7,14 +7,9 @@ failures, of which there may be a few.
 
 from __future__ import annotations
 
-from distrib.errors import (
-    EXIT_CONFIGURATION,
-    EXIT_LOST_PEER,
-    EXIT_NO_LOADABLE_CHECKPOINT,
-    EXIT_NO_PROGRESS,
-    EXIT_PREEMPTED,
-    EXIT_USAGE,
-)
+from collections.abc import Sequence
+
+from distrib.errors import NON_RETRYABLE, RETRYABLE
 
 from ..hosts.protocol import PORT
 from .mpi import mpi_job
@@ -30,8 +25,6 @@ from .pod import (
 )
 from .settings import JOB, JOBSET, MPIJOB, TRAINJOB, Settings
 
-NON_RETRYABLE = [EXIT_USAGE, EXIT_NO_LOADABLE_CHECKPOINT, EXIT_NO_PROGRESS, EXIT_CONFIGURATION]
-AGAIN = [EXIT_PREEMPTED, EXIT_LOST_PEER]
 FAILURES_OF_A_POD = 6
 # What all pods of the job have, and no other pod of the namespace.
 LABEL_OF = {
@@ -146,9 +139,12 @@ def _job(settings: Settings) -> list[Object]:
                     {"action": "Ignore", "onPodConditions": [_DISRUPTED]},
                     {
                         "action": "FailJob",
-                        "onExitCodes": {"operator": "In", "values": NON_RETRYABLE},
+                        "onExitCodes": {"operator": "In", "values": list(NON_RETRYABLE)},
                     },
-                    {"action": "Ignore", "onExitCodes": {"operator": "In", "values": AGAIN}},
+                    {
+                        "action": "Ignore",
+                        "onExitCodes": {"operator": "In", "values": list(RETRYABLE)},
+                    },
                 ]
             },
             "successPolicy": {"rules": [{"succeededIndexes": "0"}]},
@@ -177,7 +173,7 @@ def _jobset_spec(settings: Settings, container_name: str, labels: Object) -> Obj
             "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{JOBSET_LABEL}']"}},
         },
     )
-    codes = {"operator": "In", "values": sorted(NON_RETRYABLE + AGAIN)}
+    codes = {"operator": "In", "values": sorted(NON_RETRYABLE + RETRYABLE)}
     return {
         "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},
         "failurePolicy": {
@@ -198,7 +194,7 @@ def _jobset_spec(settings: Settings, container_name: str, labels: Object) -> Obj
                     "name": "again",
                     "action": "RestartJobSetAndIgnoreMaxRestarts",
                     "onJobFailureMessagePatterns": [
-                        f"exit code ({_any(AGAIN)}) ",
+                        f"exit code ({_any(RETRYABLE)}) ",
                         "condition DisruptionTarget",
                     ],
                 },
@@ -231,7 +227,7 @@ def _jobset_spec(settings: Settings, container_name: str, labels: Object) -> Obj
     }
 
 
-def _any(codes: list[int]) -> str:
+def _any(codes: Sequence[int]) -> str:
     return "|".join(map(str, codes))
 
 

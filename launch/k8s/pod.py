@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from distrib.environment import GRACE_VARIABLE, NOTICES_VARIABLE
+
 from ..hosts.protocol import PORT, TOKEN_VARIABLE
 from .settings import MARGIN_SECONDS, MOUNT, Settings
 
@@ -24,7 +26,6 @@ JOB_LABEL = "batch.kubernetes.io/job-name"
 JOBSET_LABEL = "jobset.sigs.k8s.io/jobset-name"
 MPIJOB_LABEL = "training.kubeflow.org/job-name"
 GPU = "nvidia.com/gpu"
-NOTICES_VARIABLE = "DISTRIB_PREEMPTION_NOTICES"
 
 
 def joining(settings: Settings, service: str) -> list[str]:
@@ -144,7 +145,7 @@ def environment(settings: Settings) -> list[Object]:
         },
         {"name": "HOME", "value": "/tmp"},
         {"name": "TMPDIR", "value": "/tmp"},
-        {"name": "DISTRIB_GRACE_SECONDS", "value": str(settings.grace - MARGIN_SECONDS)},
+        {"name": GRACE_VARIABLE, "value": str(settings.grace - MARGIN_SECONDS)},
         {"name": TOKEN_VARIABLE, "valueFrom": {"secretKeyRef": token}},
     ]
     if settings.spot is not None:

@@ -6,12 +6,15 @@ import argparse
 from dataclasses import fields
 from typing import Any
 
+from distrib.environment import GRACE_VARIABLE, NOTICES_VARIABLE
 from distrib.errors import EXIT_FINISHED, UsageError
 
 from ..arguments import positive, whole
+from ..hosts.protocol import TOKEN_VARIABLE
 from . import manifests
 from .lint_rules import problems
 from .objects import objects
+from .pod import TOKEN_SECRET
 from .settings import (
     ACCESS_MODES,
     SPOT_CLOUDS,
@@ -167,9 +170,9 @@ TAKEN = {
     "RANKS": "--replicas and --slots",
     "SLOTS": "--slots",
     "CHECKPOINT_DIR": "--checkpoint-dir",
-    "DISTRIB_GRACE_SECONDS": "--grace",
-    "DISTRIB_PREEMPTION_NOTICES": "--spot",
+    GRACE_VARIABLE: "--grace",
+    NOTICES_VARIABLE: "--spot",
     **dict.fromkeys(("HOME", "TMPDIR"), "what can be written to"),
     **dict.fromkeys(("JOB_NAME", "JOBSET_NAME"), "--name"),
-    "DISTRIB_JOIN_TOKEN": "the Secret distrib-join-token",
+    TOKEN_VARIABLE: f"the Secret {TOKEN_SECRET}",
 }
