@@ -42,8 +42,8 @@ KINDS = ("kill", "terminate", "freeze", "evict", "cut", "fill", "pause store", "
 LONGEST_DELAY = 12.0
 LONGEST_FAULT = 8.0
 STEP_TIMEOUT = 10.0
-# The longest that a job may say nothing: some back-offs are that long.
-PATIENCE = 400.0
+# How long a job may write nothing: some back-offs are that long.
+MAX_SILENCE = 400.0
 PROBE_SECONDS = 20.0
 GRACE = 35  # Of a pod, in seconds; its ranks have 15 less.
 PODS = 3
@@ -244,7 +244,7 @@ class Chaos:
 
 
 def processes(pod: Pod) -> list[tuple[int, str]]:
-    """Return the pids of the supervisor, the keepers and the ranks of a pod, and what they are."""
+    """Return pid and role (supervisor, rank agent or rank) of each process of a pod."""
     found = []
     try:
         namespace = os.readlink(f"/proc/{pod.pid}/ns/pid")
@@ -259,12 +259,12 @@ def processes(pod: Pod) -> list[tuple[int, str]]:
 
 
 def _name(words: bytes) -> str:
-    for sign, name in (
+    for word, name in (
         (b"--join", "supervisor"),
         (b"rank_agent.py", "rank agent"),
-        (b"stand_in", "door"),
+        (b"stand_in", "stand-in"),
     ):
-        if sign in words:
+        if word in words:
             return name
     return "rank"
 
@@ -366,7 +366,7 @@ def disturbed(
 
 
 def loosen(manifests: Sequence[dict[str, Any]]) -> None:
-    """Allow for more failures, and shorter patience, than a real job would have."""
+    """Allow more failures, and set shorter timeouts, than a real job would have."""
     (job,) = (each for each in manifests if each["kind"] == "Job")
     job["spec"]["backoffLimitPerIndex"] = 10_000
     (container,) = job["spec"]["template"]["spec"]["containers"]
@@ -389,11 +389,11 @@ def follow(job: IndexedJob, chaos: Chaos, hurry: Path, say: Callable[[str], None
         job.step()
         time.sleep(0.05)
         now = time.monotonic()
-        told = sum((pod.folder / "log").stat().st_size for pod in job.pods.values())
-        if told != seen:
-            seen, longest, newest = told, max(longest, now - newest), now
+        written = sum((pod.folder / "log").stat().st_size for pod in job.pods.values())
+        if written != seen:
+            seen, longest, newest = written, max(longest, now - newest), now
         assert job.condition != "Failed", job.reason
-        assert now - newest < PATIENCE, f"the job has said nothing for {PATIENCE:g} s"
+        assert now - newest < MAX_SILENCE, f"the job has written nothing for {MAX_SILENCE:g} s"
         if job.condition is not None:
             chaos.relieve()
     chaos.relieve()
