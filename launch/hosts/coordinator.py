@@ -37,7 +37,7 @@ class Coordinator:
 
     Args:
         port: Where to listen.
-        token: The secret that the hosts must know.
+        token: The secret that the hosts must know. If empty, only loopback is listened on.
         own: This host, and how many ranks it may have.
         size: How many ranks.
         interface: The network interface to use on every host; `None` takes that of the connection.

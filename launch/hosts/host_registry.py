@@ -22,6 +22,7 @@ from typing import Any
 from distrib.errors import ConfigurationError
 
 from .channel import Channel, ClosedChannel, SocketChannel
+from .network import LOOPBACK
 from .placement import Host
 from .protocol import (
     ANSWER_SECONDS,
@@ -75,7 +76,7 @@ class HostRegistry:
 
     Args:
         port: Where to listen.
-        token: The secret that host agents must know.
+        token: The secret that host agents must know. If empty, only loopback is listened on.
         name: This host's, for messages.
         log: Shows the user a message.
 
@@ -96,7 +97,7 @@ class HostRegistry:
         self._exit_code: int | None = None
         self.goodbyes: set[str] = set()
         try:
-            self._listener = socket.create_server(("", port), backlog=128)
+            self._listener = socket.create_server(("" if token else LOOPBACK, port), backlog=128)
         except OSError as error:
             raise ConfigurationError(
                 f"--join: cannot listen on port {port} of {name}: {error}. Is another job running "

@@ -1,7 +1,8 @@
 """How the coordinator and the hosts of `--join` talk: addresses, the token, messages.
 
 Both sides prove that they know the token (DISTRIB_JOIN_TOKEN) by the challenges of
-`multiprocessing.connection`, which also frames the messages; these are JSON.
+`multiprocessing.connection`, which also frames the messages; these are JSON. There is no default
+token: without one, the coordinator listens on loopback only.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import os
 import socket
 import struct
 from collections.abc import Mapping
+from ipaddress import ip_address
 from multiprocessing.connection import Connection
 from typing import Any
 
-from distrib.errors import UsageError
+from distrib.errors import ConfigurationError, UsageError
 
 PORT = 7600
 TOKEN_VARIABLE = "DISTRIB_JOIN_TOKEN"
@@ -34,9 +36,36 @@ def parse_address(text: str) -> tuple[str, int]:
     return host, int(port or PORT)
 
 
-def join_token() -> bytes:
-    """Return the secret that the hosts of a job share."""
-    return os.environ.get(TOKEN_VARIABLE, "").encode() or b"distrib"
+def join_token(host: str) -> bytes:
+    """Return the secret that the hosts of a job share; empty for none, which only loopback allows.
+
+    Args:
+        host: The coordinator, as `--join` names it.
+
+    Raises:
+        ConfigurationError: If the variable is not set and `host` is not loopback.
+    """
+    token = os.environ.get(TOKEN_VARIABLE, "").encode()
+    if not token and not is_loopback(host):
+        raise ConfigurationError(
+            f"--join {host}: {TOKEN_VARIABLE} is not set, so any process that reaches the port "
+            "could join the job. Set it to the same secret on all hosts, for example from "
+            "`openssl rand -hex 16`; on Kubernetes create the Secret distrib-join-token "
+            "(docs/kubernetes.md)."
+        )
+    return token
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a name or address in `--join` means this machine alone.
+
+    Other names are not resolved: many systems map their own host name to 127.0.1.1, while other
+    hosts reach it at another address.
+    """
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:  # A name.
+        return False
 
 
 def set_keepalive(connection: socket.socket) -> None:

@@ -137,7 +137,7 @@ def training_container(
 
 def environment(settings: Settings) -> list[Object]:
     """Return what every process of the pod finds in its environment, besides the ConfigMap."""
-    token = {"name": TOKEN_SECRET, "key": "token", "optional": True}
+    token = {"name": TOKEN_SECRET, "key": "token"}
     variables: list[Object] = [
         {
             "name": "JOB_NAME",

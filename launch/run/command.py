@@ -201,7 +201,7 @@ def _join(
     if options.num_proc is None and options.max_np is None:
         raise UsageError("--join: how many ranks has the whole job? Give -np.")
     name, port = parse_address(options.join)
-    token = join_token()
+    token = join_token(name)
     own = Host(socket.gethostname(), options.slots or 1)
     if Host(name, own.slots).is_local:
         size = _size(options, options.max_np or options.num_proc)

@@ -86,7 +86,7 @@ for _ in range(3000):
     time.sleep(0.01)
 sys.exit(f"{orphan} is {state(orphan)}")
 """
-# Kills the parent of the parent: the rank's keeper has it from the supervisor.
+# Kills the parent of its parent: the rank's agent is a child of the supervisor.
 MURDER = """
 import os, time
 from pathlib import Path
@@ -270,6 +270,7 @@ def test_the_pods_of_the_manifests(podman: Podman, tmp_path: Path) -> None:
         **{each["name"]: each["value"] for each in container["env"] if "value" in each},
         **objects["ConfigMap"]["data"],
         "JOB_NAME": objects["Job"]["metadata"]["name"],
+        "DISTRIB_JOIN_TOKEN": "token of the test",  # From the Secret.
     }
     command = [expanded(word, environment) for word in container["command"] + container["args"]]
     runs = tmp_path / "runs"

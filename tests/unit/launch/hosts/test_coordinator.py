@@ -306,6 +306,21 @@ def test_hosts_with_another_token_are_rejected(cluster: Cluster, capfd: Capture)
     assert "127.0.0.1 does not know the token" in capfd.readouterr().out
 
 
+@pytest.mark.parametrize(("token", "address"), [(b"", "127.0.0.1"), (TOKEN, "0.0.0.0")])
+def test_without_a_token_the_registry_listens_on_loopback_only(
+    cluster: Cluster, token: bytes, address: str
+) -> None:
+    registry = HostRegistry(cluster.port, token, "h0", print)
+    assert registry._listener.getsockname()[0] == address
+    registry.close(None)
+
+
+def test_on_loopback_a_job_needs_no_token(cluster: Cluster) -> None:
+    chief = cluster.coordinate(["true"], 2, 2, token=b"")
+    agent = cluster.join("h1", ["true"], token=b"")
+    assert (chief.end(), agent.end()) == (0, 0)
+
+
 def test_other_clients_do_no_harm(cluster: Cluster, tmp_path: Path) -> None:
     chief = cluster.coordinate(echo(tmp_path), 2, 2)
     wait_until(lambda: knock(cluster.port, b"GET / HTTP/1.0\r\n\r\n"))

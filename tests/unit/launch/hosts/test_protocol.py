@@ -3,7 +3,7 @@ from multiprocessing.connection import Connection
 
 import pytest
 
-from distrib.errors import UsageError
+from distrib.errors import ConfigurationError, UsageError
 from distrib.launch.hosts.protocol import (
     MAX_MESSAGE_BYTES,
     join_token,
@@ -26,11 +26,32 @@ def test_invalid_addresses(text: str) -> None:
         parse_address(text)
 
 
-def test_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+HOSTS = ["h0", "10.0.0.1", "0.0.0.0", "localhost.example.org", "::"]
+LOOPBACK = ["localhost", "127.0.0.1", "127.9.9.9", "::1"]
+
+
+@pytest.mark.parametrize("host", HOSTS + LOOPBACK)
+def test_the_token(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISTRIB_JOIN_TOKEN", "secret")
-    assert join_token() == b"secret"
-    monkeypatch.delenv("DISTRIB_JOIN_TOKEN")
-    assert join_token()
+    assert join_token(host) == b"secret"
+
+
+@pytest.mark.parametrize("value", [None, ""])
+@pytest.mark.parametrize("host", HOSTS)
+def test_beyond_loopback_a_token_is_required(
+    host: str, value: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DISTRIB_JOIN_TOKEN", raising=False)
+    if value is not None:
+        monkeypatch.setenv("DISTRIB_JOIN_TOKEN", value)
+    with pytest.raises(ConfigurationError, match=r"DISTRIB_JOIN_TOKEN.*openssl rand -hex 16"):
+        join_token(host)
+
+
+@pytest.mark.parametrize("host", LOOPBACK)
+def test_on_loopback_a_token_is_optional(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DISTRIB_JOIN_TOKEN", raising=False)
+    assert join_token(host) == b""
 
 
 def connections() -> tuple[Connection, Connection, socket.socket]:

@@ -1,5 +1,6 @@
 import argparse
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,27 @@ def test_wrong_grace(text: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
     monkeypatch.setenv("DISTRIB_GRACE_SECONDS", text)
     assert main(["run", "-np", "1", "true"]) == 78
     assert f"DISTRIB_GRACE_SECONDS={text!r} is not a number of seconds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("host", [socket.gethostname(), "h0"])
+def test_joining_beyond_loopback_needs_a_token(
+    host: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """As the coordinator and as another host; before either opens a socket."""
+    monkeypatch.delenv("DISTRIB_JOIN_TOKEN", raising=False)
+    monkeypatch.setattr(socket, "socket", None)
+    assert main(["run", "--join", host, "-np", "2", "true"]) == 78
+    err = capsys.readouterr().err
+    assert f"--join {host}: DISTRIB_JOIN_TOKEN is not set" in err
+    assert "openssl rand -hex 16" in err
+
+
+def test_a_job_on_loopback_needs_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DISTRIB_JOIN_TOKEN", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    address = f"localhost:{port}"
+    assert main(["run", "--join", address, *ONE, "true"]) == 0
 
 
 def test_without_horovod(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
