@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from distrib.checkpoint.transfer import parallel_map
-from distrib.environment import NOBODY, Supervision
+from distrib.environment import UNSUPERVISED, Supervision
 from distrib.errors import SupersededError
 from distrib.storage.location import Location
 
@@ -231,7 +231,7 @@ def begin(
     world_size: int,
     known: Callable[[Entry | None], tuple[Commit, ...]],
     start: int | None = None,
-    supervisor: Supervision = NOBODY,
+    supervisor: Supervision = UNSUPERVISED,
 ) -> Attempt:
     """Begin the next attempt.
 

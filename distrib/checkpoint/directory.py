@@ -21,7 +21,7 @@ from distrib.checkpoint.manifest import DamagedCheckpointError, Manifest
 from distrib.checkpoint.retention import RetentionPolicy
 from distrib.checkpoint.stored_checkpoint import StoredCheckpoint
 from distrib.checkpoint.transfer import WORKERS, parallel_map
-from distrib.environment import NOBODY, Supervision
+from distrib.environment import UNSUPERVISED, Supervision
 from distrib.errors import NoLoadableCheckpointError
 from distrib.storage.location import Location, describe_error
 
@@ -62,7 +62,7 @@ class CheckpointDirectory:
             run_lock.release(self.location.local)
 
     def begin(
-        self, world_size: int, start: int | None = None, supervisor: Supervision = NOBODY
+        self, world_size: int, start: int | None = None, supervisor: Supervision = UNSUPERVISED
     ) -> Attempt:
         """Begin the next attempt, which fences off all earlier ones.
 

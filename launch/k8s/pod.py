@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from distrib.environment import GRACE_VARIABLE
+from distrib.environment import GRACE_VARIABLE, NOTICES_VARIABLE
 
 from ..hosts.protocol import PORT, TOKEN_VARIABLE
 from .settings import GRACE_MARGIN_SECONDS, MOUNT_PATH, Settings
@@ -29,7 +29,6 @@ MPIJOB_LABEL = "training.kubeflow.org/job-name"
 GPU = "nvidia.com/gpu"
 # Condition of a pod that is evicted or preempted, or whose node is drained or lost.
 DISRUPTED = {"type": "DisruptionTarget", "status": "True"}
-NOTICES_VARIABLE = "DISTRIB_PREEMPTION_NOTICES"
 
 
 def join_command(settings: Settings, service: str) -> list[str]:
@@ -151,7 +150,7 @@ def training_container(
 
 def environment(settings: Settings) -> list[Object]:
     """Return the variables of the pod's processes, besides those of the ConfigMap."""
-    token = {"name": TOKEN_SECRET, "key": "token", "optional": True}
+    token = {"name": TOKEN_SECRET, "key": "token"}
     variables: list[Object] = [
         {
             "name": "JOB_NAME",

@@ -18,7 +18,7 @@ from pathlib import Path
 from distrib.errors import EXIT_FINISHED, EXIT_LOST_PEER
 from distrib.heartbeat import VARIABLE
 
-from ..process.terminal import tell
+from ..process.terminal import print_message
 
 POLL_SECONDS = 0.2
 
@@ -44,7 +44,7 @@ def _run(options: argparse.Namespace) -> int:
     while left := signaled & find_ranks():
         if time.monotonic() > deadline:
             pids = ", ".join(map(str, sorted(left)))
-            tell(f"these ranks have not ended within {options.seconds:g} s: {pids}.")
+            print_message(f"these ranks have not ended within {options.seconds:g} s: {pids}.")
             return EXIT_LOST_PEER
         time.sleep(POLL_SECONDS)
     return EXIT_FINISHED

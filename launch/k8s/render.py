@@ -6,7 +6,7 @@ import argparse
 from dataclasses import fields
 from typing import Any
 
-from distrib.environment import GRACE_VARIABLE
+from distrib.environment import GRACE_VARIABLE, NOTICES_VARIABLE
 from distrib.errors import EXIT_FINISHED, UsageError
 
 from ..arguments import positive, whole
@@ -14,7 +14,7 @@ from ..hosts.protocol import TOKEN_VARIABLE
 from . import manifests
 from .lint_rules import find_problems
 from .objects import build_objects
-from .pod import NOTICES_VARIABLE, TOKEN_SECRET
+from .pod import TOKEN_SECRET
 from .settings import (
     ACCESS_MODES,
     SPOT_CLOUDS,
