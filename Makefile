@@ -12,6 +12,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PROGRAMS := c++:g++ mpirun:openmpi-bin ip:iproute2 ssh:openssh-client sshd:openssh-server \
     radosgw:radosgw ceph-mon:ceph-mon ceph-osd:ceph-osd ceph:ceph-common podman:podman runc:runc \
     munged:munge sbatch:slurm-client slurmctld:slurmctld slurmd:slurmd
+# The modules that decide how Horovod's wheel is built.
+WHEEL := $(addprefix launch/horovod/,recipe.py toolchain.py wheel.py)
 SOURCES := $(sort $(wildcard distrib/*.py distrib/*/*.py callbacks/*.py launch/*.py launch/*/*.py))
 
 .PHONY: setup demo test exhaustive lint chaos bench clean
@@ -40,7 +42,7 @@ setup: .venv/installed .venv/linked .venv/horovod
 
 FORCE:
 
-.venv/horovod: .venv/installed launch/horovod/wheel.py | .venv/linked .venv/programs
+.venv/horovod: .venv/installed $(WHEEL) | .venv/linked .venv/programs
 	$(BIN)/distrib horovod build --cache .cache/horovod
 	touch $@
 

@@ -181,7 +181,7 @@ class TensorBoard(Resumable, keras.callbacks.TensorBoard):
         self._earlier_sizes = dict(state["files"])
         if current().is_chief:
             for folder in _FOLDERS:
-                self._copy.cut_back(folder, state["files"], self._is_ours)
+                self._copy.roll_back(folder, state["files"], self._is_ours)
         if was_writing:
             self._start_writing()
 

@@ -1,4 +1,4 @@
-"""What the environment says of how this process was started."""
+"""How this process was started, read from its environment variables."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from distrib.units import parse_seconds
 
 # Set by Open MPI's mpirun, and by MPICH's and Intel's. Slurm sets the latter for any program.
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+HOROVOD_SIZE_VARIABLE = "HOROVOD_SIZE"
+# Seconds that Horovod's ranks wait for each other.
+GLOO_TIMEOUT_VARIABLE = "HOROVOD_GLOO_TIMEOUT_SECONDS"
 # Seconds that a process has for saving after a request to stop.
 GRACE_VARIABLE = "DISTRIB_GRACE_SECONDS"
-# What `distrib run` tells its ranks: how many attempts in a row may gain no step, how many have by
-# now, and how the last one ended. See `Supervision`.
+# The cloud whose preemption notices are polled.
+NOTICES_VARIABLE = "DISTRIB_PREEMPTION_NOTICES"
+# Set by `distrib run` for its ranks; see `Supervision`.
 ATTEMPTS_VARIABLE = "DISTRIB_ATTEMPTS"
 STALLED_VARIABLE = "DISTRIB_STALLED_ATTEMPTS"
 LAST_END_VARIABLE = "DISTRIB_LAST_END"
@@ -25,12 +29,12 @@ _FORM = '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", 
 
 @dataclass(frozen=True)
 class TFConfig:
-    """What TF_CONFIG says.
+    """The content of TF_CONFIG.
 
     Attributes:
         cluster: Addresses of the tasks of each type.
-        task_type: Of this process; empty if it does not say.
-        task_index: This process's number among the tasks of its type; -1 if it does not say.
+        task_type: Of this process; empty if missing.
+        task_index: This process's number among the tasks of its type; -1 if missing.
     """
 
     cluster: Mapping[str, Sequence[str]]
@@ -44,13 +48,13 @@ class TFConfig:
 
 
 def tf_config(environment: Mapping[str, str] = os.environ) -> TFConfig:
-    """Return what TF_CONFIG says; nothing if it is not there.
+    """Return the content of TF_CONFIG; an empty cluster if it is not set.
 
     Args:
         environment: Variables of the process.
 
     Raises:
-        ConfigurationError: If it is not what TensorFlow documents.
+        ConfigurationError: If it is not of the form that TensorFlow documents.
     """
     text = environment.get("TF_CONFIG", "")
     try:
@@ -64,13 +68,13 @@ def tf_config(environment: Mapping[str, str] = os.environ) -> TFConfig:
 
 @dataclass(frozen=True)
 class Supervision:
-    """What whoever starts this job again by itself says.
+    """What the supervisor that restarts this job has seen.
 
     Attributes:
-        attempts: How many attempts in a row may gain no step; 0 for any number, and if nobody but a
-            person starts the job again.
-        stalled: How many have, as far as the supervisor in charge has seen.
-        last_end: How the last one that it has seen ended, in a line; may be empty.
+        attempts: How many attempts in a row may gain no step; 0 for no limit, and if the job has no
+            supervisor.
+        stalled: How many attempts in a row have gained no step, as far as the supervisor has seen.
+        last_end: How the last attempt ended, in a line; may be empty.
     """
 
     attempts: int = 0
@@ -78,17 +82,17 @@ class Supervision:
     last_end: str = ""
 
 
-NOBODY = Supervision()
+UNSUPERVISED = Supervision()
 
 
 def supervision(environment: Mapping[str, str] = os.environ) -> Supervision:
-    """Return what the supervisor of this job says; nothing if there is none.
+    """Return what the supervisor of this job has seen; `UNSUPERVISED` if there is none.
 
     Args:
         environment: Variables of the process.
 
     Raises:
-        ConfigurationError: If a variable cannot be understood.
+        ConfigurationError: If a variable cannot be parsed.
     """
     return Supervision(
         _count(environment, ATTEMPTS_VARIABLE),
@@ -98,13 +102,13 @@ def supervision(environment: Mapping[str, str] = os.environ) -> Supervision:
 
 
 def grace_seconds(environment: Mapping[str, str] = os.environ) -> float | None:
-    """Return the seconds that a request to stop leaves for saving; `None` if nobody says.
+    """Return the seconds for saving after a request to stop; `None` if not set.
 
     Args:
         environment: Variables of the process.
 
     Raises:
-        ConfigurationError: If the variable is no number of seconds.
+        ConfigurationError: If the variable is not a number of seconds.
     """
     text = environment.get(GRACE_VARIABLE, "")
     if not text:
@@ -125,17 +129,17 @@ def _count(environment: Mapping[str, str], name: str) -> int:
 def launched_as(
     environment: Mapping[str, str] = os.environ,
 ) -> Literal["horovod", "multiworker"] | None:
-    """Tell which backend joins the other processes of the job; `None` if there are none.
+    """Return the backend that connects the processes of the job; `None` if this is the only one.
 
     Args:
         environment: Variables of the process.
 
     Raises:
-        ConfigurationError: If a variable cannot be understood.
+        ConfigurationError: If a variable cannot be parsed.
     """
     sizes = [environment.get(name, "") for name in _MPI_SIZES]
     many = any(size.isdecimal() and int(size) > 1 for size in sizes)
-    if many or "HOROVOD_SIZE" in environment:  # That is set by horovodrun and `distrib run`.
+    if many or HOROVOD_SIZE_VARIABLE in environment:  # Set by horovodrun and `distrib run`.
         return "horovod"
     if len(tf_config(environment).workers) > 1:
         return "multiworker"

@@ -23,9 +23,10 @@ EXIT_NO_PROGRESS = 70
 EXIT_PREEMPTED = 75
 EXIT_LOST_PEER = 76
 EXIT_CONFIGURATION = 78
-# After these the same command goes on from its last checkpoint; after those it would fail again.
+# In ascending order, as Kubernetes' podFailurePolicy wants them. After a retryable code the same
+# command resumes from its last checkpoint; after a non-retryable one it would fail again.
 RETRYABLE = (EXIT_PREEMPTED, EXIT_LOST_PEER)
-NON_RETRYABLE = (EXIT_CONFIGURATION, EXIT_USAGE, EXIT_NO_LOADABLE_CHECKPOINT, EXIT_NO_PROGRESS)
+NON_RETRYABLE = (EXIT_USAGE, EXIT_NO_LOADABLE_CHECKPOINT, EXIT_NO_PROGRESS, EXIT_CONFIGURATION)
 
 
 def _as_it_is(error: BaseException) -> BaseException:

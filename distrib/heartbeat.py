@@ -88,7 +88,7 @@ class Heartbeat:
                 os.write(self._fd, line)  # type: ignore[arg-type]
             except BlockingIOError:
                 pass
-            except BrokenPipeError:  # The keeper is gone, and this process soon will be.
+            except BrokenPipeError:  # The rank agent is gone, and this process will be soon.
                 self._fd = None
 
 

@@ -1,4 +1,4 @@
-"""Durations and sizes as people write and read them: `2h`, `1.2TB`; `10.2 h`, `12.3 MiB`."""
+"""Parses and formats durations and sizes: `2h`, `1.2TB`; `10.2 h`, `12.3 MiB`."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ _SIZES = {
     **{"MB": 1e6, "GB": 1e9, "TB": 1e12},
     **{"MiB": 2.0**20, "GiB": 2.0**30, "TiB": 2.0**40},
 }
-# Each unit with the smallest number of it that is shown: 119 min, but 2 h.
+# Display name, key of `_DURATIONS`, and smallest number that is shown in it: 119 min, but 2 h.
 _SHOWN_DURATIONS = (("y", "y", 1), ("d", "d", 3), ("h", "h", 2), ("min", "m", 10))
 _SHOWN_SIZES = ("B", "KiB", "MiB", "GiB", "TiB")
 _NUMBER = r"(\d{1,12}(?:\.\d{1,12})?)"
 
 
 def format_duration(seconds: float) -> str:
-    """Return a duration with three digits, in the largest unit that suits it.
+    """Return a duration with three digits and the largest unit that fits.
 
     Example:
     >>> format_duration(212.4), format_duration(36720)
     ('212 s', '10.2 h')
     """
-    for shown, unit, least in _SHOWN_DURATIONS:
-        if seconds >= least * _DURATIONS[unit]:
-            return f"{seconds / _DURATIONS[unit]:.3g} {shown}"
+    for name, unit, minimum in _SHOWN_DURATIONS:
+        if seconds >= minimum * _DURATIONS[unit]:
+            return f"{seconds / _DURATIONS[unit]:.3g} {name}"
     return f"{seconds:.3g} s"
 
 
@@ -45,10 +45,10 @@ def format_size(size: float) -> str:
 
 
 def parse_duration(text: str) -> float:
-    """Return the seconds of a duration above 0: a number, and s (unless given), m, h, d or y.
+    """Return the seconds of a duration above 0: a number and s (the default), m, h, d or y.
 
     Raises:
-        ValueError: If the text is something else.
+        ValueError: If the text is not a duration.
 
     Example:
     >>> parse_duration("5m")
@@ -61,7 +61,7 @@ def parse_size(text: str) -> float:
     """Return the bytes of a size above 0: a number and one of MB, GB, TB, MiB, GiB and TiB.
 
     Raises:
-        ValueError: If the text is something else.
+        ValueError: If the text is not a size.
 
     Example:
     >>> parse_size("800MB")
@@ -71,10 +71,10 @@ def parse_size(text: str) -> float:
 
 
 def parse_seconds(text: str) -> float:
-    """Return a plain number of seconds, 0 or more.
+    """Return a number of seconds, at least 0, written without a unit.
 
     Raises:
-        ValueError: If the text is something else.
+        ValueError: If the text is not such a number.
     """
     try:
         seconds = float(text)

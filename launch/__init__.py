@@ -1,5 +1,5 @@
-"""The `distrib` command, and launch scripts beside it.
+"""The `distrib` command and the launch scripts.
 
-`cli.py` is the command; each folder but `hosts` and `process` is one of its subcommands.
-May import all of `distrib` and nothing imports it.
+`cli.py` is the command; each folder except `hosts` and `process` is one of its subcommands.
+May import all of `distrib`; no other package imports `launch`.
 """

@@ -1,4 +1,4 @@
-"""Kinds of arguments that several commands take."""
+"""Types of command-line arguments that several commands share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def whole(text: str) -> int:
 
 
 def seconds(text: str) -> float:
-    """Return a number of seconds, of at least 0."""
+    """Return a number of seconds of at least 0."""
     return _checked(parse_seconds, text)
 
 
@@ -38,7 +38,7 @@ def size(text: str) -> float:
 
 
 def _checked(parse: Callable[[str], float], text: str) -> float:
-    """Return what `parse` does; argparse shows the text of its own kind of error only."""
+    """Return `parse(text)`, with the error as the type whose message argparse shows."""
     try:
         return parse(text)
     except ValueError as error:

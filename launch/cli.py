@@ -1,6 +1,6 @@
-"""The `distrib` command: parses, and leaves the work to a module for each subcommand.
+"""The `distrib` command: parses arguments and calls the module of the subcommand.
 
-It answers fast because nothing here imports TensorFlow.
+It starts fast because no module that it imports at once imports TensorFlow.
 """
 
 from __future__ import annotations
@@ -23,36 +23,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code.
 
     Args:
-        arguments: Without the program's name; `None` takes the process's.
+        arguments: Without the program's name. Defaults to `None`, which takes the process's.
     """
     parser = _parser()
     try:
         options = parser.parse_args(arguments)
-    except SystemExit as ended:  # argparse uses 2, which launchers do not know.
+    except SystemExit as ended:  # argparse exits with 2, which launchers do not know.
         return EXIT_USAGE if ended.code else EXIT_FINISHED
     try:
         return int(options.run(options))
     except DistribError as error:
         print(f"distrib: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # The reader, `head` for one, has seen enough.
+    except BrokenPipeError:  # The reader, such as `head`, has ended.
         sys.stderr.close()
         return EXIT_FINISHED
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="distrib", description="Train Keras models so that nothing is ever lost."
+        prog="distrib",
+        description="Train Keras models on many processes, with fault-tolerant checkpoints.",
     )
     parser.add_argument("--version", action="version", version=f"distrib {distrib.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    checkpoints.add_commands(commands.add_parser("checkpoints", help="look at a run's checkpoints"))
-    run.add_arguments(
-        commands.add_parser("run", help="train with many processes", allow_abbrev=False)
+    checkpoints.add_commands(
+        commands.add_parser("checkpoints", help="list, compare, copy and remove checkpoints")
     )
-    plan.add_arguments(commands.add_parser("plan", help="how often to save, what failures cost"))
-    horovod_build.add_commands(commands.add_parser("horovod", help="make Horovod work here"))
-    k8s.add_commands(commands.add_parser("k8s", help="run jobs on Kubernetes"))
+    run.add_arguments(
+        commands.add_parser(
+            "run", help="train with many processes, and restart them", allow_abbrev=False
+        )
+    )
+    plan.add_arguments(commands.add_parser("plan", help="compute how often to save"))
+    horovod_build.add_commands(commands.add_parser("horovod", help="build and check Horovod"))
+    k8s.add_commands(commands.add_parser("k8s", help="write and check Kubernetes manifests"))
     return parser
 
 

@@ -4,9 +4,9 @@
 #     NP=4 launch/horovodrun.sh examples/digits.py --epochs 2
 #     NP=4 HOSTS=h0:2,h1:2 launch/horovodrun.sh train.py
 #
-# `distrib run` does the same and more: horovodrun ends with 1 whatever the ranks ended with, and on
-# SIGTERM it leaves the ranks of other hosts running and kills its own after 5 seconds. So use this
-# where nobody but you restarts the job.
+# `distrib run` does the same and more: horovodrun ends with 1 after any failure, and on SIGTERM it
+# leaves the ranks of other hosts running and kills its own after 5 seconds. So use this only for
+# jobs that you restart yourself.
 set -euo pipefail
 
 if [ $# -eq 0 ]; then

@@ -4,11 +4,11 @@
 #     launch/local.sh examples/digits.py --epochs 2
 #     NP=4 launch/local.sh train.py          # With Horovod.
 #
-# What follows the name of this file is what follows `distrib run`: options, the script, and the
-# script's arguments. It starts the processes again when they fail, as long as that gains anything,
-# and ends with 0 when the training is finished. With 75 it was asked to stop (Ctrl-C, SIGTERM): the
-# same command goes on from there. What else it ends with is for a person, and its last line says
-# why; see docs/resume.md.
+# The arguments are those of `distrib run`: options, the script, and the script's arguments. It
+# restarts processes that fail as long as they make progress, and ends with 0 when the training is
+# finished. It ends with 75 when it was asked to stop (Ctrl-C, SIGTERM): the same command resumes
+# the training. After any other exit code a person must fix the cause, which its last line names;
+# see docs/resume.md.
 set -euo pipefail
 
 if [ $# -eq 0 ]; then

@@ -1,4 +1,4 @@
-"""Tables for people, and the moments in them."""
+"""Tables of the command's output, and times in them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows below headers, every column as wide as its widest cell.
 
     Args:
-        headers: One a column; `>` before it sets the column flush right.
-        rows: Cells.
+        headers: One for each column; a leading `>` aligns the column right.
+        rows: Cells, one for each column.
 
     Example:
     >>> print_table([">step", "state"], [["7", "committed"], ["10", "late"]])
@@ -31,11 +31,11 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         print("  ".join(line).rstrip())
 
 
-def age(moment: float) -> str:
-    """Return how long ago a moment (seconds since 1970) was, such as `10.2 h`."""
-    return format_duration(max(round(time.time() - moment), 0))
+def age(timestamp: float) -> str:
+    """Return how long ago a Unix time was, such as `10.2 h`."""
+    return format_duration(max(round(time.time() - timestamp), 0))
 
 
-def date(moment: float) -> str:
-    """Return a moment (seconds since 1970) as date and time, UTC."""
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(moment))
+def date(timestamp: float) -> str:
+    """Return a Unix time as date and time, UTC."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(timestamp))

@@ -1,5 +1,6 @@
-"""Checkpoints of a run: format, commit protocol, retention, and saving in the background.
+"""Checkpoints of a run: file format, commit protocol, retention, and saving in the background.
 
 Start with `commit.py` (when a checkpoint exists) and `directory.py` (the checkpoints of a run).
-May import `storage` and everything below it; knows nothing of Keras or of other ranks.
+May import `storage`, `environment` and everything below them; does not depend on Keras or on other
+ranks.
 """

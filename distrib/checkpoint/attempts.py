@@ -1,15 +1,15 @@
-"""The ledger of a run's attempts: who may commit, and what has been committed.
+"""The ledger of a run's attempts: which attempt may commit, and what was committed.
 
     <directory>/checkpoints/attempts/<number>.json
 
-Every start of a run takes the next number by creating the file of that name, which only one process
-can. The file says which checkpoints there were at that moment. From then on an older attempt is
-fenced off: it finds the newer file when it looks, before each commit, and stops. Should it look,
-be held up, and commit after the newer attempt has begun, its checkpoint is not among those that the
-newer one knew, and does not count (see `commit.py`). So no clock and no lease is needed.
+Every start of a run is an attempt. It takes the next number by creating the file of that name
+exclusively. The file lists the checkpoints that exist at that moment. From then on older attempts
+are fenced off: they check for a newer file before each commit, and stop if there is one. If an
+older attempt is delayed between this check and its commit, the newer attempt does not know the
+checkpoint, which is then late (see `commit.py`). So the protocol needs neither clocks nor leases.
 
-An attempt goes on writing its own file after each commit. So the next one need not trust a listing
-to be complete, and knows for how long its forerunners ran, how far they came and how they ended.
+An attempt updates its own file after each commit. So the next attempt does not depend on complete
+listings, and knows how long earlier attempts ran, how far they came and how they ended.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from distrib.checkpoint.transfer import each
-from distrib.environment import NOBODY, Supervision
+from distrib.checkpoint.transfer import parallel_map
+from distrib.environment import UNSUPERVISED, Supervision
 from distrib.errors import SupersededError
 from distrib.storage.location import Location
 
@@ -35,7 +35,7 @@ FINISHED, PREEMPTED, FAILED, GIVEN_UP = "finished", "preempted", "failed", "give
 
 @dataclass(frozen=True, order=True)
 class Commit:
-    """One committed checkpoint: the step, and the attempt that committed it."""
+    """A committed checkpoint: its step, and the attempt that committed it."""
 
     step: int
     attempt: int
@@ -43,32 +43,32 @@ class Commit:
 
 @dataclass(frozen=True)
 class Entry:
-    """What the ledger says of one attempt.
+    """The entry of one attempt; the attributes are the keys of its JSON file.
 
     Attributes:
-        attempt: Its number, from 1.
-        token: Tells its own file from one that another process wrote over it.
-        host: Where its chief runs.
-        pid: The chief's process.
-        world_size: Number of its processes.
-        began: Seconds since 1970, UTC.
-        updated: The same, when it last wrote here.
-        end: `"finished"`, `"preempted"`, `"failed"` with an exception, `"given up"` before the
-            first step because its forerunners had gained none, or `None` while it runs and if it
-            died.
-        known: Checkpoints committed by older attempts that count; `None` if the file cannot be
-            read, and all of them do.
-        committed: Checkpoints that it has committed itself.
-        uptime: Seconds that all attempts before it ran, as far as they have told.
-        failures: Attempts before it that died or failed.
-        start: Step that it began with; `None` if it trains nothing, and in entries of old versions.
-        allowed: How many attempts in a row may gain no step, by its supervisor's will; 0 for any
-            number.
-        stalled: How many attempts right before it have gained no step.
-        seen: How many of them its supervisor has seen.
-        error: The exception that it failed with, in a line.
-        before: How the attempt before it ended, in its supervisor's words.
-        save_time: Seconds that the run's last save took, until it was committed; 0 if unknown.
+        attempt: Number of the attempt, from 1.
+        token: Random; shows whether another process has overwritten the file.
+        host: Host of the chief.
+        pid: Process id of the chief.
+        world_size: Number of processes.
+        began: Start of the attempt, in seconds since 1970, UTC.
+        updated: Last update of the entry, in seconds since 1970, UTC.
+        end: `"finished"`, `"preempted"`, `"failed"` (an exception), or `"given up"` (before the
+            first step, because earlier attempts made no progress). `None` if the attempt is running
+            or was killed.
+        known: Valid checkpoints of older attempts; `None` if the file is damaged, which makes all
+            of them valid.
+        committed: Checkpoints of this attempt.
+        uptime: Total seconds of all earlier attempts, as far as recorded.
+        failures: Number of earlier attempts that failed or were killed.
+        start: First step; `None` if the attempt does not train, and in entries of old versions.
+        allowed: Limit for consecutive attempts without progress, from the supervisor; 0 for no
+            limit.
+        stalled: Number of attempts directly before this one without progress.
+        seen: The part of `stalled` that this attempt's supervisor has started.
+        error: The exception that ended the attempt, in one line.
+        before: How the attempt before ended, according to the supervisor.
+        save_time: Seconds from the start of the run's last save to its commit; 0 if unknown.
     """
 
     attempt: int
@@ -92,39 +92,39 @@ class Entry:
     save_time: float = 0.0
 
     def stalled_if_next_at(self, start: int | None) -> int:
-        """Return how many attempts in a row have gained no step if the next begins with `start`.
+        """Return the number of consecutive attempts without progress, up to and with this one.
 
-        What a commit says counts nothing here, but where the next attempt can go on: a checkpoint
-        that has been damaged since is no gain. A row ends not only with a gain: when a supervisor
-        or an attempt has given up, it is a person who starts the job again, and has mended
-        something. Nor do attempts count that only a person could start again.
+        Progress is the step that the next attempt can start with, and not a commit: a checkpoint
+        that was damaged later is no progress. The count restarts after a supervisor or an attempt
+        has given up, because then a person has fixed something and started the job again. Attempts
+        that only a person can restart do not count.
 
         Args:
-            start: Step; `None` if the next one trains nothing.
+            start: First step of the next attempt; `None` if it does not train.
         """
         if start is None or self.start is None or start > self.start:
             return 0
-        for_a_person = self.seen + 1 >= self.allowed
-        if self.end in (FINISHED, GIVEN_UP) or for_a_person:
+        supervisor_gives_up = self.seen + 1 >= self.allowed
+        if self.end in (FINISHED, GIVEN_UP) or supervisor_gives_up:
             return 0
         return self.stalled + 1
 
     @property
     def commits(self) -> tuple[Commit, ...]:
-        """All checkpoints that count, unless they have been removed meanwhile."""
+        """All valid checkpoints; some may have been removed since."""
         return (self.known or ()) + self.committed
 
     def counts(self, commit: Commit) -> bool:
-        """Tell whether a checkpoint counts, this being the newest attempt."""
+        """Return whether a checkpoint is valid (not late), if this is the newest attempt."""
         return self.known is None or commit.attempt >= self.attempt or commit in self.known
 
     def encode(self) -> bytes:
-        """Return the content of its file."""
+        """Return the content of the entry's file."""
         return json.dumps(asdict(self), indent=1).encode()
 
     @classmethod
     def decode(cls, content: bytes, attempt: int) -> Entry:
-        """Return what the file of an attempt says, or that it is unreadable."""
+        """Decode the content of an attempt's file; if it is damaged, return an empty entry."""
         try:
             body = json.loads(content)
             for name in ("known", "committed"):
@@ -136,11 +136,11 @@ class Entry:
 
 
 class Attempt:
-    """This process's own attempt.
+    """The attempt of this process.
 
     Args:
         checkpoints: The folder of the run's checkpoints.
-        entry: Its entry in the ledger.
+        entry: The attempt's entry in the ledger.
     """
 
     def __init__(self, checkpoints: Location, entry: Entry) -> None:
@@ -150,34 +150,35 @@ class Attempt:
 
     @property
     def number(self) -> int:
-        """Number of the attempt, from 1."""
+        """The number of the attempt, from 1."""
         return self.entry.attempt
 
     def check(self) -> None:
-        """Make sure that this is still the newest attempt.
+        """Check that this is still the newest attempt.
 
         Raises:
-            SupersededError: If it is not.
+            FileNotFoundError: If the attempt's entry was removed.
+            SupersededError: If a newer attempt has begun.
         """
         own, newer = _read_with_next(self._ledger, self.number)
         if newer is not None:
             raise self._superseded(newer)
         if own is None:
-            raise FileNotFoundError(f"{_place(self._ledger, self.number)} is gone")
+            raise FileNotFoundError(f"{_path(self._ledger, self.number)} is gone")
         if own.token != self.entry.token:
             raise self._superseded(own)
 
     def committed(self, commit: Commit, save_time: float = 0.0) -> None:
-        """Write a commit down.
+        """Record a commit.
 
         Args:
-            commit: What was committed.
-            save_time: Seconds that it took.
+            commit: The committed checkpoint.
+            save_time: Seconds from the start of the save to the commit. Defaults to 0, for unknown.
         """
         self._update(committed=(*self.entry.committed, commit), save_time=save_time)
 
-    def forget(self, steps: set[int]) -> None:
-        """Leave out checkpoints that were removed."""
+    def drop(self, steps: set[int]) -> None:
+        """Drop removed checkpoints from the entry, with the next update of its file."""
         self.entry = replace(
             self.entry,
             known=tuple(c for c in self.entry.known or () if c.step not in steps),
@@ -185,30 +186,30 @@ class Attempt:
         )
 
     def ended(self, how: str, error: str = "") -> None:
-        """Write down that the attempt has ended.
+        """Record the end of the attempt.
 
         Args:
             how: `FINISHED`, `PREEMPTED`, `FAILED` or `GIVEN_UP`.
-            error: The exception, in a line.
+            error: The exception, in one line. Defaults to none.
         """
         self._update(end=how, error=error)
 
     def _update(self, **changes: Any) -> None:
         with self._lock:  # A save may be committed while the process fails.
             self.entry = replace(self.entry, **changes, updated=time.time())
-            _place(self._ledger, self.number).write_bytes(self.entry.encode())
+            _path(self._ledger, self.number).write_bytes(self.entry.encode())
 
     def _superseded(self, by: Entry) -> SupersededError:
         return SupersededError(
             f"Attempt {self.number} of this run (pid {os.getpid()} on {socket.gethostname()}) has "
             f"been superseded: attempt {by.attempt} (pid {by.pid} on {by.host}) has taken over "
-            f"{self._ledger}. This process stops and has damaged nothing; its checkpoints up to "
-            "there were taken over. Give this job its own `directory` if both are meant to run."
+            f"{self._ledger}. This process stops without damage; its earlier checkpoints stay "
+            "valid. Give this job its own `directory` if both are meant to run."
         )
 
 
 def read(checkpoints: Location, number: int) -> Entry | None:
-    """Return the entry of an attempt; `None` if the ledger has none."""
+    """Return the entry of an attempt; `None` if there is none."""
     return _read(checkpoints / FOLDER, number)
 
 
@@ -218,7 +219,7 @@ def newest(checkpoints: Location) -> Entry | None:
     numbers = [int(name[:-5]) for name in ledger.names() if name[:-5].isdecimal()]
     number = max(numbers, default=0)
     entry, newer = _read_with_next(ledger, number)
-    # A listing may be late; whether a file is there is always known.
+    # A listing may be stale, but reads are not.
     while newer is not None:
         number += 1
         entry, newer = _read_with_next(ledger, number)
@@ -230,22 +231,23 @@ def begin(
     world_size: int,
     known: Callable[[Entry | None], tuple[Commit, ...]],
     start: int | None = None,
-    supervisor: Supervision = NOBODY,
+    supervisor: Supervision = UNSUPERVISED,
 ) -> Attempt:
-    """Take the next number.
+    """Begin the next attempt.
 
     Args:
         checkpoints: The folder of the run's checkpoints.
         world_size: Number of processes.
-        known: Returns the checkpoints that count, given the newest entry; asked right before.
-        start: Step that the attempt begins with; `None` if it trains nothing.
-        supervisor: What the job's supervisor says.
+        known: Returns the valid checkpoints, given the newest entry; called right before the
+            attempt takes its number.
+        start: First step. Defaults to `None`, for no training.
+        supervisor: State of the job's supervisor. Defaults to none.
     """
     while True:
         previous = newest(checkpoints)
-        counting = known(previous)
-        # A copy may lack the ledger; the folders of its checkpoints have their attempts' names.
-        numbers = [previous.attempt if previous else 0, *(commit.attempt for commit in counting)]
+        valid = known(previous)
+        # A copy of a run may lack the ledger, but its checkpoints have the numbers of attempts.
+        numbers = [previous.attempt if previous else 0, *(commit.attempt for commit in valid)]
         now = time.time()
         entry = Entry(
             attempt=max(numbers) + 1,
@@ -256,7 +258,7 @@ def begin(
             began=now,
             updated=now,
             end=None,
-            known=counting,
+            known=valid,
             committed=(),
             uptime=previous.uptime + previous.updated - previous.began if previous else 0.0,
             failures=previous.failures + (previous.end in (None, FAILED)) if previous else 0,
@@ -267,21 +269,21 @@ def begin(
             before=supervisor.last_end,
             save_time=previous.save_time if previous else 0.0,
         )
-        if _place(checkpoints / FOLDER, entry.attempt).create(entry.encode()):
+        if _path(checkpoints / FOLDER, entry.attempt).create(entry.encode()):
             return Attempt(checkpoints, entry)
 
 
 def _read_with_next(ledger: Location, number: int) -> list[Entry | None]:
-    return each(lambda number: _read(ledger, number), [number, number + 1], 2)
+    return parallel_map(lambda number: _read(ledger, number), [number, number + 1], 2)
 
 
 def _read(ledger: Location, number: int) -> Entry | None:
     try:
-        content = _place(ledger, number).read_bytes()
+        content = _path(ledger, number).read_bytes()
     except FileNotFoundError:
         return None
     return Entry.decode(content, number)
 
 
-def _place(ledger: Location, number: int) -> Location:
+def _path(ledger: Location, number: int) -> Location:
     return ledger / f"{number:08d}.json"

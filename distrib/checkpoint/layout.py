@@ -1,10 +1,9 @@
-"""Where the bytes of every array lie in the data files of a checkpoint.
+"""The position of every array in the data files of a checkpoint.
 
-Arrays are laid one after the other, the largest first, into files of at most `PART` bytes, and an
-array larger than that is cut into blocks of rows. So the number of files goes by the bytes and not
-by the number of variables, several can travel at once, and what a retry repeats and a transfer
-holds in memory is bounded. The index that `Layout.index` gives is all that is needed to read them
-back.
+Arrays are packed one after the other, largest first, into files of at most `MAX_FILE_BYTES`. A
+larger array is split into blocks of rows. So the number of files depends on the number of bytes and
+not of variables, several files can be transferred at once, and a retry and the memory of a transfer
+are bounded. The index of `Layout.index` is all that is needed to read the arrays.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
-import ml_dtypes  # noqa: F401  (makes numpy know bfloat16 and its like by name)
+import ml_dtypes  # noqa: F401  (registers bfloat16 and other type names with numpy)
 import numpy as np
 import numpy.typing as npt
 
@@ -22,21 +21,21 @@ Array = npt.NDArray[Any]
 ArrayGroups = Mapping[str, Mapping[str, Array]]
 Index = Sequence[Mapping[str, Any]]
 
-# Larger byte strings are got from the system and given back one by one, which costs an upload a
-# third more CPU (glibc keeps freed memory of up to 32 MiB).
-PART = 16 << 20
+# glibc keeps freed memory of up to 32 MiB. It returns larger byte strings to the system at once,
+# which costs an upload a third more CPU.
+MAX_FILE_BYTES = 16 << 20
 ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some rows of an array, or all of it, as they lie in a file.
+    """Some or all rows of an array in a data file.
 
     Attributes:
         file: Number of the data file.
-        offset: In bytes, from its start.
-        data: Bytes, shape (n,) uint8: a view of the array.
-        length: Bytes in the file: those of `data`, and zeros where the last rows are missing.
+        offset: In bytes, from the start of the file.
+        data: Bytes of the rows, shape (n,) uint8: a view of the array.
+        length: Bytes in the file: `data`, padded with zeros if the last rows are missing.
     """
 
     file: int
@@ -46,15 +45,15 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Placed:
+class PlacedArray:
     """One array and its blocks.
 
     Attributes:
-        group: First level of its name.
-        name: Second level.
-        array: The array, C-contiguous and little-endian.
-        rows: Rows in a block, the last of which may lack some; `None` where it is not cut.
-        blocks: In order; none for an array without elements.
+        group: First level of the name.
+        name: Second level of the name.
+        array: C-contiguous and little-endian.
+        rows: Rows of a block, of which the last may have fewer; `None` if the array is not split.
+        blocks: In order; none for an empty array.
     """
 
     group: str
@@ -64,7 +63,7 @@ class Placed:
     blocks: list[Block]
 
     def describe(self) -> dict[str, Any]:
-        """Return its line of the index, JSON-able."""
+        """Return the array's entry of the index, JSON-serializable."""
         return {
             "group": self.group,
             "name": self.name,
@@ -76,22 +75,22 @@ class Placed:
 
 @dataclass(frozen=True)
 class Layout:
-    """All arrays of a checkpoint and the files that they fill.
+    """All arrays of a checkpoint and their data files.
 
     Attributes:
-        arrays: In the order in which they lie.
-        sizes: Bytes of every data file.
+        arrays: In the order of their positions.
+        sizes: Of every data file, in bytes.
     """
 
-    arrays: list[Placed] = field(default_factory=list)
+    arrays: list[PlacedArray] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
 
     def index(self) -> list[dict[str, Any]]:
-        """Return where everything lies, JSON-able, for the functions below."""
+        """Return the index of all arrays for the functions below, JSON-serializable."""
         return [placed.describe() for placed in self.arrays]
 
     def blocks_by_file(self) -> list[list[Block]]:
-        """Return the blocks of every data file, in the order of their offsets."""
+        """Return the blocks of every data file, in the order of offsets."""
         files: list[list[Block]] = [[] for _ in self.sizes]
         for placed in self.arrays:
             for block in placed.blocks:
@@ -100,20 +99,22 @@ class Layout:
 
 
 def plan(arrays: ArrayGroups) -> Layout:
-    """Lay out arrays, by group and name. No byte is copied unless an array is not contiguous."""
+    """Lay out arrays, by group and name. Only arrays that are not contiguous are copied."""
     layout = Layout()
     members = [(group, name, arrays[group][name]) for group in arrays for name in arrays[group]]
     for group, name, value in sorted(members, key=lambda member: -member[2].nbytes):
         array = np.asarray(value, dtype=value.dtype.newbyteorder("<"), order="C")
-        rows, pieces = _cut(array)
-        blocks = [_place(layout, data, length) for data, length in pieces]
-        layout.arrays.append(Placed(group, name, array, rows, blocks))
+        rows, parts = _split(array)
+        blocks = [_place(layout, data, length) for data, length in parts]
+        layout.arrays.append(PlacedArray(group, name, array, rows, blocks))
     return layout
 
 
 def allocate(index: Index) -> dict[str, dict[str, Array]]:
-    """Make, without content, the arrays that are more than a view of one file: those that are cut,
-    those that share a file with such a one, and those without elements. By group and name."""
+    """Return uninitialized arrays for those that cannot be views of a file, by group and name.
+
+    These are the arrays that are split, that share a file with a split one, or that are empty.
+    """
     arrays: dict[str, dict[str, Array]] = {}
     for entry in _allocated(index):
         array = np.empty(entry["shape"], np.dtype(entry["dtype"]))
@@ -122,7 +123,7 @@ def allocate(index: Index) -> dict[str, dict[str, Array]]:
 
 
 def destinations(index: Index, arrays: ArrayGroups) -> dict[int, list[tuple[int, Array]]]:
-    """Return for data files the offsets and the bytes, views of allocated arrays, to read into."""
+    """Return the views of allocated arrays to read every data file into, with their offsets."""
     files: dict[int, list[tuple[int, Array]]] = {}
     for entry in _allocated(index):
         content = as_bytes(arrays[entry["group"]][entry["name"]])
@@ -134,11 +135,11 @@ def destinations(index: Index, arrays: ArrayGroups) -> dict[int, list[tuple[int,
 
 
 def views(index: Index, contents: Mapping[int, Array]) -> dict[str, dict[str, Array]]:
-    """Return all other arrays, as views of the content of data files, by group and name.
+    """Return all other arrays as views of the content of data files, by group and name.
 
     Args:
         index: Of the checkpoint.
-        contents: Of every file that has no destination, shape (n,) uint8.
+        contents: Of every data file that has no destinations, shape (n,) uint8.
     """
     arrays: dict[str, dict[str, Array]] = {}
     for entry in index:
@@ -150,11 +151,11 @@ def views(index: Index, contents: Mapping[int, Array]) -> dict[str, dict[str, Ar
 
 
 def _allocated(index: Index) -> list[Mapping[str, Any]]:
-    cut = {file for e in index if len(e["blocks"]) > 1 for file, *_ in e["blocks"]}
+    split = {file for e in index if len(e["blocks"]) > 1 for file, *_ in e["blocks"]}
     return [
         entry
         for entry in index
-        if not entry["blocks"] or any(file in cut for file, *_ in entry["blocks"])
+        if not entry["blocks"] or any(file in split for file, *_ in entry["blocks"])
     ]
 
 
@@ -167,15 +168,15 @@ def _aligned(offset: int) -> int:
     return -(-offset // ALIGNMENT) * ALIGNMENT
 
 
-def _cut(array: Array) -> tuple[int | None, Iterator[tuple[Array, int]]]:
-    """Return the rows of a block, and the bytes of each with its length in the file."""
+def _split(array: Array) -> tuple[int | None, Iterator[tuple[Array, int]]]:
+    """Return the rows of a block, and the bytes and the length in the file of every block."""
     if array.size == 0:
         return None, iter(())
     content = as_bytes(array)
     row = prod(array.shape[1:]) * array.itemsize
-    if array.nbytes <= PART or array.ndim == 0 or array.shape[0] == 1:
+    if array.nbytes <= MAX_FILE_BYTES or array.ndim == 0 or array.shape[0] == 1:
         return None, iter([(content, array.nbytes)])
-    rows = max(PART // row, 1)
+    rows = max(MAX_FILE_BYTES // row, 1)
     length = rows * row
     starts = range(0, array.nbytes, length)
     return rows, ((content[start : start + length], length) for start in starts)
@@ -184,7 +185,7 @@ def _cut(array: Array) -> tuple[int | None, Iterator[tuple[Array, int]]]:
 def _place(layout: Layout, data: Array, length: int) -> Block:
     sizes = layout.sizes
     offset = _aligned(sizes[-1]) if sizes else 0
-    if not sizes or (offset and offset + length > PART):
+    if not sizes or (offset and offset + length > MAX_FILE_BYTES):
         sizes.append(0)
         offset = 0
     sizes[-1] = offset + length

@@ -1,8 +1,8 @@
-"""The manifest: what a committed checkpoint says of itself, down to every byte.
+"""The manifest of a committed checkpoint: its position in training and all of its files.
 
-It stands beside the data, so a checkpoint that was copied by other means still is one. It lists
-every file with its size and CRC32C, and carries a checksum of itself, so that a flipped bit in it
-is found like any other. When it is written, and what that means, is told in `commit.py`.
+The manifest is stored with the data, so a checkpoint stays valid when other tools copy it. It lists
+every file with its size and CRC32C, and has a checksum of itself, so that a flipped bit in the
+manifest is found too. `commit.py` says when it is written.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FORMAT = 2
 
 
 class DamagedCheckpointError(DistribError):
-    """A committed checkpoint's bytes are not those that were committed."""
+    """The bytes of a checkpoint have changed since its commit."""
 
 
 @dataclass(frozen=True)
@@ -41,21 +41,22 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a committed checkpoint says of itself.
+    """The description of a committed checkpoint.
 
     Attributes:
-        step: Batches trained since the run began.
-        epoch: Epoch to go on with, counted from 0.
-        batch: Batches of that epoch that are done.
+        step: Batches trained since the start of the run.
+        epoch: Epoch to resume, counted from 0.
+        batch: Number of finished batches of that epoch.
         created: Seconds since 1970, UTC.
         files: All data files.
         attempt: Number of the attempt that wrote it.
-        world_size: Processes of that attempt.
-        fingerprint: Of the model, the optimizer and the data: equal for checkpoints that can be
-            restored into the same run.
-        metrics: What Keras reported last, by name.
-        root: Where the files are, relative to the manifest; empty for beside it.
-        format: Version of this layout. Format 1 has no fields after `files`.
+        world_size: Number of processes of that attempt.
+        fingerprint: Of the model, the optimizer and the data; equal for checkpoints that fit the
+            same run.
+        metrics: The last logs of Keras, by name.
+        root: Folder of the files, relative to the manifest; empty for the manifest's folder.
+        format: Version of the checkpoint format. Format 1 has no fields between `files` and
+            `format`.
     """
 
     step: int
@@ -72,7 +73,7 @@ class Manifest:
 
     @property
     def size(self) -> int:
-        """Bytes of all data files together."""
+        """Total size of all data files, in bytes."""
         return sum(entry.size for entry in self.files)
 
     def encode(self) -> bytes:
@@ -81,15 +82,15 @@ class Manifest:
         return json.dumps({**body, "crc32c": _self_checksum(body)}, indent=1).encode()
 
 
-def decode(content: bytes, place: object) -> Manifest:
-    """Return the manifest that a file holds.
+def decode(content: bytes, location: object) -> Manifest:
+    """Decode the content of a manifest's file.
 
     Args:
         content: Of the file.
-        place: Its path or URL, for messages.
+        location: Path or URL of the file, for error messages.
 
     Raises:
-        DamagedCheckpointError: If it is not what was committed.
+        DamagedCheckpointError: If the content has changed since the commit.
         DistribError: If a newer version of distrib wrote it.
     """
     try:
@@ -98,13 +99,13 @@ def decode(content: bytes, place: object) -> Manifest:
         files = tuple(FileEntry(**entry) for entry in body["files"])
         version = int(body["format"])
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DamagedCheckpointError(f"{place} is not a readable manifest: {error}") from error
+        raise DamagedCheckpointError(f"{location} is not a readable manifest: {error}") from error
     if checksum != _self_checksum(body):
-        raise DamagedCheckpointError(f"{place} does not match its own checksum")
+        raise DamagedCheckpointError(f"{location} does not match its own checksum")
     if version > FORMAT:
         raise DistribError(
-            f"{place} was written by a newer distrib (format {version}, this one reads up "
-            f"to {FORMAT}); install that version to go on."
+            f"{location} was written by a newer distrib (format {version}, this one reads up "
+            f"to {FORMAT}); install that version to resume."
         )
     return Manifest(**{**body, "files": files})
 

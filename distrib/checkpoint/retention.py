@@ -1,8 +1,7 @@
-"""Which checkpoints are kept: small policies that can be put together.
+"""Policies that say which checkpoints to keep; they can be combined.
 
-A policy names those to keep, and everything that no policy names is removed, after a newer one has
-been committed. The newest is always kept, and so is the one that the run was resumed from, until
-the next commit.
+A policy returns the checkpoints to keep. All others are removed after the next commit. The newest
+checkpoint is always kept, and so is the one that the run was resumed from, until the next commit.
 """
 
 from __future__ import annotations
@@ -17,22 +16,22 @@ from distrib.errors import ConfigurationError
 
 
 class RetentionPolicy(Protocol):
-    """Anything that can say which checkpoints to keep."""
+    """The interface of a retention policy."""
 
     def keep(self, checkpoints: Sequence[Manifest]) -> set[int]:
-        """Return the steps of those to keep.
+        """Return the steps of the checkpoints to keep.
 
         Args:
-            checkpoints: All committed ones, oldest first.
+            checkpoints: Manifests of all committed checkpoints, oldest first.
         """
 
 
 @dataclass(frozen=True)
 class LatestN:
-    """Keep the newest ones.
+    """Keep the newest checkpoints.
 
     Attributes:
-        n: How many, at least 1.
+        n: Number of checkpoints, at least 1.
     """
 
     n: int
@@ -47,16 +46,16 @@ class LatestN:
 
 @dataclass(frozen=True)
 class BestN:
-    """Keep those with the best value of a metric.
+    """Keep the checkpoints with the best values of a metric.
 
-    What counts is what Keras had reported last when the checkpoint was saved: the epoch's results
-    (`val_loss` and its like) for one saved at the end of an epoch, and the running training metrics
-    for one saved within. Checkpoints that lack the metric, or where it is NaN, do not count.
+    The value is the last one that Keras logged before the save: the epoch's results (such as
+    `val_loss`) at the end of an epoch, and the running training metrics within an epoch.
+    Checkpoints where the metric is missing or NaN are ignored.
 
     Attributes:
-        n: How many, at least 1.
-        metric: Its name in Keras's logs, such as `"val_loss"`.
-        mode: `"min"` or `"max"`.
+        n: Number of checkpoints, at least 1.
+        metric: Name in Keras's logs, such as `"val_loss"`.
+        mode: `"min"` or `"max"`. Defaults to `"min"`.
     """
 
     n: int
@@ -69,7 +68,7 @@ class BestN:
             raise ConfigurationError(f"`BestN(mode={self.mode!r})` must be 'min' or 'max'.")
 
     def keep(self, checkpoints: Sequence[Manifest]) -> set[int]:
-        """Return the steps of the best `n`; of equal ones the earlier."""
+        """Return the steps of the best `n`, preferring earlier steps among equal values."""
         values = {m.step: m.metrics.get(self.metric, math.nan) for m in checkpoints}
         sign = 1 if self.mode == "min" else -1
         ranked = sorted(
@@ -92,17 +91,17 @@ class EveryNSteps:
         _check_positive("EveryNSteps", "n", self.n, whole=True)
 
     def keep(self, checkpoints: Sequence[Manifest]) -> set[int]:
-        """Return the first step of each stretch of `n`, but not the run's very first state."""
+        """Return the first step of each period of `n` steps, without the untrained state."""
         trained = [manifest for manifest in checkpoints if manifest.step >= self.n]
         return _first_of_each(trained, lambda manifest: manifest.step // self.n)
 
 
 @dataclass(frozen=True)
 class EveryNHours:
-    """Keep the first checkpoint of every stretch of time.
+    """Keep the first checkpoint of every period of time.
 
     Attributes:
-        hours: Length of the stretches, counted from midnight UTC of 1970-01-01, so that restarts do
+        hours: Length of a period. Periods are aligned to 1970-01-01 00:00 UTC, so that restarts do
             not shift them.
     """
 
@@ -112,21 +111,21 @@ class EveryNHours:
         _check_positive("EveryNHours", "hours", self.hours)
 
     def keep(self, checkpoints: Sequence[Manifest]) -> set[int]:
-        """Return the first step of each stretch."""
+        """Return the first step of each period."""
         return _first_of_each(checkpoints, lambda m: int(m.created // (self.hours * 3600)))
 
 
 @dataclass(frozen=True)
 class KeepIf:
-    """Keep those that a function of yours chooses.
+    """Keep the checkpoints that a function selects.
 
     Attributes:
-        predicate: Receives the checkpoint's `Manifest`: `step`, `epoch`, `batch`, `created`,
-            `metrics`, and more.
+        predicate: Receives the checkpoint's `Manifest` (`step`, `epoch`, `batch`, `created`,
+            `metrics`, ...) and returns whether to keep it.
 
     Example:
     >>> from distrib.checkpoint.manifest import Manifest
-    >>> policy = KeepIf(lambda manifest: manifest.batch == 0)  # Those at the end of an epoch.
+    >>> policy = KeepIf(lambda manifest: manifest.batch == 0)  # Keep ends of epochs.
     >>> policy.keep([Manifest(7, 0, 7, 0.0, ()), Manifest(8, 1, 0, 0.0, ())])
     {8}
     """
@@ -140,10 +139,10 @@ class KeepIf:
 
 @dataclass(frozen=True)
 class AnyOf:
-    """Keep what at least one of several policies keeps.
+    """Keep the checkpoints that at least one of several policies keeps.
 
     Attributes:
-        policies: At least one.
+        policies: One or more.
     """
 
     policies: tuple[RetentionPolicy, ...]
@@ -154,19 +153,19 @@ class AnyOf:
         object.__setattr__(self, "policies", policies)
 
     def keep(self, checkpoints: Sequence[Manifest]) -> set[int]:
-        """Return the union."""
+        """Return the steps that any policy keeps."""
         return set().union(*(policy.keep(checkpoints) for policy in self.policies))
 
 
-def _first_of_each(checkpoints: Sequence[Manifest], stretch: Callable[[Manifest], int]) -> set[int]:
+def _first_of_each(checkpoints: Sequence[Manifest], period: Callable[[Manifest], int]) -> set[int]:
     first: dict[int, int] = {}
     for manifest in checkpoints:
-        first.setdefault(stretch(manifest), manifest.step)
+        first.setdefault(period(manifest), manifest.step)
     return set(first.values())
 
 
 def _check_positive(policy: str, name: str, value: float, whole: bool = False) -> None:
-    sort = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    if not sort or not value > 0:
+    is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not is_number or not value > 0:
         number = "a whole number of at least 1" if whole else "a number above 0"
         raise ConfigurationError(f"`{policy}({name}={value!r})` must be {number}.")

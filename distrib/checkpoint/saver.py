@@ -1,7 +1,7 @@
 """Writes checkpoints in the background, one at a time.
 
-The step loop hands over host copies and goes on. What goes wrong in the background is raised in
-the step loop by the next call here, so nothing is lost in a log that nobody reads.
+The step loop passes host copies of the state and continues. An error in the background is raised in
+the step loop by its next call here, so an error is more than a line in a log.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from distrib.checkpoint.retention import RetentionPolicy
 from distrib.errors import CheckpointError, SupersededError
 from distrib.heartbeat import INTERVAL_SECONDS, heartbeat
 from distrib.storage.location import Location, describe_error
-from distrib.storage.uploads import Pending, uploads
+from distrib.storage.uploads import PendingUploads, uploads
 
-_open: dict[Location, Saver] = {}
+_open_savers: dict[Location, Saver] = {}
 
 
 @dataclass(frozen=True)
 class Content:
-    """Everything that one checkpoint holds.
+    """The content of a checkpoint to save.
 
     Attributes:
-        step: Batches trained since the run began.
-        epoch: Epoch to go on with.
-        batch: Batches of that epoch that are done.
+        step: Batches trained since the start of the run.
+        epoch: Epoch to resume.
+        batch: Number of finished batches of that epoch.
         arrays: By group and name, in host memory; must not change until the save is done.
-        training: JSON-able.
-        world_size: Number of processes.
+        training: JSON-serializable.
+        world_size: Number of processes. Defaults to 1.
         fingerprint: Of the model, the optimizer and the data.
-        metrics: What Keras reported last.
+        metrics: The last logs of Keras.
     """
 
     step: int
@@ -55,18 +55,18 @@ class Content:
 
 
 class Saver:
-    """Saves into one directory from a background thread.
+    """Saves checkpoints to one directory from a background thread.
 
-    An earlier saver of this process for the same directory, left behind by a `fit` that raised, is
-    closed first; what it failed with has been raised or concerns nobody any more.
+    A saver of this process for the same directory that a failed `fit` left open is closed first,
+    without its errors.
 
     Args:
         directory: Locked by this process.
-        attempt: This process's.
-        policy: Which checkpoints to keep; `None` keeps all.
+        attempt: Of this process.
+        policy: Which checkpoints to keep; `None` for all.
 
     Attributes:
-        write_time: Seconds from the beginning of the last save to its commit.
+        write_time: Seconds from the start of the last save to its commit.
     """
 
     def __init__(
@@ -78,33 +78,34 @@ class Saver:
         self._policy = policy
         self._executor = ThreadPoolExecutor(1, "distrib-saver")
         self._pending: Future[None] | None = None
-        if (abandoned := _open.pop(directory.location, None)) is not None:
+        if (abandoned := _open_savers.pop(directory.location, None)) is not None:
             abandoned._executor.shutdown()
-        _open[directory.location] = self
+        _open_savers[directory.location] = self
 
     @property
     def idle(self) -> bool:
-        """Whether a save could begin at once. Raises what the last one failed with."""
+        """Whether no save is in flight. Raises the error of the last one."""
         if self._pending is not None and self._pending.done():
             self.wait()
         return self._pending is None
 
-    def save(self, content: Content, captured_in: float = 0.0) -> None:
-        """Begin a save; waits for the one before if that still runs.
+    def save(self, content: Content, capture_time: float = 0.0) -> None:
+        """Begin a save, after the one in flight.
 
         Args:
-            content: What to save.
-            captured_in: Seconds that the copy of it took; a part of what the save takes.
+            content: To save.
+            capture_time: Seconds that the copy of the state took, which are part of the save's
+                time. Defaults to 0.
         """
         self.wait()
-        # Files that callbacks have handed over by now must be there when the checkpoint says so.
-        self._pending = self._executor.submit(self._save, content, captured_in, uploads.pending())
+        # The checkpoint refers to files of callbacks, so their uploads must be done at the commit.
+        self._pending = self._executor.submit(self._save, content, capture_time, uploads.pending())
 
     def wait(self) -> None:
-        """Return when the save in flight is committed.
+        """Wait until the save in flight is committed.
 
         Raises:
-            CheckpointError: If it failed. Checkpoints committed before are intact.
+            CheckpointError: If the save failed. Earlier checkpoints are intact.
             SupersededError: If a newer attempt has begun.
         """
         pending, self._pending = self._pending, None
@@ -119,9 +120,9 @@ class Saver:
             self.wait()
         finally:
             self._executor.shutdown()
-            _open.pop(self._directory.location, None)
+            _open_savers.pop(self._directory.location, None)
 
-    def _save(self, content: Content, captured_in: float, handed_over: Pending) -> None:
+    def _save(self, content: Content, capture_time: float, pending_uploads: PendingUploads) -> None:
         began = time.monotonic()
         checkpoints, number = self._directory.location, self._attempt.number
         try:
@@ -140,24 +141,24 @@ class Saver:
                 content.world_size,
                 content.fingerprint,
                 content.metrics or {},
-                commit.root_of(checkpoints, content.step, number),
+                commit.data_root(checkpoints, content.step, number),
             )
-            handed_over.wait()
+            pending_uploads.wait()
             self._attempt.check()
             commit.publish(checkpoints, manifest)
         except SupersededError:
             raise
         except Exception as error:
-            raise self._explain(content.step, error) from error
+            raise self._failure(content.step, error) from error
         self.write_time = time.monotonic() - began
-        self._after_commit(content.step, captured_in + self.write_time)
+        self._after_commit(content.step, capture_time + self.write_time)
 
     def _after_commit(self, step: int, save_time: float) -> None:
         number = self._attempt.number
         try:
             self._attempt.committed(Commit(step, number), save_time)
         except OSError as error:
-            raise self._explain(step, error, "note in the ledger the") from error
+            raise self._failure(step, error, "record in the ledger the") from error
         heartbeat.committed(step)
         self._directory.prune(self._policy, self._attempt)
         if self._directory.cache is not None:
@@ -165,10 +166,10 @@ class Saver:
                 if folder.name != cache_name(step, number):
                     shutil.rmtree(folder, ignore_errors=True)
 
-    def _explain(self, step: int, error: Exception, what: str = "write the") -> CheckpointError:
+    def _failure(self, step: int, error: Exception, action: str = "write the") -> CheckpointError:
         checkpoints = self._directory.location
         if checkpoints.local is not None:
-            # What is wrong is said below, and the next start tries again.
+            # Remove the draft to free space. If that fails too, the next start tries again.
             with suppress(OSError):
                 commit.draft(checkpoints, step, self._attempt.number)
         commits = self._attempt.entry.commits
@@ -178,7 +179,7 @@ class Saver:
             else "There is none yet"
         )
         return CheckpointError(
-            f"Could not {what} checkpoint of step {step} to {checkpoints}: "
-            f"{describe_error(error, checkpoints)}. {intact}; free space or mend access and start "
-            "the same command again."
+            f"Could not {action} checkpoint of step {step} to {checkpoints}: "
+            f"{describe_error(error, checkpoints)}. {intact}; free space or restore access and "
+            "start the same command again."
         )

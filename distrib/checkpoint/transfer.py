@@ -1,12 +1,12 @@
-"""Moves a checkpoint's files between memory and a store, checking every byte on the way.
+"""Transfers a checkpoint's files between memory and a store, and checksums every byte.
 
-Several files travel at once, because one stream to an object store is slow and one thread's copying
-leaves a disk waiting. Each is at most `layout.PART` bytes (or one row of an array), so what is held
-in memory beside the state is bounded: `WORKERS` files.
+Several files are transferred at once, because one stream to an object store is slow, and one
+copying thread leaves a disk idle. A file has at most `layout.MAX_FILE_BYTES` (or one row of an
+array), so the memory needed beside the state is bounded: one file per worker.
 
-On the local disk large files are written with O_DIRECT where the file system takes it. The bytes
-then go from the buffer to the disk without a copy by the kernel, which would cost several times the
-CPU and push the training's data out of the page cache; a checkpoint is hardly ever read back.
+On the local disk large files are written with O_DIRECT where the file system supports it. The bytes
+then go from the buffer to the disk without the kernel's copy, which would cost several times the
+CPU and evict the training data from the page cache; checkpoints are rarely read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import google_crc32c
 import numpy as np
 
-from distrib.checkpoint.layout import PART, Array
+from distrib.checkpoint.layout import MAX_FILE_BYTES, Array
 from distrib.checkpoint.manifest import DamagedCheckpointError, FileEntry
 from distrib.checkpoint.orbax_format import DataFile
 from distrib.storage.local_files import fsync
@@ -36,21 +36,23 @@ S = TypeVar("S")
 
 WORKERS = 8
 LOCAL_WORKERS = 2
-_DIRECT_FROM = 1 << 20
+_MIN_DIRECT_BYTES = 1 << 20
 _BLOCK = 4096
 _CHUNK = 4 << 20
-_CACHED = 256 << 10
-_NICE = 2
+_CACHED_BYTES = 256 << 10
+_NICENESS = 2
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 def write(files: Sequence[DataFile], folder: Location, cache: Path | None) -> tuple[FileEntry, ...]:
-    """Write files durably and return what a manifest says of them, by path.
+    """Write files durably and return their manifest entries, sorted by path.
+
+    The entries of `folder` itself are not flushed: `commit.publish` does so after the manifest.
 
     Args:
-        files: To write below `folder`, which holds nothing that matters.
-        folder: Anywhere.
-        cache: Local folder for a second copy; `None` for none.
+        files: To write below `folder`; existing files are replaced.
+        folder: Local or remote.
+        cache: Local folder for a second copy of remote files; `None` for none.
     """
     local = folder.local
     folders = {file.path.rpartition("/")[0] for file in files}
@@ -62,18 +64,18 @@ def write(files: Sequence[DataFile], folder: Location, cache: Path | None) -> tu
     def put(file: DataFile) -> FileEntry:
         if local is not None:
             return _write_local(local / file.path, file)
-        content = _joined(file)
+        content = _content(file)
         if cache is not None:
             (cache / file.path).write_bytes(content)
         (folder / file.path).write_bytes(content)
         return FileEntry(file.path, len(content), google_crc32c.value(content))
 
     if local is None:
-        # What takes the processor here is the store's library, in a thread of its own.
-        entries = each(put, files, WORKERS)
+        # No lower priority: the CPU time is spent in the store library's own thread.
+        entries = parallel_map(put, files, WORKERS)
     else:
-        entries = each(put, files, LOCAL_WORKERS, _yield_to_training)
-        for name in sorted({"", *_parents(folders)}, reverse=True):
+        entries = parallel_map(put, files, LOCAL_WORKERS, _lower_priority)
+        for name in sorted(_parents(folders) - {""}, reverse=True):
             fsync(local / name)
     return tuple(sorted(entries, key=lambda entry: entry.path))
 
@@ -84,15 +86,15 @@ def read(
     cache: Path | None,
     into: Mapping[str, list[tuple[int, Array]]],
 ) -> dict[str, Array]:
-    """Read files, compare them with their checksums, and return those that have no destination.
+    """Read files, verify their checksums, and return the content of those without a destination.
 
-    What is returned has shape (n,), uint8, and may be read-only.
+    The content has shape (n,), uint8, and may be read-only.
 
     Args:
-        entries: What the manifest says of them.
-        folder: Where they are.
-        cache: Local folder that may hold copies, which are taken where they are sound.
-        into: By path, the offsets and the memory to fill, shape (n,) uint8.
+        entries: Of the manifest.
+        folder: That has the files.
+        cache: Local folder that may have copies, which are preferred if they are intact.
+        into: Offsets and arrays to fill, shape (n,) uint8, by path.
 
     Raises:
         DamagedCheckpointError: Names the first file that is missing, short or changed.
@@ -104,29 +106,31 @@ def read(
             try:
                 return entry.path, _read_local(cache / entry.path, entry, parts)
             except DamagedCheckpointError:
-                pass  # A copy that a killed process left half written; the store has the original.
+                pass  # A killed process left a partial copy; the store has the original.
         return entry.path, _read(folder / entry.path, entry, parts)
 
     workers = WORKERS if folder.local is None else LOCAL_WORKERS
-    contents = dict(each(get, list(entries), workers))
+    contents = dict(parallel_map(get, list(entries), workers))
     return {path: content for path, content in contents.items() if path not in into}
 
 
-def each(
+def parallel_map(
     work: Callable[[S], T],
     items: Sequence[S],
     workers: int,
-    prepare: Callable[[], None] | None = None,
+    initializer: Callable[[], None] | None = None,
 ) -> list[T]:
-    """Do `work` for every item, several at a time, in order; the first error ends it.
+    """Call `work` for every item in a thread pool; return the results in order.
+
+    The first error cancels the items that have not begun.
 
     Args:
         work: Called with an item.
         items: All of them.
         workers: Number of threads.
-        prepare: Called once in each of the threads.
+        initializer: Called once in each thread. Defaults to `None`.
     """
-    with ThreadPoolExecutor(workers, "distrib-transfer", initializer=prepare) as pool:
+    with ThreadPoolExecutor(workers, "distrib-transfer", initializer=initializer) as pool:
         futures = [pool.submit(work, item) for item in items]
         try:
             return [future.result() for future in futures]
@@ -135,14 +139,14 @@ def each(
             raise
 
 
-def _yield_to_training() -> None:
-    """Let training have the processor first; on Linux threads have a priority of their own."""
+def _lower_priority() -> None:
+    """Give training priority on the CPU; on Linux each thread has its own priority."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 def _parents(folders: Iterable[str]) -> set[str]:
-    """The folders and all that they lie in."""
+    """Return the folders and all their parents."""
     return {
         "/".join(parts[:depth])
         for parts in (folder.split("/") for folder in folders)
@@ -150,19 +154,19 @@ def _parents(folders: Iterable[str]) -> set[str]:
     }
 
 
-def _joined(file: DataFile) -> bytes:
-    pieces: list[memoryview | bytes] = []
+def _content(file: DataFile) -> bytes:
+    parts: list[memoryview | bytes] = []
     end = 0
     for offset, data in file.parts:
-        pieces += [bytes(offset - end), data.data]
+        parts += [bytes(offset - end), data.data]
         end = offset + len(data)
-    return b"".join([*pieces, bytes(file.size - end)])
+    return b"".join([*parts, bytes(file.size - end)])
 
 
 def _write_local(path: Path, file: DataFile) -> FileEntry:
-    """Write one new file, a large one through a buffer that the disk can read directly."""
-    if file.size < _DIRECT_FROM:
-        content = _joined(file)
+    """Write one new file; a large one with O_DIRECT, from an aligned buffer."""
+    if file.size < _MIN_DIRECT_BYTES:
+        content = _content(file)
         _write_all(path, memoryview(content), 0)
         return FileEntry(file.path, file.size, google_crc32c.value(content))
     padded = -(-file.size // _BLOCK) * _BLOCK
@@ -174,21 +178,21 @@ def _write_local(path: Path, file: DataFile) -> FileEntry:
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            _write_all(path, buffer.data, 0)  # This file system does not know direct writes.
+            _write_all(path, buffer.data, 0)  # This file system has no direct writes.
         os.truncate(path, file.size)
         return FileEntry(file.path, file.size, crc)
 
 
 def _copy(file: DataFile, buffer: Array) -> int:
-    """Copy a file into a buffer, zeros behind it, and return its CRC32C."""
+    """Copy a file into a buffer, pad it with zeros, and return the file's CRC32C."""
     crc, end = 0, 0
     for offset, data in [*file.parts, (file.size, np.empty(0, np.uint8))]:
         buffer[end:offset] = 0
         crc = google_crc32c.extend(crc, buffer[end:offset])
-        for start in range(0, len(data), _CACHED):
-            chunk = buffer[offset + start : offset + min(start + _CACHED, len(data))]
-            chunk[:] = data[start : start + _CACHED]
-            crc = google_crc32c.extend(crc, chunk)  # While the processor's cache has it.
+        for start in range(0, len(data), _CACHED_BYTES):
+            chunk = buffer[offset + start : offset + min(start + _CACHED_BYTES, len(data))]
+            chunk[:] = data[start : start + _CACHED_BYTES]
+            crc = google_crc32c.extend(crc, chunk)  # While the chunk is in the CPU's cache.
         end = offset + len(data)
     buffer[end:] = 0
     return crc
@@ -199,26 +203,26 @@ _free_buffers: list[mmap.mmap] = []
 
 @contextmanager
 def _buffer(size: int) -> Iterator[mmap.mmap]:
-    """Lend memory that begins with a page. What is given back is lent again, its pages in place."""
-    if size > PART:  # A row of an array that is larger than any other file.
+    """Yield page-aligned memory from a pool, which avoids new page faults for every file."""
+    if size > MAX_FILE_BYTES:  # One row of an array, larger than any other file.
         yield mmap.mmap(-1, size)
         return
     try:
         memory = _free_buffers.pop()
     except IndexError:
-        memory = mmap.mmap(-1, PART)
+        memory = mmap.mmap(-1, MAX_FILE_BYTES)
     try:
         yield memory
     finally:
         _free_buffers.append(memory)
 
 
-def _write_all(path: Path, rest: memoryview, flags: int) -> None:
-    """Write and flush."""
+def _write_all(path: Path, remaining: memoryview, flags: int) -> None:
+    """Write a new file and flush it to disk."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | flags, 0o666)
     try:
-        while len(rest):
-            rest = rest[os.write(descriptor, rest) :]
+        while len(remaining):
+            remaining = remaining[os.write(descriptor, remaining) :]
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -238,7 +242,7 @@ def _read(place: Location, entry: FileEntry, parts: list[tuple[int, Array]] | No
 
 
 def _read_local(path: Path, entry: FileEntry, parts: list[tuple[int, Array]] | None) -> Array:
-    """Read without a buffer between, as a file of the local disk can be."""
+    """Read a local file straight into its destinations."""
     content = np.empty(entry.size if parts is None else 0, np.uint8)
     try:
         with path.open("rb", buffering=0) as file:
@@ -258,7 +262,7 @@ def _check(place: object, entry: FileEntry, size: int, checksum: Callable[[], in
 
 
 def _read_into(file: Any, size: int, targets: list[tuple[int, Array]]) -> int:
-    """Fill the targets from their offsets on, and return the CRC32C of the whole file."""
+    """Fill the targets from their offsets, and return the CRC32C of the whole file."""
     crc, end = 0, 0
     for offset, target in [*targets, (size, np.empty(0, np.uint8))]:
         crc = _fill(file, np.empty(offset - end, np.uint8), crc)
@@ -268,12 +272,12 @@ def _read_into(file: Any, size: int, targets: list[tuple[int, Array]]) -> int:
 
 
 def _fill(file: Any, target: Array, crc: int) -> int:
-    """Read until `target` is full, and extend the checksum while the bytes are in the cache."""
+    """Read until `target` is full, and extend the checksum chunk by chunk."""
     done = 0
     while done < len(target):
         count = file.readinto(target[done : done + _CHUNK])
         if not count:
-            raise DamagedCheckpointError("a file became shorter while it was read")
+            raise DamagedCheckpointError("a file was truncated while it was read")
         crc = google_crc32c.extend(crc, target[done : done + count])
         done += count
     return crc

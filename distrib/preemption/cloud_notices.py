@@ -28,11 +28,11 @@ from typing import Protocol
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, Request, build_opener
 
+from distrib.environment import NOTICES_VARIABLE
 from distrib.errors import ConfigurationError
 from distrib.log import ANY_RANK, log
 from distrib.preemption.stop_request import StopRequest
 
-VARIABLE = "DISTRIB_PREEMPTION_NOTICES"
 _TIMEOUT_SECONDS = 5.0
 # Between attempts to reach a server that does not answer, or says what nobody understands: at first
 # it may be busy, later there is none.
@@ -169,7 +169,8 @@ class NoticePoller:
                     told = True
                     log.info(
                         f"cannot ask for notices of preemption ({error}); training goes on, and "
-                        f"they will be asked for again. Is {VARIABLE} right for this machine?"
+                        "they will be asked for again. "
+                        f"Is {NOTICES_VARIABLE} right for this machine?"
                     )
                 self._ended.wait(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
@@ -194,7 +195,7 @@ def sources(environment: Mapping[str, str] = os.environ) -> list[NoticeSource]:
     Raises:
         ConfigurationError: If the variable names no cloud that is known here.
     """
-    cloud = environment.get(VARIABLE, "")
+    cloud = environment.get(NOTICES_VARIABLE, "")
     if not cloud:
         return []
     if cloud == "gce":
@@ -204,7 +205,7 @@ def sources(environment: Mapping[str, str] = os.environ) -> list[NoticeSource]:
         ]
     if cloud == "ec2":
         return [Ec2(environment)]
-    raise ConfigurationError(f"{VARIABLE}={cloud!r} must be 'gce' or 'ec2', or not be set.")
+    raise ConfigurationError(f"{NOTICES_VARIABLE}={cloud!r} must be 'gce' or 'ec2', or not be set.")
 
 
 def _tell(message: str) -> None:

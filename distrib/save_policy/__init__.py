@@ -1,5 +1,6 @@
-"""When to save: on a schedule, or as often as pays, given what a save costs this training.
+"""When to save: on a schedule, or at the interval that loses the least time to saves and failures.
 
-`schedule.py` tells when a save is due, `interval.py` how often is best, `save_cost.py` measures.
+`schedule.py` says when a save is due, `interval.py` computes the best interval, and `save_cost.py`
+measures the cost of a save.
 May import nothing of distrib but `errors`, `log` and `units`.
 """

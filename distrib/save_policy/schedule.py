@@ -7,18 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from distrib.log import log
-from distrib.save_policy.interval import MAX_OVERHEAD, Observed, choose
+from distrib.save_policy.interval import MAX_OVERHEAD, Observed, choose_interval
 
 
 @dataclass(frozen=True)
 class SaveSchedule:
-    """When a checkpoint is due, besides the first one and the last.
+    """When a checkpoint is due, besides the first one and the last one.
 
     Attributes:
-        epochs: At the end of every epoch.
-        steps: Every so many train steps; `None` for never.
-        seconds: When so much time has passed since the last one; `None` for never.
-        auto: In intervals that follow from what a save costs and how often the run has failed.
+        epochs: Whether to save at the end of every epoch.
+        steps: Train steps between saves; `None` for no such saves.
+        seconds: Time between saves; `None` for no such saves.
+        auto: Whether to choose the interval from the cost of a save and the failures of the run.
     """
 
     epochs: bool = False
@@ -33,11 +33,11 @@ class SaveSchedule:
 
 
 class SaveTimer:
-    """Follows a run, and tells when its next checkpoint is due.
+    """Says when the next checkpoint of a run is due.
 
     Args:
-        schedule: What was asked for.
-        observe: Returns what the run has been through, for intervals that follow from that.
+        schedule: Of the run.
+        observe: Returns the run's costs and failures, for `SaveSchedule.auto`.
     """
 
     def __init__(self, schedule: SaveSchedule, observe: Callable[[], Observed]) -> None:
@@ -49,31 +49,31 @@ class SaveTimer:
         self._interval = 0.0
 
     def epoch_ended(self) -> None:
-        """Take note of the end of an epoch."""
+        """Record the end of an epoch."""
         self._epoch_ended = self._schedule.epochs
 
-    def at(self, step: int) -> bool:
-        """Tell whether one is due after a step."""
+    def is_due(self, step: int) -> bool:
+        """Return whether a checkpoint is due after a step."""
         every = self._schedule.steps
         if every and step // every > self._last_step // every:
             return True
-        passed = time.monotonic() - self._last_time
-        if self._schedule.seconds is not None and passed >= self._schedule.seconds:
+        elapsed = time.monotonic() - self._last_time
+        if self._schedule.seconds is not None and elapsed >= self._schedule.seconds:
             return True
-        # What is known of saves and failures may have changed since the interval was chosen.
-        if self._schedule.auto and passed >= self._interval and passed >= self._choose_interval():
+        # The cost of a save and the MTBF may have changed since the interval was chosen.
+        if self._schedule.auto and elapsed >= self._interval and elapsed >= self._choose_interval():
             return True
         return self._epoch_ended
 
-    def was(self, step: int) -> None:
-        """Take note that the one of a step is made, or skipped."""
+    def record_save(self, step: int) -> None:
+        """Record that the checkpoint of a step was saved or skipped."""
         self._last_step = step
         self._last_time = time.monotonic()
         self._epoch_ended = False
 
     def _choose_interval(self) -> float:
-        """Seconds between saves, by what the run has been through; said when it changes by much."""
-        chosen = choose(self._observe(), MAX_OVERHEAD)
+        """Choose the seconds between saves; logs the choice when it changes by half or more."""
+        chosen = choose_interval(self._observe(), MAX_OVERHEAD)
         if not self._interval / 1.5 < chosen.seconds < self._interval * 1.5:
             log.info(f"saving {chosen.reason}.")
         self._interval = chosen.seconds

@@ -21,9 +21,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from distrib.checkpoint import training_item
 from distrib.checkpoint.layout import ArrayGroups
 from distrib.checkpoint.saver import Content
-from distrib.checkpoint.stored import StoredCheckpoint
+from distrib.checkpoint.stored_checkpoint import StoredCheckpoint
 from distrib.cluster import current
 from distrib.errors import CheckpointMismatchError
 from distrib.gradients.step_payload import Request
@@ -39,10 +40,6 @@ from distrib.state.training_state import (
     random_state,
     set_random_state,
 )
-
-_CALLBACKS = "callbacks"
-_RANDOM = "random generators"
-_STOP_REQUEST = "stop wish"
 
 
 @dataclass
@@ -99,29 +96,29 @@ class Checkpoint:
             DamagedCheckpointError: If its bytes are not those that were committed.
         """
         loaded = stored.read()
-        return cls(str(stored.place), loaded.training, loaded.arrays)
+        return cls(str(stored.location), loaded.training, loaded.arrays)
 
     @property
     def position(self) -> TrainingPosition:
         """Where the run stood."""
-        return TrainingPosition(**self.training["position"])
+        return TrainingPosition(**self.training[training_item.POSITION])
 
     @property
     def logs(self) -> Logs:
         """What Keras had reported."""
-        return Logs(**self.get("logs"))
+        return Logs(**self.get(training_item.LOGS))
 
     def get(self, name: str) -> Any:
         """Return one of the nested structures, with its arrays."""
-        arrays = self.arrays.get(_CALLBACKS, {})
+        arrays = self.arrays.get(training_item.CALLBACK_ARRAYS, {})
         # Callbacks may change in place what they are given.
         own = {key: np.require(array, requirements="W") for key, array in arrays.items()}
         return codec.decode(self.training[name], own)
 
     def own_states(self, rank: int, size: int) -> dict[str, Any]:
         """Return the states of callbacks and random generators that a rank goes on with."""
-        states: dict[str, Any] = self.get("states")
-        others = self.get("other_ranks")
+        states: dict[str, Any] = self.get(training_item.STATES)
+        others = self.get(training_item.OTHER_RANKS)
         if rank > 0 and size == 1 + len(others):
             states.update(others[rank - 1])
         return states
@@ -162,8 +159,8 @@ class RunState:
         Raises:
             CheckpointMismatchError: Names the first differences. Nothing was changed.
         """
-        _check_data(checkpoint.training["data"], self._data)
-        self._state.check(checkpoint.training["state"])
+        _check_data(checkpoint.training[training_item.DATA], self._data)
+        self._state.check(checkpoint.training[training_item.VARIABLES_STATE])
 
     def check_complete(self) -> None:
         """Check after a step that it created no variables; see `TrainingState`."""
@@ -206,25 +203,29 @@ class RunState:
 
         history = self._model.history
         training = {
-            "position": asdict(position),
-            "model": self._config,
-            "state": self._state.describe(),
-            "data": self._data,
-            "states": {name: split(state, name) for name, state in states.items()},
-            "other_ranks": [
+            training_item.POSITION: asdict(position),
+            training_item.MODEL_CONFIG: self._config,
+            training_item.VARIABLES_STATE: self._state.describe(),
+            training_item.DATA: self._data,
+            training_item.STATES: {name: split(state, name) for name, state in states.items()},
+            training_item.OTHER_RANKS: [
                 {name: split(state, f"rank {rank}/{name}") for name, state in theirs.items()}
                 for rank, theirs in enumerate(others, start=1)
             ],
-            "history": split({"history": history.history, "epoch": history.epoch}, "history"),
-            "logs": split({"batch": plain_logs(logs.batch), "epoch": logs.epoch}, "logs"),
-            "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
+            training_item.HISTORY: split(
+                {"history": history.history, "epoch": history.epoch}, "history"
+            ),
+            training_item.LOGS: split(
+                {"batch": plain_logs(logs.batch), "epoch": logs.epoch}, "logs"
+            ),
+            training_item.VERSIONS: {"tensorflow": tf.__version__, "keras": keras.__version__},
         }
         shown = plain_logs(logs.batch) if position.batch else logs.epoch or {}
         return Content(
             position.step,
             position.epoch,
             position.batch,
-            {**arrays, _CALLBACKS: kept},
+            {**arrays, training_item.CALLBACK_ARRAYS: kept},
             training,
             current().size,
             self._fingerprint,
@@ -233,17 +234,19 @@ class RunState:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Become what the checkpoint was taken of; `check` it first."""
-        self._state.restore(checkpoint.training["state"], checkpoint.arrays)
+        self._state.restore(checkpoint.training[training_item.VARIABLES_STATE], checkpoint.arrays)
         states = checkpoint.own_states(current().rank, current().size)
         for name, callback in self._stateful_callbacks():
             if name in states:
                 callback.set_state(states[name])
-        history = checkpoint.get("history")
+        history = checkpoint.get(training_item.HISTORY)
         self._model.history.history = history["history"]
         self._model.history.epoch = history["epoch"]
-        set_random_state(states[_RANDOM])
+        set_random_state(states[training_item.RANDOM_GENERATORS])
         if current().step_payload is not None:
-            current().step_payload.request(Request.STOP, states.get(_STOP_REQUEST, False))
+            current().step_payload.request(
+                Request.STOP, states.get(training_item.STOP_REQUEST, False)
+            )
 
     def _own_states(self, before: BeforeValidation | None) -> dict[str, Any]:
         """This rank's states of callbacks and random generators, by name."""
@@ -252,10 +255,10 @@ class RunState:
             name: earlier[name] if name in earlier else callback.get_state()
             for name, callback in self._stateful_callbacks()
         }
-        states[_RANDOM] = random_state()
+        states[training_item.RANDOM_GENERATORS] = random_state()
         if current().step_payload is not None:
             # Some callback has asked to stop, and the ranks will agree after the next step.
-            states[_STOP_REQUEST] = current().step_payload.is_requested(Request.STOP)
+            states[training_item.STOP_REQUEST] = current().step_payload.is_requested(Request.STOP)
         return states
 
     def _stateful_callbacks(self) -> Iterator[tuple[str, StatefulCallback]]:

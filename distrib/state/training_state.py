@@ -14,7 +14,6 @@ the first one, and counters are taken from it.
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -26,6 +25,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from distrib.checkpoint.layout import ArrayGroups
+from distrib.checkpoint.training_item import format_variable, identity
 from distrib.cluster import current
 from distrib.errors import CheckpointMismatchError, ConfigurationError
 from distrib.keras_compat.layers import global_seed_generator
@@ -354,21 +354,13 @@ def _differences(
         yield f"optimizer: {one} has {saved['optimizer']}, {other} has {here['optimizer']}"
     for old, new in zip_longest(saved["variables"], here["variables"]):
         if old is None:
-            yield f"{new['group']}: only {other} has {_show(new)}"
+            yield f"{new['group']}: only {other} has {format_variable(new)}"
         elif new is None:
-            yield f"{old['group']}: only {'the ' * (one == 'checkpoint')}{one} has {_show(old)}"
-        elif _identity(old) != _identity(new):
-            yield f"{old['group']}: {one} has {_show(old)}, {other} has {_show(new)}"
-
-
-def _show(entry: Mapping[str, Any]) -> str:
-    return f"{entry['path']} {tuple(entry['shape'])} {entry['dtype']}"
-
-
-def _identity(entry: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What must agree. Keras numbers names by order of creation in the process: not that."""
-    path = re.sub(r"_\d+(?=[_/~]|$)", "", entry["path"])
-    return entry["group"], path, tuple(entry["shape"]), entry["dtype"]
+            the = "the " * (one == "checkpoint")
+            yield f"{old['group']}: only {the}{one} has {format_variable(old)}"
+        elif identity(old) != identity(new):
+            shown = format_variable(old), format_variable(new)
+            yield f"{old['group']}: {one} has {shown[0]}, {other} has {shown[1]}"
 
 
 def _optimizer_name(optimizer: Any) -> str | None:

@@ -1,5 +1,5 @@
-"""Files on the local disk and in object stores: `location.py` does what both can do.
+"""Files on the local disk and in object stores: `location.py` has the operations of both.
 
-`locate.py` makes a `Location` of a URL; `errors.py` says what a store's errors mean.
+`locate.py` turns a URL into a `Location`; `errors.py` classifies the errors of a store.
 May import nothing of distrib but `errors`, `log` and `units`.
 """

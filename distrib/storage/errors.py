@@ -1,10 +1,10 @@
-"""What errors of a file system or an object store mean, in plain words, and which of them may pass.
+"""Classifies errors of file systems and object stores: cause, remedy, transient or permanent.
 
-Each library words the same fault in its own way: s3fs turns some codes of the server into numbers
-of the operating system and hands on others as botocore's exceptions; gcsfs has exceptions of its
-own. So an error is reduced to its signs: the server's code, the HTTP status, the name of the number
-and those of its classes, also of the errors that caused it. One table gives the meaning of a sign.
-Nothing here imports a storage library.
+Each library reports the same fault in its own way: s3fs turns some of the server's error codes into
+an errno and passes others on as botocore exceptions; gcsfs has its own exceptions. Here an error is
+reduced to a set of codes: the server's error code, the HTTP status, the name of the errno and the
+names of the exception's classes, including those of the errors that caused it. One table maps codes
+to kinds of errors. This module imports no storage library.
 """
 
 from __future__ import annotations
@@ -19,224 +19,224 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-PATIENCE = 120.0
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
+RETRY_TIMEOUT = 120.0
+_FIRST_BACKOFF, _MAX_BACKOFF = 0.2, 10.0
 _SECRET_NAMES = re.compile(r"key|secret|token|passw|credential|connection_string", re.IGNORECASE)
 _USER_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 class StorageError(OSError):
-    """A store failed in a way that Python has no exception for; the library's is the cause."""
+    """A store's error without a Python equivalent; the library's exception is the cause."""
 
 
 @dataclass(frozen=True)
-class Meaning:
-    """What some signs mean.
+class ErrorKind:
+    """A kind of error.
 
     Attributes:
-        signs: Any one of them suffices.
-        cause: In plain words; `{bucket}` stands for its name.
-        way_out: What a person can do about it.
-        passes: Whether trying again may help.
-        is_lack: Whether it passes only when somebody makes room.
+        codes: An error with any of these codes is of this kind.
+        cause: In plain words; `{bucket}` stands for the bucket's name.
+        remedy: What the user can do about it.
+        transient: Whether a retry may succeed.
+        out_of_space: Whether a retry succeeds only after someone frees space.
     """
 
-    signs: frozenset[str]
+    codes: frozenset[str]
     cause: str
-    way_out: str
-    passes: bool = False
-    is_lack: bool = False
+    remedy: str
+    transient: bool = False
+    out_of_space: bool = False
 
 
-def _meaning(
-    signs: str, cause: str, way_out: str, passes: bool = False, is_lack: bool = False
-) -> Meaning:
-    return Meaning(frozenset(signs.split()), cause, way_out, passes, is_lack)
+def _kind(
+    codes: str, cause: str, remedy: str, transient: bool = False, out_of_space: bool = False
+) -> ErrorKind:
+    return ErrorKind(frozenset(codes.split()), cause, remedy, transient, out_of_space)
 
 
-# The first that fits counts: what the server says before what it is the number of.
-MEANINGS = (
-    _meaning(
+# The first match wins, so specific error codes come before HTTP statuses and errnos.
+ERROR_KINDS = (
+    _kind(
         "NoSuchBucket",
         "the bucket {bucket!r} does not exist",
         "create it, or correct its name",
     ),
-    _meaning(
+    _kind(
         "InvalidBucketName ParamValidationError",
-        "{bucket!r} cannot be the name of a bucket",
+        "{bucket!r} is not a valid bucket name",
         "correct it",
     ),
-    _meaning(
+    _kind(
         "InvalidAccessKeyId InvalidClientTokenId UnrecognizedClientException",
         "the server does not know the access key id",
         "correct the credentials (see docs/storage.md)",
     ),
-    _meaning(
+    _kind(
         "SignatureDoesNotMatch",
-        "the secret key does not belong to the access key id",
+        "the secret key does not match the access key id",
         "correct the credentials (see docs/storage.md)",
     ),
-    _meaning(
+    _kind(
         "ExpiredToken ExpiredTokenException TokenRefreshRequired RequestExpired",
         "the credentials have expired",
         "renew them",
     ),
-    _meaning(
+    _kind(
         "InvalidToken 401",
         "the server does not accept the credentials",
         "correct or renew them (see docs/storage.md)",
     ),
-    _meaning(
+    _kind(
         "NoCredentialsError PartialCredentialsError CredentialRetrievalError TokenRetrievalError "
         "DefaultCredentialsError SSOTokenLoadError UnauthorizedSSOTokenError ProfileNotFound",
         "no usable credentials were found",
         "set them in the environment or in `storage_options` (see docs/storage.md)",
     ),
-    _meaning(
+    _kind(
         "RequestTimeTooSkewed",
         "this machine's clock differs too much from the server's",
         "set the clock",
     ),
-    _meaning(
+    _kind(
         "QuotaExceeded EDQUOT",
         "the quota is used up",
         "remove what is no longer needed, or raise the quota",
-        is_lack=True,
+        out_of_space=True,
     ),
-    _meaning(
+    _kind(
         "ENOSPC InsufficientCapacity XMinioStorageFull 507",
         "no space is left",
         "free some space",
-        is_lack=True,
+        out_of_space=True,
     ),
-    _meaning(
+    _kind(
         "PermanentRedirect Redirect TemporaryRedirect 301 307 AuthorizationHeaderMalformed "
         "IllegalLocationConstraintException",
         "the bucket {bucket!r} is in another region or at another endpoint",
         "set AWS_DEFAULT_REGION or AWS_ENDPOINT_URL to those of the bucket",
     ),
-    _meaning(
+    _kind(
         "AccessDenied AllAccessDisabled AccountProblem UserSuspended NotSignedUp 403 EACCES EPERM "
         "PermissionError",
         "access is denied",
         "ask for the permission, or use other credentials",
     ),
-    _meaning("EROFS", "the file system is read-only", "give a place that can be written"),
-    _meaning(
+    _kind("EROFS", "the file system is read-only", "give a writable path"),
+    _kind(
         "ENOTDIR EISDIR NotADirectoryError IsADirectoryError",
-        "a file is where a folder should be, or the other way round",
-        "remove it, or give another place",
+        "a file exists where a folder should be, or the reverse",
+        "remove it, or give another path",
     ),
-    _meaning("ENAMETOOLONG KeyTooLongError", "the name is too long", "give a shorter one"),
-    _meaning(
+    _kind("ENAMETOOLONG KeyTooLongError", "the name is too long", "give a shorter one"),
+    _kind(
         "SSLCertVerificationError ClientConnectorCertificateError",
         "the server's certificate is not trusted",
         "set AWS_CA_BUNDLE or REQUESTS_CA_BUNDLE to the file with its authority",
     ),
-    _meaning(
+    _kind(
         "gaierror ClientConnectorDNSError NameResolutionError",
-        "the name of the server is not known",
-        "correct the endpoint's address, or the network's name service",
-        passes=True,
+        "the server's name cannot be resolved",
+        "correct the endpoint's address, or the DNS configuration",
+        transient=True,
     ),
-    _meaning(
+    _kind(
         "ECONNREFUSED ConnectionRefusedError",
         "the server refuses connections",
         "start it, or correct the endpoint's address",
-        passes=True,
+        transient=True,
     ),
-    _meaning(
+    _kind(
         "ETIMEDOUT TimeoutError ConnectTimeoutError ReadTimeoutError RequestTimeout Timeout "
         "408 504",
         "the server did not answer in time",
-        "look whether it runs and whether the network lets through",
-        passes=True,
+        "check that it runs, and that the network lets requests through",
+        transient=True,
     ),
-    _meaning(
+    _kind(
         "SlowDown ServiceUnavailable Throttling ThrottlingException RequestLimitExceeded EBUSY "
         "TooManyRequests OperationAborted ConditionalRequestConflict 409 429 503",
         "the server is overloaded",
         "try again later",
-        passes=True,
+        transient=True,
     ),
-    _meaning(
+    _kind(
         "InternalError 500 502 EREMOTEIO ResponseParserError ProxyError ChecksumError "
         "IncompleteBody BadDigest XAmzContentSHA256Mismatch",
         "the server failed",
-        "look into its logs",
-        passes=True,
+        "check its logs",
+        transient=True,
     ),
-    _meaning(
+    _kind(
         "EndpointConnectionError ClientConnectorError ENETUNREACH EHOSTUNREACH TransportError",
         "the server cannot be reached",
-        "look whether it runs, and correct the endpoint's address",
-        passes=True,
+        "check that it runs, and correct the endpoint's address",
+        transient=True,
     ),
-    _meaning(
+    _kind(
         "RefreshError",
         "the credentials could not be renewed",
-        "look whether they are still valid, and whether the network lets through",
-        passes=True,
+        "check that they are still valid, and that the network lets requests through",
+        transient=True,
     ),
-    _meaning(
+    _kind(
         "ECONNRESET EPIPE ECONNABORTED ConnectionError ServerDisconnectedError HTTPClientError "
         "ClientConnectionError ClientPayloadError IncompleteReadError IncompleteRead "
         "ResponseStreamingError ProtocolError ChunkedEncodingError EINTR EAGAIN",
         "the connection was lost",
-        "look whether the server runs and whether the network is sound",
-        passes=True,
+        "check that the server runs and that the network is stable",
+        transient=True,
     ),
-    _meaning(
+    _kind(
         "PreconditionFailed 412 EEXIST FileExistsError",
-        "something of that name exists already",
-        "remove it, or give another place",
+        "the name exists already",
+        "remove it, or give another path",
     ),
-    _meaning(
+    _kind(
         "NoSuchKey 404 ENOENT FileNotFoundError",
         "it does not exist",
         "correct the path",
     ),
 )
-UNKNOWN = Meaning(frozenset(), "the store failed", "see the error above")
+UNKNOWN = ErrorKind(frozenset(), "the store failed", "see the error above")
 
 
-def meaning(error: BaseException) -> Meaning:
-    """Return what an error means, `UNKNOWN` if the table does not have it."""
-    found = {sign for each in _chain(error) for sign in _signs(each)}
-    return next((known for known in MEANINGS if known.signs & found), UNKNOWN)
+def classify(error: BaseException) -> ErrorKind:
+    """Return the kind of an error; `UNKNOWN` if the table does not have it."""
+    found = {code for cause in _chain(error) for code in _codes(cause)}
+    return next((known for known in ERROR_KINDS if known.codes & found), UNKNOWN)
 
 
-def retrying(operation: Callable[[], T], patience: float = PATIENCE) -> T:
-    """Call `operation` until it succeeds, as long as its errors may pass.
+def retry(operation: Callable[[], T], timeout: float = RETRY_TIMEOUT) -> T:
+    """Call `operation` until it succeeds or raises an error that is not transient.
 
-    The pauses between two calls double, up to ten seconds, and vary by chance so that many
+    The backoff between two calls doubles, up to ten seconds, with random jitter so that many
     processes do not call in step.
 
     Args:
-        operation: Takes no arguments; doing it twice must be no worse than once.
-        patience: Seconds after which no further call is begun.
+        operation: Takes no arguments; must be idempotent.
+        timeout: Seconds after which no further call is made. Defaults to `RETRY_TIMEOUT`.
 
     Returns:
         What `operation` returned.
 
     Raises:
-        Exception: The last error of `operation`, if it cannot pass or patience is at its end.
+        Exception: The last error of `operation`, if it is permanent or the time is up.
     """
-    end = time.monotonic() + patience
-    pause = _FIRST_PAUSE
+    deadline = time.monotonic() + timeout
+    backoff = _FIRST_BACKOFF
     while True:
         try:
             return operation()
         except Exception as error:
-            wait = pause * random.uniform(0.5, 1.0)
-            if not meaning(error).passes or time.monotonic() + wait > end:
+            pause = backoff * random.uniform(0.5, 1.0)
+            if not classify(error).transient or time.monotonic() + pause > deadline:
                 raise
-        time.sleep(wait)
-        pause = min(2 * pause, _LONGEST_PAUSE)
+        time.sleep(pause)
+        backoff = min(2 * backoff, _MAX_BACKOFF)
 
 
-def without_secrets(text: str, storage_options: Any) -> str:
-    """Return `text` with the secrets of `storage_options`, and users in URLs, blotted out."""
+def redact_secrets(text: str, storage_options: Any) -> str:
+    """Return `text` with `***` for the secrets of `storage_options` and for users in URLs."""
     for secret in _secrets(storage_options, hidden=False):
         text = text.replace(secret, "***")
     return _USER_IN_URL.sub("***@", text)
@@ -251,7 +251,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or context
 
 
-def _signs(error: BaseException) -> Iterator[str]:
+def _codes(error: BaseException) -> Iterator[str]:
     yield from (kind.__name__ for kind in type(error).__mro__)
     number = getattr(error, "errno", None)
     if isinstance(number, int):
@@ -267,7 +267,7 @@ def _signs(error: BaseException) -> Iterator[str]:
 
 
 def _secrets(options: Any, hidden: bool) -> Iterator[str]:
-    """All strings in nested options that stand under a name that sounds secret."""
+    """Yield all strings in nested options whose name, or a parent's, sounds secret."""
     if isinstance(options, dict):
         for name, value in options.items():
             yield from _secrets(value, hidden or bool(_SECRET_NAMES.search(str(name))))

@@ -1,8 +1,8 @@
-"""How a file on the local disk is replaced, or made once, so that no crash leaves half of it.
+"""Files on the local disk: locks, and atomic, durable writes.
 
-A new file is written beside its place under a name of its own, flushed to the disk, and then put
-into place by one operation of the file system, which is all or nothing. The folder is flushed
-after that, because the operation itself can be lost with the power.
+The new content is written to a temporary file in the same folder, flushed to disk, and renamed or
+linked into place, which is atomic. The folder is flushed after that, because a power failure can
+undo the rename itself.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# What file systems without hard links answer, such as FAT and some that are mounted over a network.
+# Errors of file systems without hard links, such as FAT and some network mounts.
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK}
 
 
@@ -29,17 +29,17 @@ def fsync(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; when the block succeeds it takes `path`'s place.
+    """Yield a temporary path in `path`'s folder, and rename it to `path` if the block succeeds.
 
-    The replacement is atomic and durable: whoever reads `path`, also after a crash at any moment,
-    sees all of the old content or all of the new. When the block raises, `path` is untouched and
-    the temporary file is removed. Its name keeps `path`'s suffixes, which libraries go by.
+    The replacement is atomic and durable: a reader of `path` sees all of the old content or all of
+    the new, even after a crash. If the block raises, `path` is unchanged and the temporary file is
+    removed. The temporary name keeps `path`'s suffixes, by which libraries choose a file format.
 
     Example:
     >>> with replacing(Path("best.keras")) as temporary:
     ...     model.save(temporary)
     """
-    with _beside(path) as temporary:
+    with _temporary_path(path) as temporary:
         yield temporary
         fsync(temporary)
         os.replace(temporary, path)
@@ -47,18 +47,18 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def create(path: Path, data: bytes) -> bool:
-    """Make a file that must not exist yet, whole and durable.
+    """Create a file that must not exist yet, atomically and durably.
 
-    Where the file system has no hard links, a crash in the middle may leave a file that is short.
+    On a file system without hard links, a crash during the call may leave a truncated file.
 
     Args:
-        path: The file; its folder is made if need be.
+        path: The file; its folder is created if necessary.
         data: Its content.
 
     Returns:
-        Whether this call made it; `False` if it was there already, untouched.
+        Whether this call created the file; `False` if it existed, and is unchanged.
     """
-    with _beside(path) as temporary:
+    with _temporary_path(path) as temporary:
         temporary.write_bytes(data)
         fsync(temporary)
         try:
@@ -82,8 +82,8 @@ def _link(temporary: Path, path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """Give a name in `path`'s folder that nobody else has; what is there at the end is removed."""
+def _temporary_path(path: Path) -> Iterator[Path]:
+    """Yield a unique path in `path`'s folder, and remove the file there in the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".tmp-{os.getpid()}-{secrets.token_hex(4)}-{path.name}"
     try:

@@ -1,11 +1,10 @@
-"""A place for a file or a folder, on the local disk or in an object store, through fsspec.
+"""The path of a file or a folder, on the local disk or, through fsspec, in an object store.
 
-Nothing above this module asks which kind it is. What a `Location` promises is what both kinds can
-do: a file is replaced as a whole, a file is made only where none was, and after either returns it
-will not be lost. Nothing is renamed, and no file is added to, because object stores can do neither.
+A `Location` has the operations that both can do: replace a whole file atomically and durably, and
+create one exclusively. It has no rename and no append, because object stores have neither.
 
-Listings are never taken from a cache. Operations on a remote store are repeated while their errors
-may pass, and raise `OSError` in the end, whatever the library raised.
+Listings never come from a cache. Operations on a remote store are retried while their errors are
+transient, and finally raise an `OSError`, whatever the library raised.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from distrib.storage import local_files
-from distrib.storage.errors import PATIENCE, StorageError, meaning, retrying, without_secrets
+from distrib.storage.errors import RETRY_TIMEOUT, StorageError, classify, redact_secrets, retry
 from distrib.storage.local_files import replacing
 
 T = TypeVar("T")
 
-# What takes a name with slashes and needs no folders. Anywhere else the folders are made.
+# Protocols that need no folders for a name with slashes. For all others the folders are created.
 _OBJECT_STORES = {"s3", "gs", "memory", "abfs", "az", "oss", "oci"}
-_in_memory = threading.Lock()
-_LONGEST_DETAIL = 200
+_memory_lock = threading.Lock()
+_MAX_DETAIL_LENGTH = 200
 
 
 @dataclass(frozen=True)
@@ -39,18 +38,18 @@ class Location:
     """A file or a folder, which may or may not exist.
 
     Attributes:
-        filesystem: What reaches it.
-        path: As `filesystem` wants it.
-        patience: Seconds for which remote operations are repeated while their errors may pass.
+        filesystem: Of fsspec.
+        path: In the notation of `filesystem`.
+        timeout: Seconds for which remote operations are retried while their errors are transient.
     """
 
     filesystem: Any
     path: str
-    patience: float = field(default=PATIENCE, compare=False)
+    timeout: float = field(default=RETRY_TIMEOUT, compare=False)
 
     @property
     def url(self) -> str:
-        """As a user would write it: `/runs/17` on the local disk, else `s3://bucket/runs/17`."""
+        """The path as the user would write it: `/runs/17` or `s3://bucket/runs/17`."""
         if self.local is not None:
             return self.path
         return f"{_protocol(self.filesystem)}://{self.path.lstrip('/')}"
@@ -67,7 +66,7 @@ class Location:
 
     @property
     def parent(self) -> Location:
-        """The folder that it is in; a bucket is its own."""
+        """The folder that contains it; a bucket is its own parent."""
         return replace(self, path=self.path.rstrip("/").rpartition("/")[0] or self.path)
 
     def __truediv__(self, name: str) -> Location:
@@ -87,7 +86,7 @@ class Location:
         return bytes(self._remote(lambda: self.filesystem.cat_file(self.path)))
 
     def write_bytes(self, data: bytes) -> None:
-        """Replace the file, or make it, with its folder: atomic, and durable on return."""
+        """Replace or create the file, and its folder: atomic, and durable on return."""
         if self.local is None:
             self._remote(lambda: self._put(data))
             return
@@ -95,30 +94,30 @@ class Location:
             temporary.write_bytes(data)
 
     def create(self, data: bytes) -> bool:
-        """Make the file if nobody else has, atomically and durably.
+        """Create the file exclusively, atomically and durably.
 
-        Of several writers one wins, on the local disk and on stores that honour `If-None-Match: *`
-        (S3, Ceph, MinIO) or `ifGenerationMatch=0` (GCS). Where a store ignores the condition, the
-        file is looked for first, which leaves a moment for a second winner.
+        Exactly one of several writers wins, on the local disk and on stores that honour
+        `If-None-Match: *` (S3, Ceph, MinIO) or `ifGenerationMatch=0` (GCS). On a store that ignores
+        the condition, a second writer can win in the moment between the check and the write.
 
         Args:
-            data: Unlike any other writer's, and small: larger uploads come in parts, for which
-                some stores ignore the condition.
+            data: Unique to this writer, and small: some stores ignore the condition for multi-part
+                uploads.
 
         Returns:
-            Whether the file now holds `data`, which is so too if an earlier call of ours wrote it
-            and the answer was lost.
+            Whether the file now holds `data`. This is also true if an earlier attempt of this
+            writer succeeded and only the store's answer was lost.
         """
         if self.local is not None:
             return local_files.create(self.local, data) or self.local.read_bytes() == data
         lock: AbstractContextManager[Any] = nullcontext()
         if isinstance(self.filesystem, MemoryFileSystem):
-            lock = _in_memory  # It looks first and writes then.
+            lock = _memory_lock  # Its exclusive create is not atomic.
         with lock:
             return self._remote(lambda: self._create(data))
 
     def upload(self, source: Path) -> None:
-        """Replace the file by a copy of a local one, of any size: atomic, and durable on return."""
+        """Replace the file with a copy of a local file: atomic, and durable on return."""
         if self.local is None:
             self._remote(lambda: self._put_file(source))
             return
@@ -126,7 +125,7 @@ class Location:
             shutil.copyfile(source, temporary)
 
     def download(self, target: Path) -> None:
-        """Copy the file to a local path, whose folder is made; atomic.
+        """Copy the file to a local path atomically, and create its folder.
 
         Raises:
             FileNotFoundError: If there is none.
@@ -138,11 +137,11 @@ class Location:
                 self._remote(lambda: self.filesystem.get_file(self.path, str(temporary)))
 
     def exists(self) -> bool:
-        """Tell whether there is a file or a folder."""
+        """Return whether there is a file or a folder."""
         return self._info() is not None
 
     def is_folder(self) -> bool:
-        """Tell whether there are files below it."""
+        """Return whether it is a folder."""
         return (self._info() or {}).get("type") == "directory"
 
     def size(self) -> int:
@@ -157,25 +156,25 @@ class Location:
         return int(info["size"])
 
     def remove(self) -> None:
-        """Remove the file; that there is none is fine."""
+        """Remove the file if it exists."""
         if self.local is not None:
             self.local.unlink(missing_ok=True)
         else:
-            self._if_there(lambda: self.filesystem.rm_file(self.path))
+            self._unless_missing(lambda: self.filesystem.rm_file(self.path))
 
     def remove_tree(self) -> None:
-        """Remove the folder with all that is in it; that there is none is fine."""
+        """Remove the folder and everything in it, if it exists."""
         if self.local is None:
-            self._if_there(lambda: self.filesystem.rm(self.path, recursive=True))
+            self._unless_missing(lambda: self.filesystem.rm(self.path, recursive=True))
         elif self.local.is_dir():
             shutil.rmtree(self.local)
 
     def names(self) -> list[str]:
-        """Return the sorted names of what is in the folder; none if there is no folder."""
+        """Return the sorted names in the folder; an empty list if there is no folder."""
         if self.local is not None:
             return sorted(os.listdir(self.local)) if self.local.exists() else []
-        paths = [path.strip("/") for path in self._if_there(self._list) or []]
-        # Not what stands for the folder itself, and not a file that is listed in its own place.
+        paths = [path.strip("/") for path in self._unless_missing(self._list) or []]
+        # Skip the placeholder of the folder itself, and a file that is listed as its own entry.
         inside = f"{self.path.strip('/')}/"
         return sorted(path.removeprefix(inside) for path in paths if path.startswith(inside))
 
@@ -184,9 +183,9 @@ class Location:
         return list(self.filesystem.ls(self.path, detail=False))
 
     def _info(self) -> dict[str, Any] | None:
-        # Not `filesystem.exists`, which takes any error for absence.
+        # `filesystem.exists` would report any error as absence.
         self.filesystem.invalidate_cache()
-        info: dict[str, Any] | None = self._if_there(lambda: self.filesystem.info(self.path))
+        info: dict[str, Any] | None = self._unless_missing(lambda: self.filesystem.info(self.path))
         return info
 
     def _put(self, data: bytes, mode: str = "overwrite") -> None:
@@ -202,20 +201,20 @@ class Location:
             self.filesystem.makedirs(self.parent.path, exist_ok=True)
 
     def _create(self, data: bytes) -> bool:
-        """Look, put on condition, and read back: right whatever the store makes of the condition.
+        """Check, put with a condition, and read back.
 
-        That somebody was faster comes as different errors (Ceph: EINVAL), so what counts is whose
-        content is there in the end.
+        Stores report a lost race with different errors (Ceph: EINVAL), and some ignore the
+        condition. Only the content that is there in the end tells which writer won.
         """
-        refused: Exception | None = None
+        rejection: Exception | None = None
         if (found := self._content()) is None:
             try:
                 self._put(data, mode="create")
             except Exception as error:
-                refused = error
+                rejection = error
             found = self._content()
-        if found is None and refused is not None:
-            raise refused
+        if found is None and rejection is not None:
+            raise rejection
         return found == data
 
     def _content(self) -> bytes | None:
@@ -224,7 +223,7 @@ class Location:
         except FileNotFoundError:
             return None
 
-    def _if_there(self, operation: Callable[[], T]) -> T | None:
+    def _unless_missing(self, operation: Callable[[], T]) -> T | None:
         try:
             return self._remote(operation)
         except FileNotFoundError:
@@ -232,7 +231,7 @@ class Location:
 
     def _remote(self, operation: Callable[[], T]) -> T:
         try:
-            return retrying(operation, self.patience)
+            return retry(operation, self.timeout)
         except OSError:
             raise
         except Exception as error:
@@ -245,25 +244,25 @@ def _protocol(filesystem: Any) -> str:
 
 
 def describe_error(error: BaseException, location: Location) -> str:
-    """Return the cause of an error in plain words, with what the library says of it.
+    """Return the cause of an error in plain words, with the library's own message.
 
     Args:
         error: Raised by an operation on `location`.
-        location: Gives the bucket's name, and the secrets that must not be shown.
+        location: Has the bucket's name, and the secrets to redact.
 
     Example:
     >>> describe_error(OSError(28, "No space left on device"), locate("runs/17", "directory"))
     'no space is left (No space left on device)'
     """
-    cause = meaning(error).cause.format(bucket=location.path.split("/")[0])
+    cause = classify(error).cause.format(bucket=location.path.split("/")[0])
     detail = _detail(error, location)
     return f"{cause} ({detail})" if detail else cause
 
 
 def _detail(error: BaseException, location: Location) -> str:
     if isinstance(error, StorageError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # Its own text is what this is about to say.
+        error = error.__cause__  # A `StorageError` already contains the text made here.
     text = getattr(error, "strerror", None) or str(error)
     first = str(text).strip().partition("\n")[0]
-    shown = without_secrets(first, location.filesystem.storage_options)
-    return shown if len(shown) <= _LONGEST_DETAIL else f"{shown[:_LONGEST_DETAIL]}..."
+    shown = redact_secrets(first, location.filesystem.storage_options)
+    return shown if len(shown) <= _MAX_DETAIL_LENGTH else f"{shown[:_MAX_DETAIL_LENGTH]}..."

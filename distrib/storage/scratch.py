@@ -1,35 +1,37 @@
-"""A private folder on the local disk for files on their way to a store.
+"""A private folder on the local disk for files that are waiting for their upload.
 
-It is removed when the process ends. A killed process cannot do that, so whoever makes such a folder
-first removes those whose owner is gone: each owner holds a lock on its own, which the kernel drops
-when it dies.
+The folder is removed when the process exits. A killed process cannot do that, so every process
+first removes the folders of dead processes: each live one holds a lock on its folder, which the
+kernel releases when the process dies.
 """
 
 from __future__ import annotations
 
 import atexit
-import fcntl
 import functools
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
-_PREFIX, _UNFINISHED = "distrib-scratch-", "distrib-unlocked-"
+from distrib.storage.file_lock import acquire_lock
+
+_PREFIX, _UNLOCKED_PREFIX = "distrib-scratch-", "distrib-unlocked-"
 
 
 def scratch() -> Path:
-    """Return this process's folder, in Python's `tempfile.gettempdir()`, which TMPDIR sets."""
+    """Return this process's folder, in `tempfile.gettempdir()` (environment variable TMPDIR)."""
     return _scratch_of(os.getpid())
 
 
 @functools.cache
 def _scratch_of(pid: int) -> Path:
-    """A forked process has another folder than the one that it was forked from."""
+    """Create the folder once per process, so that a forked process gets its own."""
     _remove_orphans(Path(tempfile.gettempdir()))
-    made = Path(tempfile.mkdtemp(prefix=_UNFINISHED))
-    _lock(made)  # Until the process ends; and before the name is one that others look for.
-    folder = made.rename(made.with_name(made.name.replace(_UNFINISHED, _PREFIX)))
+    unlocked = Path(tempfile.mkdtemp(prefix=_UNLOCKED_PREFIX))
+    # Locked until exit, and before the folder gets the name that other processes look for.
+    acquire_lock(os.open(unlocked, os.O_RDONLY))
+    folder = unlocked.rename(unlocked.with_name(unlocked.name.replace(_UNLOCKED_PREFIX, _PREFIX)))
     atexit.register(_remove, folder, pid)
     return folder
 
@@ -44,18 +46,9 @@ def _remove_orphans(temporary: Path) -> None:
         try:
             if folder.stat().st_uid != os.getuid():
                 continue
-            descriptor = _lock(folder)
-        except (BlockingIOError, FileNotFoundError):
-            continue  # In use, or just removed by another process.
-        shutil.rmtree(folder)
+            descriptor = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # Another process has just removed it.
+        if acquire_lock(descriptor):
+            shutil.rmtree(folder)
         os.close(descriptor)
-
-
-def _lock(folder: Path) -> int:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise
-    return descriptor

@@ -1,12 +1,12 @@
-"""Brings files that callbacks make to their remote places, in the background, one after the other.
+"""Uploads the files of callbacks to object stores in the background, one at a time.
 
-A callback writes a file on the local disk, hands it over and goes on: training does not wait for a
-store. If the file changes again before its turn has come, only its newest content is sent.
+A callback writes a file on the local disk, queues it and continues, so training does not wait for a
+store. If a file is queued again before its upload begins, only the newest content is uploaded.
 
-Who saves a checkpoint asks for what is `pending` when the state is taken, and waits for it before
-committing: a checkpoint that knows of a best model must not exist before that model's file does.
-What fails is raised in the step loop by the next call here, at the latest by the one that ends the
-training, and in that wait.
+A save takes the `pending` uploads together with the state, and waits for them before its commit: a
+checkpoint that refers to a best model must not exist before that model's file does. A failed upload
+raises its error in that wait, and in the step loop at the next call of `upload`, `check` or
+`finish`; callbacks call `finish` at the end of training.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from pathlib import Path
 from distrib.errors import DistribError
 from distrib.log import log
 from distrib.storage import local_files
-from distrib.storage.errors import meaning
+from distrib.storage.errors import classify
 from distrib.storage.location import Location, describe_error
 from distrib.storage.scratch import scratch
 
-_PATIENCE_AT_EXIT = 10.0
+_TIMEOUT_AT_EXIT = 10.0
 
 
 class UploadError(DistribError, OSError):
-    """A callback's file could not be brought to its remote place."""
+    """A callback's file could not be uploaded."""
 
 
 @dataclass
 class _Upload:
-    """A file on its way. Its source is removed when it has arrived, or a newer one takes over."""
+    """A queued file. Its source is removed after the upload, or when a newer source replaces it."""
 
     target: Location
     source: Path
@@ -44,13 +44,13 @@ class _Upload:
 
 
 @dataclass(frozen=True)
-class Pending:
-    """The uploads that were under way at some moment."""
+class PendingUploads:
+    """The uploads that were queued or running at one moment."""
 
     uploads: Sequence[Future[None]]
 
     def wait(self) -> None:
-        """Return when all have arrived.
+        """Wait until all are done.
 
         Raises:
             UploadError: If one failed.
@@ -59,28 +59,28 @@ class Pending:
             upload.result()
 
 
-class Uploads:
-    """A queue of files and the thread that works it off, which exists while there is work."""
+class UploadQueue:
+    """A queue of files, and a thread that exists while the queue is not empty."""
 
     def __init__(self) -> None:
         self._reset()
-        # The thread is not in a forked process, and neither is the work its own.
+        # A forked process has no copy of the thread, and must not repeat its parent's uploads.
         os.register_at_fork(after_in_child=self._reset)
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
-        self._waiting: dict[Location, _Upload] = {}
+        self._queued: dict[Location, _Upload] = {}
         self._running: _Upload | None = None
-        self._failed: list[Future[None]] = []  # Those that nobody has been told of.
+        self._failed: list[Future[None]] = []  # Their errors have not been raised yet.
         self._working = False
-        self._waits_at_exit = False
+        self._registered_at_exit = False
 
     def upload(self, source: Path, target: Location) -> None:
-        """Send a file in the background.
+        """Upload a file in the background.
 
         Args:
-            source: Complete, and nobody else's from now on: it is removed in the end.
-            target: Remote; takes the content of the last call for it.
+            source: A complete file. This queue owns it from now on, and removes it.
+            target: Remote; gets the content of the last call with this target.
 
         Raises:
             UploadError: If an earlier upload has failed.
@@ -91,23 +91,22 @@ class Uploads:
             source.unlink()
             raise
         with self._lock:
-            if target in self._waiting:
-                self._waiting[target].source.unlink(missing_ok=True)
-                self._waiting[target].source = source
+            if target in self._queued:
+                self._queued[target].source.unlink(missing_ok=True)
+                self._queued[target].source = source
             else:
-                self._waiting[target] = _Upload(target, source)
+                self._queued[target] = _Upload(target, source)
             if not self._working:
                 self._working = True
                 threading.Thread(target=self._work, name="distrib-uploads", daemon=True).start()
-            self._wait_at_exit()
+            self._register_at_exit()
 
     @contextmanager
     def replacing(self, target: Location) -> Iterator[Path]:
-        """Give a temporary local path; when the block succeeds its file takes `target`'s place.
+        """Yield a temporary local path; if the block succeeds, its file replaces `target`.
 
-        On the local disk that has happened when the block ends, as with `local_files.replacing`.
-        Elsewhere the file is then sent in the background. When the block raises, `target` stays as
-        it is.
+        A local `target` is replaced when the block ends, as with `local_files.replacing`. For a
+        remote one the upload is queued then. If the block raises, `target` is unchanged.
 
         Raises:
             UploadError: If an earlier upload has failed.
@@ -120,7 +119,7 @@ class Uploads:
             with local_files.replacing(target.local) as temporary:
                 yield temporary
             return
-        # Its name keeps `target`'s suffixes, which libraries go by.
+        # The name keeps `target`'s suffixes, by which libraries choose a file format.
         temporary = scratch() / f"{secrets.token_hex(8)}-{target.name}"
         try:
             yield temporary
@@ -129,18 +128,18 @@ class Uploads:
             raise
         self.upload(temporary, target)
 
-    def pending(self) -> Pending:
-        """Return what is under way now, and what has failed and not been raised yet."""
+    def pending(self) -> PendingUploads:
+        """Return queued and running uploads, and failed ones whose error was not raised yet."""
         with self._lock:
             running = [] if self._running is None else [self._running]
-            under_way = [upload.done for upload in (*running, *self._waiting.values())]
-            return Pending([*self._failed, *under_way])
+            unfinished = [upload.done for upload in (*running, *self._queued.values())]
+            return PendingUploads([*self._failed, *unfinished])
 
     def check(self) -> None:
-        """Raise what an upload has failed with since the last call.
+        """Raise the errors of uploads that have failed since the last call.
 
         Raises:
-            UploadError: The first failure; others are in its notes.
+            UploadError: The first error; the others are in its notes.
         """
         with self._lock:
             failed, self._failed = self._failed, []
@@ -151,7 +150,7 @@ class Uploads:
             raise failures[0]
 
     def finish(self) -> None:
-        """Return when everything has arrived.
+        """Wait until all uploads are done.
 
         Raises:
             UploadError: If an upload has failed.
@@ -162,18 +161,18 @@ class Uploads:
 
     def _work(self) -> None:
         while (upload := self._next()) is not None:
-            failure = _try(upload)
+            failure = _run(upload)
             upload.source.unlink(missing_ok=True)
-            self._settle(upload, failure)
+            self._complete(upload, failure)
 
     def _next(self) -> _Upload | None:
         with self._lock:
-            first = next(iter(self._waiting), None)
-            self._running = None if first is None else self._waiting.pop(first)
+            first = next(iter(self._queued), None)
+            self._running = None if first is None else self._queued.pop(first)
             self._working = self._running is not None
             return self._running
 
-    def _settle(self, upload: _Upload, failure: UploadError | None) -> None:
+    def _complete(self, upload: _Upload, failure: UploadError | None) -> None:
         with self._lock:
             self._running = None
             if failure is not None:
@@ -183,17 +182,18 @@ class Uploads:
         else:
             upload.done.set_exception(failure)
 
-    def _wait_at_exit(self) -> None:
-        if not self._waits_at_exit:
-            self._waits_at_exit = True
-            # Private, but the only moment that is not too late: `atexit` comes when threads can no
-            # longer be started, which the libraries need to look up a server's address.
-            threading._register_atexit(self._leave)  # type: ignore[attr-defined]
+    def _register_at_exit(self) -> None:
+        if not self._registered_at_exit:
+            self._registered_at_exit = True
+            # Private API, but `atexit` is too late: Python starts no more threads by then, and the
+            # libraries need one to resolve a server's name.
+            threading._register_atexit(self._finish_at_exit)  # type: ignore[attr-defined]
 
-    def _leave(self) -> None:
+    def _finish_at_exit(self) -> None:
         with self._lock:
-            for upload in self._waiting.values():  # One after the other they could take very long.
-                upload.target = replace(upload.target, patience=_PATIENCE_AT_EXIT)
+            # Many uploads in turn, each with its full retries, would delay the exit for too long.
+            for upload in self._queued.values():
+                upload.target = replace(upload.target, timeout=_TIMEOUT_AT_EXIT)
         try:
             self.finish()
         except UploadError as error:
@@ -201,13 +201,13 @@ class Uploads:
                 log.info(message)
 
 
-def _try(upload: _Upload) -> UploadError | None:
+def _run(upload: _Upload) -> UploadError | None:
     try:
         upload.target.upload(upload.source)
     except Exception as error:
         failure = UploadError(
             f"Could not write {upload.target}: {describe_error(error, upload.target)}; "
-            f"{meaning(error).way_out}. Then start the same command again: it goes on from its "
+            f"{classify(error).remedy}. Then start the same command again: it resumes from its "
             "last checkpoint."
         )
         failure.__cause__ = error
@@ -215,4 +215,4 @@ def _try(upload: _Upload) -> UploadError | None:
     return None
 
 
-uploads = Uploads()
+uploads = UploadQueue()

@@ -1,9 +1,9 @@
-"""A local folder in which files are written that belong to another place.
+"""A local working copy of a folder that may be in an object store.
 
-Keras and TensorFlow open files by their local paths and add to them, which object stores cannot do.
-So a callback writes here, and `publish` sends what has changed. Where the place is on the local
-disk it is the folder itself, and there is nothing to send. A run that goes on on another machine
-finds the folder empty: what it needs of the place it fetches.
+Keras and TensorFlow append to files by their local paths, and object stores have no append. So a
+callback writes to the working copy, and `publish` uploads the files that have changed. For a folder
+on the local disk the working copy is the folder itself, and nothing is uploaded. A run that resumes
+on another machine starts with an empty working copy, and fetches the files that it needs.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ class WorkingCopy:
     """The working copy of a folder.
 
     Args:
-        folder: Where the files belong.
+        folder: Local or remote.
 
     Attributes:
-        folder: Where the files belong.
-        path: Where to write them.
+        folder: Local or remote.
+        path: The working copy on the local disk.
     """
 
     def __init__(self, folder: Location) -> None:
         self.folder = folder
         self.path = folder.local or Path(tempfile.mkdtemp(dir=scratch()))
-        # Size in bytes and time of the last change of each file, as it was sent or fetched.
-        self._known: dict[str, tuple[int, int]] = {}
+        # Size in bytes and modification time of each file when it was last uploaded or fetched.
+        self._synced: dict[str, tuple[int, int]] = {}
 
     def publish(self) -> None:
-        """Send all files that have changed, as they are now, in the background.
+        """Upload a snapshot of all files that have changed, in the background.
 
         Raises:
             UploadError: If an earlier upload has failed.
@@ -47,14 +47,14 @@ class WorkingCopy:
             return
         for path in sorted(path for path in self.path.rglob("*") if path.is_file()):
             name, stamp = path.relative_to(self.path).as_posix(), _stamp(path)
-            if self._known.get(name) != stamp:
+            if self._synced.get(name) != stamp:
                 copy = scratch() / f"{secrets.token_hex(8)}-{path.name}"
                 shutil.copyfile(path, copy)
                 uploads.upload(copy, self.folder / name)
-                self._known[name] = stamp
+                self._synced[name] = stamp
 
     def fetch(self, name: str) -> None:
-        """Make a file here what it is in its place; if there is none, have none.
+        """Replace a local file with the folder's; remove it if the folder has none.
 
         Args:
             name: Relative to the folder, with `/`.
@@ -68,32 +68,34 @@ class WorkingCopy:
         except FileNotFoundError:
             path.unlink(missing_ok=True)
         else:
-            self._known[name] = _stamp(path)
+            self._synced[name] = _stamp(path)
 
-    def cut_back(
-        self, subfolder: str, sizes: Mapping[str, int], concerned: Callable[[str], bool]
+    def roll_back(
+        self, subfolder: str, sizes: Mapping[str, int], selects: Callable[[str], bool]
     ) -> None:
-        """Take back what was added to files, here and in their place, since they had some sizes.
+        """Truncate files of a subfolder to earlier sizes, locally and in the store.
 
         Args:
-            subfolder: The folder's subfolder with the files.
-            sizes: In bytes, by name relative to the folder. Files that are not in it are removed,
-                larger ones are cut. Smaller ones are left alone.
-            concerned: Tells by a file's own name whether it is one of those that may be changed.
+            subfolder: Of the folder.
+            sizes: In bytes, by name relative to the folder. Larger files are truncated, files
+                without a size are removed, and smaller files are unchanged.
+            selects: Returns whether a file, given its name in the subfolder, may be changed.
         """
-        here = self.path / subfolder
-        for path in sorted(here.iterdir()) if here.is_dir() else []:
+        local = self.path / subfolder
+        for path in sorted(local.iterdir()) if local.is_dir() else []:
             name = f"{subfolder}/{path.name}"
-            if concerned(path.name) and name not in sizes:
+            if selects(path.name) and name not in sizes:
                 path.unlink()
-            elif concerned(path.name) and path.stat().st_size > sizes[name]:
+            elif selects(path.name) and path.stat().st_size > sizes[name]:
                 os.truncate(path, sizes[name])
         uploads.finish()
-        for own_name in (self.folder / subfolder).names():
-            name = f"{subfolder}/{own_name}"
-            if concerned(own_name) and name not in sizes:
+        if self.folder.local is not None:
+            return
+        for file_name in (self.folder / subfolder).names():
+            name = f"{subfolder}/{file_name}"
+            if selects(file_name) and name not in sizes:
                 (self.folder / name).remove()
-            elif concerned(own_name) and (self.folder / name).size() > sizes[name]:
+            elif selects(file_name) and (self.folder / name).size() > sizes[name]:
                 self.fetch(name)
                 os.truncate(self.path / name, sizes[name])
         self.publish()

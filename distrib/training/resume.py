@@ -218,7 +218,7 @@ class Resume:
             self._exit.exit(self._position, self.logs, self._can_save_here)
         elif save:
             self._saves.save(self._position, self.logs)
-        self._saves.cost.pause()
+        self._saves.cost.skip_next_step()
 
     def end(self) -> None:
         """Finish saving after the last `on_train_end`."""

@@ -130,7 +130,7 @@ class SaveController:
         if not self._cluster.is_chief:
             return
         attempt = self._directory.begin(self._cluster.size, start, self._supervision)
-        on_uncaught_error(lambda error: progress.note_failure(attempt, error))
+        on_uncaught_error(lambda error: progress.record_failure(attempt, error))
         self._attempt = attempt
         self._saver = Saver(self._directory, attempt, self._policy)
         self._directory.remove_orphans(attempt.number)
@@ -138,7 +138,7 @@ class SaveController:
     def resumed(self, step: int) -> None:
         """Take note that the run goes on from the checkpoint of a step."""
         self.last_saved_step = step
-        self._timer.was(step)
+        self._timer.record_save(step)
 
     # During training
 
@@ -155,7 +155,7 @@ class SaveController:
 
         A save that would have to wait for the one before is skipped, with a message.
         """
-        if self._saver is None or not self._timer.at(step):
+        if self._saver is None or not self._timer.is_due(step):
             return False
         if self._is_idle():
             return True
@@ -165,7 +165,7 @@ class SaveController:
                 f"still being written to {self.location}."
             )
             self._told_of_skipping = True
-        self._timer.was(step)
+        self._timer.record_save(step)
         return False
 
     def save(
@@ -192,9 +192,9 @@ class SaveController:
                 content = self._state.capture(position, logs, before_validation)
             if self._saver is not None and content is not None and self._failure is None:
                 self.check_grace()
-                self._saver.save(content, self.cost.last_pause)
+                self._saver.save(content, self.cost.last_wait)
             self.last_saved_step = position.step
-        self._timer.was(position.step)
+        self._timer.record_save(position.step)
         self._told_of_skipping = False
         if wait:
             self.wait()

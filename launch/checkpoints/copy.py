@@ -1,9 +1,9 @@
-"""`distrib checkpoints copy`: checkpoints from one store to another, none of which can get lost.
+"""`distrib checkpoints copy`: copies checkpoints to another directory or store.
 
-Every byte is compared with its checksum on the way, and the copy is committed at its target like
-any checkpoint, as an attempt of its own. So it appears there whole or not at all, and a run can go
-on from it. A folder that is copied by other means is a checkpoint as well, but nobody has looked at
-its bytes, and a crash in the middle leaves half of it.
+The command compares every byte with its checksum on the way and commits the copy like any
+checkpoint, as an attempt of its own. The copy therefore appears whole or not at all, and a run can
+resume from it. A folder copied by other means is a checkpoint, too, but unverified, and a crash in
+the middle leaves half of it.
 """
 
 from __future__ import annotations
@@ -21,45 +21,35 @@ from distrib.checkpoint.attempts import FINISHED, Attempt, Commit
 from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.checkpoint.manifest import FORMAT, FileEntry
 from distrib.checkpoint.orbax_format import DataFile
-from distrib.checkpoint.stored import StoredCheckpoint
+from distrib.checkpoint.stored_checkpoint import StoredCheckpoint
 from distrib.checkpoint.transfer import WORKERS
 from distrib.errors import EXIT_FINISHED, ConfigurationError
 from distrib.storage.write_check import check_writable
 from distrib.units import format_size
 
-from .lookup import (
-    COMMITTED,
-    add_command,
-    add_second_storage_options,
-    choose,
-    committed,
-    existing,
-    open_run,
-    plainly,
-    reading,
-    second_place,
-    step,
-)
+from .errors import translate_read_errors, translate_storage_errors
+from .lookup import COMMITTED, choose, list_checkpoints, require_checkpoints
+from .options import add_command, add_second_storage_options, open_run, second_location, step
 
 
 def add_commands(commands: Any) -> None:
     """Add `copy`."""
-    text = "copy checkpoints to another directory or store, checking every byte"
+    text = "copy checkpoints to another directory or store, and verify every byte"
     command = add_command(commands, "copy", _copy, text)
-    command.add_argument("target", metavar="TARGET", help="another directory: path or URL")
+    command.add_argument("target", metavar="TARGET", help="path or URL of another directory")
     which = command.add_mutually_exclusive_group()
-    which.add_argument("--step", type=step, metavar="STEP", help="which one (newest)")
-    which.add_argument("--all", action="store_true", help="all that count")
-    text = "copy even if a run in TARGET has not ended; should it be alive, it has to stop"
+    which.add_argument("--step", type=step, metavar="STEP", help="copy this step (newest)")
+    which.add_argument("--all", action="store_true", help="copy all committed ones")
+    text = "copy even if a run in TARGET has not ended; a live run stops at its next save"
     command.add_argument("--force", action="store_true", help=text)
     add_second_storage_options(command, "--target-storage-options", "TARGET")
 
 
 def _copy(options: argparse.Namespace) -> int:
     source = open_run(options)
-    target = CheckpointDirectory(second_place(options, options.target, "target"))
+    target = CheckpointDirectory(second_location(options, options.target, "target"))
     if target.location == source.location:
-        raise ConfigurationError(f"`target`: {options.target} is where they are already.")
+        raise ConfigurationError(f"`target`: {options.target} is the source directory.")
     chosen = _all(source) if options.all else [choose(source, options.step)]
     check_writable(target.location, "target")
     target.lock()
@@ -71,35 +61,45 @@ def _copy(options: argparse.Namespace) -> int:
             _commit_all(missing, target)
     finally:
         target.unlock()
-    rows: list[dict[str, Any]] = [
+    _print(_rows(chosen, missing, target), options.json)
+    return EXIT_FINISHED
+
+
+def _rows(
+    chosen: list[StoredCheckpoint], copied: list[StoredCheckpoint], target: CheckpointDirectory
+) -> list[dict[str, Any]]:
+    return [
         {
             "step": stored.manifest.step,
             "path": str(target.location / str(stored.manifest.step)),
             "bytes": stored.manifest.size,
-            "copied": stored in missing,
+            "copied": stored in copied,
         }
         for stored in chosen
     ]
-    if options.json:
+
+
+def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
         print(json.dumps(rows, indent=1))
-        return EXIT_FINISHED
+        return
     for row in rows:
-        what = "copied to" if row["copied"] else "is there already:"
-        print(f"{row['step']} {what} {row['path']} ({format_size(row['bytes'])})")
-    return EXIT_FINISHED
+        verb = "copied to" if row["copied"] else "already exists:"
+        print(f"{row['step']} {verb} {row['path']} ({format_size(row['bytes'])})")
 
 
 def _all(source: CheckpointDirectory) -> list[StoredCheckpoint]:
-    return [one.stored for one in existing(source) if one.stored and one.state == COMMITTED]
+    found = require_checkpoints(source)
+    return [one.stored for one in found if one.stored and one.state == COMMITTED]
 
 
 def _missing(chosen: list[StoredCheckpoint], target: CheckpointDirectory) -> list[StoredCheckpoint]:
-    """Return those that are not at the target yet.
+    """Return the chosen checkpoints that the target does not have.
 
     Raises:
-        ConfigurationError: If one of the steps is there with other content.
+        ConfigurationError: If the target has one of the steps with other content.
     """
-    there = {one.step: one for one in committed(target)}
+    there = {one.step: one for one in list_checkpoints(target)}
     missing = []
     for stored in chosen:
         found = there.get(stored.manifest.step)
@@ -107,26 +107,26 @@ def _missing(chosen: list[StoredCheckpoint], target: CheckpointDirectory) -> lis
             missing.append(stored)
         elif found.stored is None or found.stored.manifest.files != stored.manifest.files:
             raise ConfigurationError(
-                f"{found.place} exists and is another checkpoint than {stored.place}. Nothing was "
-                f"copied. Remove it, or copy to another directory."
+                f"{found.location} exists and differs from {stored.location}. Nothing was copied. "
+                "Remove it, or copy to another directory."
             )
     return missing
 
 
 def _check_ended(target: CheckpointDirectory) -> None:
-    """Refuse to take a directory away from a run that may be alive; a local one was locked."""
-    with plainly(target.location):
+    """Refuse a target whose run may be alive. A local run was found out by its lock."""
+    with translate_storage_errors(target.location):
         entry = attempts.newest(target.location)
     if target.location.local is None and entry is not None and entry.end is None:
         raise ConfigurationError(
             f"Attempt {entry.attempt} of the run in {target.location} (pid {entry.pid} on "
-            f"{entry.host}) has not ended. Should it be alive, it would find that this copy has "
-            "taken over, and stop. Stop it first; or, if it is dead, copy with --force."
+            f"{entry.host}) has not ended. The copy would supersede it, and it would stop. Stop "
+            "the run first or, if it is dead, copy with --force."
         )
 
 
 def _commit_all(missing: list[StoredCheckpoint], target: CheckpointDirectory) -> None:
-    with plainly(target.location):
+    with translate_storage_errors(target.location):
         attempt = target.begin(world_size=1)
         try:
             for stored in missing:
@@ -145,7 +145,7 @@ def _commit(stored: StoredCheckpoint, target: CheckpointDirectory, attempt: Atte
         stored.manifest,
         files=tuple(sorted(written, key=lambda entry: entry.path)),
         attempt=number,
-        root=commit.root_of(target.location, step, number),
+        root=commit.data_root(target.location, step, number),
         format=FORMAT,
     )
     attempt.check()
@@ -154,16 +154,16 @@ def _commit(stored: StoredCheckpoint, target: CheckpointDirectory, attempt: Atte
 
 
 def _files(stored: StoredCheckpoint) -> Iterator[list[DataFile]]:
-    """Yield all files of a checkpoint, verified, a few at a time: what is in memory is bounded."""
-    if stored.manifest.format < FORMAT:  # Orbax wrote it, and could read it on a local disk only.
-        with reading(stored):
+    """Yield all files of a checkpoint, verified, a few at a time to bound the memory."""
+    if stored.manifest.format < FORMAT:  # Orbax wrote it, for local disks only.
+        with translate_read_errors(stored):
             loaded = stored.read()
         yield orbax_format.files(loaded.arrays, loaded.training)
         return
     entries = stored.manifest.files
     for start in range(0, len(entries), WORKERS):
         some = entries[start : start + WORKERS]
-        with reading(stored):
+        with translate_read_errors(stored):
             contents = transfer.read(some, stored.root, None, {})
         yield [
             DataFile(entry.path, entry.size, [(0, np.frombuffer(contents[entry.path], np.uint8))])

@@ -1,8 +1,8 @@
-"""`distrib checkpoints diff`: in what two checkpoints differ, and by how much.
+"""`distrib checkpoints diff`: where two checkpoints differ, and by how much.
 
-Two runs that should be the same can be compared bit by bit, and a run with itself a while ago.
-All that a run continues from counts: the arrays, and what else the training item holds. What only
-describes the checkpoint, such as the attempt that wrote it and where its bytes lie, does not.
+The command compares two runs bit by bit, or two steps of one run: all state that a run resumes
+from, in arrays and in the training item. What only describes the checkpoint, such as its attempt
+and its layout, does not count.
 """
 
 from __future__ import annotations
@@ -16,37 +16,38 @@ from typing import Any
 import numpy as np
 
 from distrib.checkpoint.layout import Array, as_bytes
-from distrib.checkpoint.stored import Loaded
+from distrib.checkpoint.stored_checkpoint import LoadedCheckpoint
+from distrib.checkpoint.training_item import MODEL_CONFIG, VARIABLES_STATE
 from distrib.errors import EXIT_FINISHED
 
 from ..tables import print_table
-from .lookup import (
+from .errors import translate_read_errors
+from .lookup import choose
+from .options import (
     add_command,
     add_second_storage_options,
-    choose,
     open_directory,
     open_run,
-    reading,
-    second_place,
+    second_location,
     step,
 )
 
 EXIT_DIFFERENT = 1
-# Names of layers differ where a process has built more models, and a config follows from the code.
-_NOT_COMPARED = {"model", "state"}
-_LONGEST = 40
+# Layers' names differ if a process has built other models before; the config follows from the code.
+_NOT_COMPARED = {MODEL_CONFIG, VARIABLES_STATE}
+_MAX_CELL = 40
 
 
 @dataclass(frozen=True)
 class ArrayDifference:
-    """One array that is not the same in both checkpoints.
+    """One array that differs between two checkpoints.
 
     Attributes:
         group: Such as `"model"`.
         name: Of the array.
-        what: `"values"`, or what else is different.
-        max_abs: Largest difference of two elements; `None` if they cannot be compared.
-        relative: Norm of the difference by the norm of the first; `None` as well.
+        what: `"values"`, or else the shapes and dtypes, or the checkpoint that has the array.
+        max_abs: Largest absolute difference of two elements; `None` if shape or dtype differ.
+        relative: L2 norm of the difference over the norm of the first; `None` likewise.
     """
 
     group: str
@@ -57,13 +58,13 @@ class ArrayDifference:
 
 
 @dataclass(frozen=True)
-class FactDifference:
-    """One value of the training item that is not the same in both checkpoints.
+class StateDifference:
+    """One value of the training item that differs between two checkpoints.
 
     Attributes:
-        name: Keys on the way to it, with dots.
-        first: The value in the first; `None` if it is not there.
-        second: The value in the second; `None` if it is not there.
+        name: Its keys, joined by dots.
+        first: The value in the first checkpoint; `None` if that has none.
+        second: The value in the second checkpoint; `None` if that has none.
     """
 
     name: str
@@ -73,46 +74,44 @@ class FactDifference:
 
 def add_commands(commands: Any) -> None:
     """Add `diff`."""
-    text = "tell in what two checkpoints differ; exit code 0 if in nothing, else 1"
+    text = "compare two checkpoints; exit code 0 if they are equal, 1 if not"
     command = add_command(commands, "diff", _diff, text)
     command.add_argument("first", type=step, metavar="A", help="a step, or 'newest'")
     command.add_argument("second", type=step, metavar="B", help="a step, or 'newest'")
-    command.add_argument(
-        "--other", metavar="DIRECTORY", help="where B is, if it belongs to another run"
-    )
+    command.add_argument("--other", metavar="DIRECTORY", help="take B from this run (DIRECTORY)")
     add_second_storage_options(command, "--other-storage-options", "--other")
 
 
 def _diff(options: argparse.Namespace) -> int:
     directory = other = open_run(options)
     if options.other is not None:
-        other = open_directory(second_place(options, options.other, "other"))
+        other = open_directory(second_location(options, options.other, "other"))
     chosen = choose(directory, options.first), choose(other, options.second)
     loaded = []
     for stored in chosen:
-        with reading(stored):
+        with translate_read_errors(stored):
             loaded.append(stored.read())
     first, second = loaded
-    facts = list(compare_facts(first.training, second.training))
+    state = list(compare_state(first.training, second.training))
     arrays = list(compare_arrays(first, second))
-    places = [str(stored.place) for stored in chosen]
+    places = [str(stored.location) for stored in chosen]
     equal = sum(map(len, first.arrays.values())) - sum(one.what != "only in B" for one in arrays)
     if options.json:
         found = {
             "first": places[0],
             "second": places[1],
-            "facts": [asdict(fact) for fact in facts],
+            "facts": [asdict(value) for value in state],
             "arrays": [asdict(array) for array in arrays],
             "equal_arrays": equal,
         }
         print(json.dumps(found, indent=1))
     else:
-        _print(places, facts, arrays, equal)
-    return EXIT_DIFFERENT if facts or arrays else EXIT_FINISHED
+        _print(places, state, arrays, equal)
+    return EXIT_DIFFERENT if state or arrays else EXIT_FINISHED
 
 
-def compare_arrays(first: Loaded, second: Loaded) -> Iterator[ArrayDifference]:
-    """Yield all arrays that are not the same to the bit."""
+def compare_arrays(first: LoadedCheckpoint, second: LoadedCheckpoint) -> Iterator[ArrayDifference]:
+    """Yield all arrays of which any bit differs."""
     for group in [*first.arrays, *(name for name in second.arrays if name not in first.arrays)]:
         a, b = first.arrays.get(group, {}), second.arrays.get(group, {})
         for name in [*a, *(name for name in b if name not in a)]:
@@ -124,13 +123,13 @@ def compare_arrays(first: Loaded, second: Loaded) -> Iterator[ArrayDifference]:
                 yield difference
 
 
-def compare_facts(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[FactDifference]:
+def compare_state(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[StateDifference]:
     """Yield all values of two training items that differ, the optimizer's name first."""
-    a, b = _facts(first), _facts(second)
+    a, b = _flat_state(first), _flat_state(second)
     for name in [*a, *(name for name in b if name not in a)]:
-        # As JSON, because there NaN equals itself.
+        # In JSON, NaN equals itself.
         if json.dumps(a.get(name)) != json.dumps(b.get(name)):
-            yield FactDifference(name, a.get(name), b.get(name))
+            yield StateDifference(name, a.get(name), b.get(name))
 
 
 def _compare(group: str, name: str, a: Array, b: Array) -> ArrayDifference | None:
@@ -139,7 +138,7 @@ def _compare(group: str, name: str, a: Array, b: Array) -> ArrayDifference | Non
     if np.array_equal(as_bytes(a), as_bytes(b)):
         return None
     wide = np.complex128 if a.dtype.kind == "c" else np.float64
-    with np.errstate(invalid="ignore", over="ignore"):  # Of infinities.
+    with np.errstate(invalid="ignore", over="ignore"):  # Infinities.
         x = a.astype(wide)
         distance = x - b.astype(wide)
         largest = float(np.max(np.abs(distance)))
@@ -147,8 +146,8 @@ def _compare(group: str, name: str, a: Array, b: Array) -> ArrayDifference | Non
     return ArrayDifference(group, name, "values", largest, relative)
 
 
-def _facts(training: Mapping[str, Any]) -> dict[str, Any]:
-    optimizer = training.get("state", {}).get("optimizer")
+def _flat_state(training: Mapping[str, Any]) -> dict[str, Any]:
+    optimizer = training.get(VARIABLES_STATE, {}).get("optimizer")
     kept = {name: value for name, value in training.items() if name not in _NOT_COMPARED}
     return {"optimizer": optimizer, **dict(_flat(kept, ""))}
 
@@ -163,25 +162,25 @@ def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 def _print(
     places: Sequence[str],
-    facts: Sequence[FactDifference],
+    state: Sequence[StateDifference],
     arrays: Sequence[ArrayDifference],
     equal: int,
 ) -> None:
     print(f"A {places[0]}\nB {places[1]}")
-    if facts:
+    if state:
         print()
-        rows = [[fact.name, _short(fact.first), _short(fact.second)] for fact in facts]
+        rows = [[value.name, _short(value.first), _short(value.second)] for value in state]
         print_table(["state", "A", "B"], rows)
     if arrays:
         print()
         rows = [[a.group, a.name, _number(a.max_abs), _number(a.relative), a.what] for a in arrays]
         print_table(["group", "array", ">max abs", ">relative L2", "differs in"], rows)
-    print(f"\n{equal} arrays have the same bits, {len(arrays)} differ.")
+    print(f"\n{equal} arrays are bit-identical, {len(arrays)} differ.")
 
 
 def _short(value: Any) -> str:
     text = json.dumps(value)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+    return text if len(text) <= _MAX_CELL else f"{text[: _MAX_CELL - 3]}..."
 
 
 def _number(value: float | None) -> str:

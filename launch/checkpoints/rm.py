@@ -1,107 +1,82 @@
-"""`distrib checkpoints rm` and `prune`: checkpoints that nobody needs any more.
-
-The newest one is what a run goes on from: `prune` never takes it, and `rm` only if told to. Damaged
-ones are no business of `prune`, and what was set aside is none of either.
-"""
+"""`distrib checkpoints rm`: removes checkpoints, but the newest one only with --force."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 from distrib.checkpoint import commit
 from distrib.checkpoint.directory import CheckpointDirectory
-from distrib.checkpoint.retention import AnyOf, BestN, EveryNSteps, LatestN, RetentionPolicy
 from distrib.errors import EXIT_FINISHED, ConfigurationError
 from distrib.units import format_size
 
-from ..arguments import positive
-from .lookup import (
-    COMMITTED,
-    Found,
-    add_command,
-    existing,
-    newest,
-    open_run,
-    pick,
-    plainly,
-    step_number,
-)
+from .errors import translate_storage_errors
+from .lookup import FoundCheckpoint, newest, pick, require_checkpoints
+from .options import add_command, open_run, step_number
 
 
 def add_commands(commands: Any) -> None:
-    """Add `rm` and `prune`."""
+    """Add `rm`."""
     command = add_command(commands, "rm", _remove, "remove checkpoints")
-    command.add_argument("step", nargs="+", type=step_number, metavar="STEP", help="which ones")
-    command.add_argument("--force", action="store_true", help="the newest one, too")
-    text = "remove the checkpoints that are not to be kept; the newest always is"
-    command = add_command(commands, "prune", _prune, text)
-    add = command.add_argument
-    add("--keep-last", type=positive, required=True, metavar="N", help="keep the newest N")
-    add("--keep-every", type=positive, metavar="N", help="keep the first of every N steps")
-    text = "keep the one with the least METRIC, or the largest with METRIC:max"
-    add("--keep-best", type=_best, metavar="METRIC[:max]", help=text)
-    add("--dry-run", action="store_true", help="only print what would be removed")
+    command.add_argument("step", nargs="+", type=step_number, metavar="STEP", help="steps")
+    command.add_argument("--force", action="store_true", help="remove the newest one, too")
 
 
 def _remove(options: argparse.Namespace) -> int:
     directory = open_run(options)
-    with _alone_in(directory):
-        found = existing(directory)
+    with locked(directory):
+        found = require_checkpoints(directory)
         chosen = [pick(directory, found, step) for step in sorted(set(options.step))]
         last = newest(found) or found[-1]
         if last in chosen and not options.force:
             raise ConfigurationError(
-                f"Nothing was removed: {last.place} is the newest checkpoint, which the run goes "
-                "on from. Remove it with --force."
+                f"Nothing was removed: {last.location} is the newest checkpoint, which the run "
+                "resumes from. Remove it with --force."
             )
-        return _finish(directory, chosen, options.json, dry_run=False)
-
-
-def _prune(options: argparse.Namespace) -> int:
-    directory = open_run(options)
-    policies: list[RetentionPolicy] = [LatestN(options.keep_last)]
-    if options.keep_every is not None:
-        policies.append(EveryNSteps(options.keep_every))
-    if options.keep_best is not None:
-        policies.append(options.keep_best)
-    with nullcontext() if options.dry_run else _alone_in(directory):
-        counting = [one for one in existing(directory) if one.state == COMMITTED and one.stored]
-        manifests = [one.stored.manifest for one in counting if one.stored]
-        _check_metric(options.keep_best, counting)
-        keep = AnyOf(*policies).keep(manifests)
-        going = [one for one in counting if one.step not in keep]
-        return _finish(directory, going, options.json, options.dry_run)
-
-
-def _finish(
-    directory: CheckpointDirectory, chosen: Sequence[Found], as_json: bool, dry_run: bool
-) -> int:
-    """Remove checkpoints, and say so of each as soon as it is gone."""
-    if not chosen and not as_json:
-        print("Nothing is to be removed.")
-    rows = []
-    for one in chosen:
-        if not dry_run:
-            with plainly(one.place):
-                commit.remove(directory.location, one.step)
-        size = one.stored.manifest.size if one.stored else 0
-        rows.append({"step": one.step, "path": str(one.place), "bytes": size})
-        if not as_json:
-            done = "would remove" if dry_run else "removed"
-            print(f"{done} {one.place} ({format_size(size)})")
-    if as_json:
-        print(json.dumps(rows, indent=1))
+        remove(directory, chosen, options.json)
     return EXIT_FINISHED
 
 
+def remove(
+    directory: CheckpointDirectory,
+    chosen: Sequence[FoundCheckpoint],
+    as_json: bool,
+    dry_run: bool = False,
+) -> None:
+    """Remove checkpoints, and print each as soon as it is gone.
+
+    Args:
+        directory: Of the run.
+        chosen: Checkpoints to remove.
+        as_json: Whether to print JSON, at the end.
+        dry_run: Whether to print only. Defaults to `False`.
+    """
+    if not chosen and not as_json:
+        print("Nothing to remove.")
+    rows = []
+    for one in chosen:
+        if not dry_run:
+            with translate_storage_errors(one.location):
+                commit.remove(directory.location, one.step)
+        size = one.stored.manifest.size if one.stored else 0
+        rows.append({"step": one.step, "path": str(one.location), "bytes": size})
+        if not as_json:
+            verb = "would remove" if dry_run else "removed"
+            print(f"{verb} {one.location} ({format_size(size)})")
+    if as_json:
+        print(json.dumps(rows, indent=1))
+
+
 @contextmanager
-def _alone_in(directory: CheckpointDirectory) -> Iterator[None]:
-    """Keep training processes of this machine out, or be kept out by one."""
+def locked(directory: CheckpointDirectory) -> Iterator[None]:
+    """Hold the lock of a local directory, which a training process holds, too.
+
+    Raises:
+        ConfigurationError: If a process is training into the directory.
+    """
     try:
         directory.lock()
     except ConfigurationError as error:
@@ -110,23 +85,3 @@ def _alone_in(directory: CheckpointDirectory) -> Iterator[None]:
         yield
     finally:
         directory.unlock()
-
-
-def _check_metric(best: BestN | None, counting: Sequence[Found]) -> None:
-    """Refuse a misspelt metric, which would keep nothing."""
-    if best is None:
-        return
-    metrics = [one.stored.manifest.metrics for one in counting if one.stored]
-    if all(math.isnan(values.get(best.metric, math.nan)) for values in metrics):
-        known = ", ".join(sorted({name for values in metrics for name in values})) or "none"
-        raise ConfigurationError(
-            f"Nothing was removed: no checkpoint has the metric {best.metric!r} of --keep-best. "
-            f"They have {known}."
-        )
-
-
-def _best(text: str) -> BestN:
-    metric, _, mode = text.partition(":")
-    if mode not in ("", "min", "max") or not metric:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a metric such as val_loss or acc:max")
-    return BestN(1, metric, "max" if mode == "max" else "min")

@@ -1,4 +1,4 @@
-"""`distrib checkpoints show`: everything that a checkpoint says of itself, but for the numbers."""
+"""`distrib checkpoints show`: describes a checkpoint, without the values of its arrays."""
 
 from __future__ import annotations
 
@@ -9,34 +9,33 @@ from dataclasses import asdict
 from math import prod
 from typing import Any
 
-import ml_dtypes  # noqa: F401  (makes numpy know bfloat16 and its like by name)
+import ml_dtypes  # noqa: F401  (registers bfloat16 and the like with NumPy)
 import numpy as np
 
-from distrib.checkpoint import attempts
+from distrib.checkpoint import attempts, training_item
 from distrib.checkpoint.attempts import Entry
-from distrib.checkpoint.stored import StoredCheckpoint
+from distrib.checkpoint.stored_checkpoint import StoredCheckpoint
 from distrib.errors import EXIT_FINISHED
 from distrib.units import format_size
 
 from ..tables import age, date, print_table
-from .lookup import COMMITTED, LATE, add_command, choose, open_run, plainly, reading, step
-
-# Of the states of callbacks, what is none.
-_NOT_CALLBACKS = {"random generators", "stop wish"}
+from .errors import translate_read_errors, translate_storage_errors
+from .lookup import choose, state_of
+from .options import add_command, open_run, step
 
 
 def add_commands(commands: Any) -> None:
     """Add `show`."""
-    command = add_command(commands, "show", _show, "show what a checkpoint holds")
-    command.add_argument("step", nargs="?", type=step, metavar="STEP", help="which one (newest)")
+    command = add_command(commands, "show", _show, "describe a checkpoint")
+    command.add_argument("step", nargs="?", type=step, metavar="STEP", help="a step (newest)")
 
 
 def _show(options: argparse.Namespace) -> int:
     directory = open_run(options)
     stored = choose(directory, options.step)
-    with reading(stored):
+    with translate_read_errors(stored):
         training = stored.read_training()
-    with plainly(directory.location):
+    with translate_storage_errors(directory.location):
         entry = attempts.read(directory.location, stored.manifest.attempt)
     described = describe(stored, training, entry)
     if options.json:
@@ -49,20 +48,20 @@ def _show(options: argparse.Namespace) -> int:
 def describe(
     stored: StoredCheckpoint, training: Mapping[str, Any], entry: Entry | None
 ) -> dict[str, Any]:
-    """Return what is worth seeing of a checkpoint, JSON-able.
+    """Return a description of a checkpoint, JSON-able.
 
     Args:
         stored: The checkpoint.
         training: Its JSON item.
-        entry: What the ledger says of the attempt that wrote it, if it does.
+        entry: The ledger's entry of the attempt that wrote it; `None` if it has none.
     """
     manifest = stored.manifest
-    state = training.get("state", {})
-    config = training.get("model")
+    state = training.get(training_item.VARIABLES_STATE, {})
+    config = training.get(training_item.MODEL_CONFIG)
     return {
-        "path": str(stored.place),
-        "state": LATE if stored.late else COMMITTED,
-        "position": training.get("position") or {"step": manifest.step},
+        "path": str(stored.location),
+        "state": state_of(stored),
+        "position": training.get(training_item.POSITION) or {"step": manifest.step},
         "created": manifest.created,
         "attempt": manifest.attempt,
         "world_size": manifest.world_size,
@@ -70,15 +69,20 @@ def describe(
         "model": config and {"class": config["class_name"], "name": config["config"].get("name")},
         "optimizer": state.get("optimizer"),
         "metrics": dict(manifest.metrics),
-        "data": training.get("data"),
-        "callbacks": [name for name in training.get("states", {}) if name not in _NOT_CALLBACKS],
-        "versions": training.get("versions", {}),
+        "data": training.get(training_item.DATA),
+        "callbacks": _callbacks(training),
+        "versions": training.get(training_item.VERSIONS, {}),
         "fingerprint": manifest.fingerprint,
         "format": manifest.format,
         "files": len(manifest.files),
         "bytes": manifest.size,
         "variables": [_variable(variable) for variable in state.get("variables", [])],
     }
+
+
+def _callbacks(training: Mapping[str, Any]) -> list[str]:
+    names = training.get(training_item.STATES, {})
+    return [name for name in names if name not in training_item.NOT_CALLBACKS]
 
 
 def _variable(described: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,11 +100,11 @@ def _print(described: Mapping[str, Any]) -> None:
         "position": _pairs(described["position"]),
         "saved": f"{date(described['created'])} ({age(described['created'])} ago)",
         "attempt": _attempt(described),
-        "model": f"{model['class']} {model['name'] or ''}" if model else "without a config",
+        "model": f"{model['class']} {model['name'] or ''}" if model else "no config saved",
         "optimizer": described["optimizer"] or "none",
-        "metrics": _pairs(described["metrics"]) or "none yet",
+        "metrics": _pairs(described["metrics"]) or "none",
         "data": _pairs(described["data"] or {}) or "not a cluster.dataset",
-        "callbacks": ", ".join(described["callbacks"]) or "none with state",
+        "callbacks": ", ".join(described["callbacks"]) or "none has state",
         "versions": _pairs(described["versions"]),
         "fingerprint": described["fingerprint"],
         "size": f"{size}, format {described['format']}",
@@ -131,7 +135,7 @@ def _attempt(described: Mapping[str, Any]) -> str:
     text = f"{described['attempt']}, {size} process{'es' if size > 1 else ''}"
     entry = described["ledger"]
     if entry is None or not entry["token"]:
-        return f"{text}; the ledger says nothing of it"
+        return f"{text}; not in the ledger"
     end = entry["end"] or f"not ended, last seen {age(entry['updated'])} ago"
     return f"{text}, pid {entry['pid']} on {entry['host']}, begun {date(entry['began'])}, {end}"
 

@@ -1,7 +1,7 @@
-"""`distrib horovod build`: makes Horovod work with the installed TensorFlow, and proves it.
+"""`distrib horovod build`: builds and installs Horovod, and tries it with two ranks.
 
-That a wheel was built says little: it is compiled against headers that were never tried together.
-So it counts only once two ranks have added their tensors with it.
+A wheel that compiles proves little: Horovod was never tested with this TensorFlow. So the command
+succeeds only if two ranks sum their tensors.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from pathlib import Path
 
 from distrib.errors import EXIT_FINISHED, ConfigurationError
 
-from .wheel import pip, provide, recipe, telling_lines
+from .recipe import recipe_for
+from .wheel import cached_wheel, pip, relevant_log_lines
 
 CHECK_SECONDS = 300.0
-# What a rank of the check runs: the operation that distrib needs, the way it is used.
-RANK = """
+# The script of the two ranks: the operation that distrib uses, as distrib calls it.
+RANK_SCRIPT = """
 import horovod.tensorflow as hvd
 import tensorflow as tf
 
@@ -38,23 +39,25 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     command = commands.add_parser(
         "build",
-        help="build it for the installed TensorFlow, install it and try it",
+        help="build Horovod for the installed TensorFlow, install it and try it",
         description="Build Horovod for the installed TensorFlow, install it and try it with two "
-        "ranks. The first time takes minutes; after that the wheel is reused. HOROVOD_* build "
-        "flags are taken from the environment: see docs/horovod.md.",
+        "ranks. The first build takes minutes; later ones reuse the wheel. HOROVOD_* variables "
+        "configure the build: see docs/horovod.md.",
     )
     command.add_argument(
-        "--cache", type=Path, metavar="DIR", help=f"where wheels are kept ({default_cache()})"
+        "--cache", type=Path, metavar="DIR", help=f"keep wheels in this folder ({default_cache()})"
     )
-    command.add_argument("--force", action="store_true", help="build even if the wheel is there")
-    command.add_argument("--no-install", action="store_true", help="only make the wheel; no check")
-    command.add_argument("--no-check", action="store_true", help="do not start the two ranks")
+    command.add_argument(
+        "--force", action="store_true", help="build even if the cache has the wheel"
+    )
+    command.add_argument("--no-install", action="store_true", help="build the wheel only")
+    command.add_argument("--no-check", action="store_true", help="install, but start no ranks")
     command.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
     cache = (options.cache or default_cache()).expanduser().absolute()
-    wheel = provide(recipe(os.environ), cache, options.force)
+    wheel = cached_wheel(recipe_for(os.environ), cache, options.force)
     if not options.no_install:
         install(wheel)
         if not options.no_check:
@@ -68,15 +71,15 @@ def default_cache() -> Path:
 
 
 def install(wheel: Path) -> None:
-    """Put a wheel into this Python environment, unless that very wheel is there.
+    """Install a wheel into this Python environment, unless this very wheel is installed.
 
     Raises:
-        ConfigurationError: If pip cannot.
+        ConfigurationError: If pip fails.
     """
-    if installed() == hashlib.sha256(wheel.read_bytes()).hexdigest():
+    if installed_checksum() == hashlib.sha256(wheel.read_bytes()).hexdigest():
         return
-    # A wheel of the same version is no reason for pip to replace the one that is there; and what
-    # Horovod requires is to be there, not to be replaced.
+    # pip replaces a wheel of the same version only by force, which must not extend to Horovod's
+    # requirements; the second call installs those that are missing.
     for arguments in (["--force-reinstall", "--no-deps"], []):
         done = subprocess.run(
             pip("install", *arguments, str(wheel)), capture_output=True, text=True
@@ -86,8 +89,8 @@ def install(wheel: Path) -> None:
     print(f"installed it in {sys.prefix}", flush=True)
 
 
-def installed() -> str | None:
-    """Return the checksum of the wheel that Horovod was installed from, if it was a file."""
+def installed_checksum() -> str | None:
+    """Return the SHA-256 of the wheel file that Horovod was installed from; `None` if unknown."""
     try:
         origin = metadata.distribution("horovod").read_text("direct_url.json")
     except metadata.PackageNotFoundError:
@@ -97,35 +100,37 @@ def installed() -> str | None:
 
 
 def check(seconds: float = CHECK_SECONDS) -> None:
-    """Have two ranks add their tensors with Gloo, on this host, as `distrib run` starts them.
+    """Start two ranks on this host with `distrib run`, which sum their tensors with Gloo.
 
     Args:
-        seconds: How long it may take.
+        seconds: Timeout in seconds. Defaults to `CHECK_SECONDS`.
 
     Raises:
-        ConfigurationError: If they do not get the sum, or nothing at all in time.
+        ConfigurationError: If the ranks fail, get another sum, or exceed the timeout.
     """
     launcher = [sys.executable, "-P", "-m", "distrib.launch.cli", "run", "-np", "2"]
-    # Two ranks cannot share one GPU. Importing TensorFlow takes long on a busy machine.
-    quiet = {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
-    patient = {"HOROVOD_GLOO_TIMEOUT_SECONDS": "120"}
+    variables = {
+        "CUDA_VISIBLE_DEVICES": "-1",  # Two ranks cannot share one GPU.
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+        "HOROVOD_GLOO_TIMEOUT_SECONDS": "120",  # Importing TensorFlow is slow on a busy machine.
+    }
     try:
         done = subprocess.run(
-            [*launcher, sys.executable, "-P", "-c", RANK],
-            env={**os.environ, **quiet, **patient},
+            [*launcher, sys.executable, "-P", "-c", RANK_SCRIPT],
+            env={**os.environ, **variables},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             timeout=seconds,
         )
     except subprocess.TimeoutExpired as error:
-        fault, output = f"did not end within {seconds:.0f} s", error.output or b""
+        failure, output = f"did not end within {seconds:.0f} s", error.output or b""
     else:
         if done.returncode == 0:
-            print("checked: two ranks agree on a sum", flush=True)
+            print("checked: two ranks got the right sum", flush=True)
             return
-        fault, output = f"failed (exit code {done.returncode})", done.stdout
+        failure, output = f"failed (exit code {done.returncode})", done.stdout
     raise ConfigurationError(
-        f"Horovod is installed, but two ranks that add their tensors {fault}. The wheel may be of "
-        f"another machine: try --force. They said:\n{telling_lines(output.decode())}"
+        f"Horovod is installed, but its check with two ranks {failure}. The wheel may come from "
+        f"another machine: try --force. Output:\n{relevant_log_lines(output.decode())}"
     )

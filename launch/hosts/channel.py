@@ -1,6 +1,6 @@
-"""Two-way connections to keepers: a child process, an ssh to another host, or a socket.
+"""Two-way channels to rank agents: a child process, an ssh to another host, or a socket.
 
-Both carry the same bytes (`keeper.py`), so nobody but this module has to know which one it is.
+All of them carry the same bytes (`rank_agent.py`), so only this module knows which one it is.
 """
 
 from __future__ import annotations
@@ -14,45 +14,45 @@ from contextlib import suppress
 from typing import IO, Any, Protocol
 
 from .network import SSH_FAILED
-from .rank_agent import BEAT, ERRORS, EXIT, HEADER, MARK, OUTPUT
+from .rank_agent import ERRORS, EXIT, HEADER, HEARTBEAT, MARK, OUTPUT
 
-# In place of an exit code: the connection to the rank broke before there was one.
+# In place of an exit code: the channel broke before the rank agent sent one.
 LOST = -1
 
 
-class Link(Protocol):
-    """A connection to one keeper."""
+class Channel(Protocol):
+    """A channel to one rank agent."""
 
     @property
-    def sources(self) -> Mapping[int, int]:
-        """File descriptors to read: that of the keeper's answers is for 1, its complaints for 2."""
+    def fds(self) -> Mapping[int, int]:
+        """File descriptors to read: the agent's frames at key 1, its own errors at key 2."""
 
-    def tell(self, data: bytes) -> None:
-        """Send bytes, as far as the keeper can hear."""
+    def send(self, data: bytes) -> None:
+        """Send bytes; they are lost if the agent has ended."""
 
     def failure(self) -> int | None:
-        """Return what stands for the exit code of a rank that has told none.
+        """Return the exit code of a rank whose agent reported none; `None` while unknown.
 
-        It is asked for when there is nothing more to read. `None` while it is not known.
+        Called after both file descriptors reached their end.
         """
 
-    def cut(self) -> None:
-        """Give the connection up; the keeper dies of that if it can be reached at all."""
+    def abort(self) -> None:
+        """Give the channel up; an agent that can still be reached ends with it."""
 
     def close(self) -> None:
-        """Free what is left when all has been read."""
+        """Free resources after everything was read."""
 
 
-class ProcessLink:
-    """To a child process: a keeper, or the ssh that has one at its other end.
+class ProcessChannel:
+    """A channel to a child process: a rank agent, or the ssh with one at its other end.
 
     Args:
-        command: What starts it.
+        command: What to start.
     """
 
     def __init__(self, command: Sequence[str]) -> None:
         pipe = subprocess.PIPE
-        # A session of its own: Ctrl-C is for the launcher, which passes it on.
+        # A session of its own: Ctrl-C is for the launcher, which forwards it.
         self._process = subprocess.Popen(
             command, bufsize=0, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
         )
@@ -62,40 +62,40 @@ class ProcessLink:
         self._is_new = True
 
     @property
-    def sources(self) -> Mapping[int, int]:
-        """See `Link`."""
+    def fds(self) -> Mapping[int, int]:
+        """See `Channel`."""
         return {OUTPUT: self._stdout.fileno(), ERRORS: self._stderr.fileno()}
 
-    def tell(self, data: bytes) -> None:
-        """See `Link`."""
-        # A keeper that cannot hear has ended, or its connection will. It may be closed by now.
+    def send(self, data: bytes) -> None:
+        """See `Channel`."""
+        # A broken pipe means that the agent or its connection has ended; it may be closed by now.
         with suppress(BrokenPipeError, ValueError):
             while data:
                 data = data[self._stdin.write(data) or len(data) :]
-        if self._is_new:  # What it shall run it must hear whole; what follows it can hear again.
+        if self._is_new:  # The spec must arrive whole; later messages may be lost and are repeated.
             os.set_blocking(self._stdin.fileno(), False)
             self._is_new = False
 
     def failure(self) -> int | None:
-        """See `Link`: that of a keeper that could not do its work, if it was one."""
+        """See `Channel`: the exit code of a rank agent that could not start its rank."""
         code = self._process.poll()
         if code is None:
             return None
         return LOST if code <= 0 or code == SSH_FAILED else code
 
-    def cut(self) -> None:
-        """See `Link`."""
+    def abort(self) -> None:
+        """See `Channel`."""
         self._process.kill()
 
     def close(self) -> None:
-        """See `Link`."""
+        """See `Channel`."""
         for stream in (self._stdin, self._stdout, self._stderr):
             stream.close()
         self._process.wait()
 
 
-class SocketLink:
-    """To a keeper that another host has started for us, with a socket for its input and output.
+class SocketChannel:
+    """A channel to a rank agent that another host started, with a socket as its input and output.
 
     Args:
         connection: Connected.
@@ -105,53 +105,53 @@ class SocketLink:
         self._socket = connection
 
     @property
-    def sources(self) -> Mapping[int, int]:
-        """See `Link`."""
+    def fds(self) -> Mapping[int, int]:
+        """See `Channel`."""
         return {OUTPUT: self._socket.fileno()}
 
-    def tell(self, data: bytes) -> None:
-        """See `Link`."""
+    def send(self, data: bytes) -> None:
+        """See `Channel`."""
         with suppress(OSError):
             self._socket.sendall(data)
 
     def failure(self) -> int | None:
-        """See `Link`."""
+        """See `Channel`."""
         return LOST
 
-    def cut(self) -> None:
-        """See `Link`."""
+    def abort(self) -> None:
+        """See `Channel`."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """See `Link`."""
+        """See `Channel`."""
         self._socket.close()
 
 
-class LostLink:
-    """To a keeper that there was no way to start."""
+class ClosedChannel:
+    """In place of a channel to a rank agent that could not be started."""
 
     @property
-    def sources(self) -> Mapping[int, int]:
-        """See `Link`."""
+    def fds(self) -> Mapping[int, int]:
+        """See `Channel`."""
         return {}
 
-    def tell(self, data: bytes) -> None:
-        """See `Link`."""
+    def send(self, data: bytes) -> None:
+        """See `Channel`."""
 
     def failure(self) -> int | None:
-        """See `Link`."""
+        """See `Channel`."""
         return LOST
 
-    def cut(self) -> None:
-        """See `Link`."""
+    def abort(self) -> None:
+        """See `Channel`."""
 
     def close(self) -> None:
-        """See `Link`."""
+        """See `Channel`."""
 
 
-class Frames:
-    """Takes a keeper's answer apart as it comes in.
+class FrameParser:
+    """Parses the frames that a rank agent sends, in whatever pieces they arrive.
 
     Attributes:
         exit_code: The rank's; `None` before its end.
@@ -159,31 +159,31 @@ class Frames:
 
     def __init__(self) -> None:
         self.exit_code: int | None = None
-        self._rest = b""
-        self._marked = False
+        self._buffer = b""
+        self._mark_seen = False
 
-    def take(self, data: bytes) -> tuple[list[tuple[int, bytes]], list[Mapping[str, Any]]]:
-        """Return the output that has arrived, by stream, and the signs of life."""
-        self._rest += data
-        if not self._marked:
-            _, mark, rest = self._rest.partition(MARK)  # A login shell may have said something.
+    def feed(self, data: bytes) -> tuple[list[tuple[int, bytes]], list[Mapping[str, Any]]]:
+        """Return the output that has arrived, as (stream, bytes), and the heartbeats."""
+        self._buffer += data
+        if not self._mark_seen:
+            _, mark, rest = self._buffer.partition(MARK)  # A login shell may have printed first.
             if not mark:
                 return [], []
-            self._marked, self._rest = True, rest
-        output, beats = [], []
-        while len(self._rest) >= HEADER.size:
-            kind, length = HEADER.unpack_from(self._rest)
+            self._mark_seen, self._buffer = True, rest
+        output, heartbeats = [], []
+        while len(self._buffer) >= HEADER.size:
+            kind, length = HEADER.unpack_from(self._buffer)
             end = HEADER.size + length
-            if len(self._rest) < end:
+            if len(self._buffer) < end:
                 break
-            content, self._rest = self._rest[HEADER.size : end], self._rest[end:]
-            if kind == BEAT:
-                beats += [json.loads(line) for line in content.splitlines()]
+            content, self._buffer = self._buffer[HEADER.size : end], self._buffer[end:]
+            if kind == HEARTBEAT:
+                heartbeats += [json.loads(line) for line in content.splitlines()]
             elif kind == EXIT:
                 self.exit_code = int(content)
             else:
                 output.append((kind, content))
-        return output, beats
+        return output, heartbeats
 
 
 def _all(*streams: IO[bytes] | None) -> list[IO[bytes]]:

@@ -1,4 +1,4 @@
-"""A host that comes by itself: the other side of `join.py`."""
+"""The agent of a host that joined a job (`distrib run --join`); `coordinator.py` is its peer."""
 
 from __future__ import annotations
 
@@ -15,125 +15,136 @@ from typing import Any
 
 from distrib.errors import EXIT_FINISHED, EXIT_LOST_PEER, EXIT_PREEMPTED, ConfigurationError
 
-from ..process.launcher import Console
+from ..process.launcher_context import LauncherContext
 from . import probe
-from .allocation import Task
-from .network import beside
+from .network import script_command
 from .placement import Host
-from .protocol import ANSWER_SECONDS, TOKEN_VARIABLE, limit_reads, prepare, receive, send, token
+from .protocol import (
+    ANSWER_SECONDS,
+    TOKEN_VARIABLE,
+    receive,
+    send,
+    set_keepalive,
+    set_read_timeout,
+)
+from .task import Task
 
 RETRY_SECONDS = 1.0
-TICK_SECONDS = 0.5
-QUIET_SECONDS = 3.0  # Hosts never start at the very same moment.
-LINGER_SECONDS = 5.0  # From one look for a coordinator to the next, when nothing is left to do.
+POLL_SECONDS = 0.5
+QUIET_SECONDS = 3.0  # Hosts start some seconds apart, which is worth no message.
+LINGER_SECONDS = 5.0  # Between two attempts to connect after the job has finished.
 
 
-class Member:
-    """Serves a coordinator until the job has ended, and each new one that takes its place.
+class HostAgent:
+    """Serves a coordinator until the job has ended, and each coordinator that replaces it.
 
     Args:
         coordinator: Host and port.
+        token: The secret that the coordinator must know.
         own: This host, and how many ranks it may have.
-        task: What they run.
-        patience: Seconds to wait for a coordinator.
+        task: What each rank runs.
+        timeout: Seconds to wait for a coordinator.
         grace: Seconds that ranks have for saving after a request to stop.
         linger: Whether to stay after the job has finished, until this host is asked to stop.
-        console: The launcher's.
+        context: The launcher's.
     """
 
     def __init__(
         self,
         coordinator: tuple[str, int],
+        token: bytes,
         own: Host,
         task: Task,
-        patience: float,
+        timeout: float,
         grace: float,
         linger: bool,
-        console: Console,
+        context: LauncherContext,
     ) -> None:
         self._coordinator = coordinator
+        self._token = token
         self._own = own
         self._task = task
-        self._patience = patience
+        self._timeout = timeout
         self._grace = grace
         self._linger = linger
-        self._console = console
+        self._context = context
         self._attempt = 0
-        self._keepers: list[subprocess.Popen[bytes]] = []
-        self._asked: list[subprocess.Popen[bytes]] = []  # To save.
+        self._agents: list[subprocess.Popen[bytes]] = []
+        self._saving: list[subprocess.Popen[bytes]] = []
 
     def serve(self) -> int:
         """Return the exit code: the job's, or 75 if this host was asked to stop, or 76."""
-        met = self._meet()
-        while not isinstance(met, int):
-            channel, connection = met
+        joined = self._join()
+        while not isinstance(joined, int):
+            control, connection = joined
             try:
-                code = self._follow(channel, connection)
+                code = self._follow(control, connection)
             finally:
-                channel.close()
+                control.close()
                 connection.close()
-                self._end_ranks()
+                self._kill_ranks()
             if code == EXIT_FINISHED and self._linger:
-                met = self._await_stop()
+                joined = self._linger_until_stopped()
             elif code is not None:
                 return code
             else:
-                self._console.say(
+                self._context.log(
                     f"lost {self._coordinator[0]}; its ranks here were ended. Joining again."
                 )
-                met = self._meet()
-        return met
+                joined = self._join()
+        return joined
 
-    def _meet(self) -> tuple[Connection, socket.socket] | int:
-        """Connect as soon as there is a coordinator; an exit code if that is never."""
+    def _join(self) -> tuple[Connection, socket.socket] | int:
+        """Connect as soon as there is a coordinator; return an exit code if none comes."""
         began = time.monotonic()
-        told = ""
+        reported = ""
         host, port = self._coordinator
-        while time.monotonic() < began + self._patience:
+        while time.monotonic() < began + self._timeout:
             try:
-                return self._dial()
+                return self._connect()
             except OSError as error:
-                if str(error) != told and time.monotonic() - began > QUIET_SECONDS:
-                    told = str(error)
-                    self._console.say(
-                        f"waiting for {host}:{port}, {self._patience:g} s at most: {error}"
+                if str(error) != reported and time.monotonic() - began > QUIET_SECONDS:
+                    reported = str(error)
+                    self._context.log(
+                        f"waiting for {host}:{port}, {self._timeout:g} s at most: {error}"
                     )
-            if self._console.wait(RETRY_SECONDS):
-                self._console.say(
+            if self._context.wait(RETRY_SECONDS):
+                self._context.log(
                     f"asked to stop while no rank was running. (exit code {EXIT_PREEMPTED})"
                 )
                 return EXIT_PREEMPTED
-        self._console.say(
-            f"{host}:{port} has not answered for {self._patience:g} s. Started again, this host "
+        self._context.log(
+            f"{host}:{port} has not answered for {self._timeout:g} s. Started again, this host "
             f"tries again. (exit code {EXIT_LOST_PEER})"
         )
         return EXIT_LOST_PEER
 
-    def _await_stop(self) -> tuple[Connection, socket.socket] | int:
-        """Stay at hand when the job has finished.
+    def _linger_until_stopped(self) -> tuple[Connection, socket.socket] | int:
+        """Stay available after the job has finished.
 
-        A coordinator may be lost when it has told its members, and before whoever started it knows
-        its exit code. Its successor finds nothing left to train, but it finds that out with all. So
-        a host that is stopped meanwhile is not done either: it may have been lost together with it.
+        A coordinator may be lost after it told its hosts that the job has finished, and before its
+        own supervisor (Kubernetes, for one) knows its exit code. Its replacement finds nothing left
+        to train, but needs all hosts to find that out. So a host that is stopped while it lingers
+        ends with 75, not 0: it may have been lost together with the coordinator.
         """
-        self._console.say("the job has finished; this host stays until it is asked to stop.")
-        while not self._console.wait(LINGER_SECONDS):
+        self._context.log("the job has finished; this host stays until it is asked to stop.")
+        while not self._context.wait(LINGER_SECONDS):
             with suppress(OSError):
-                return self._dial()
-        self._console.say(f"asked to stop when all was done. (exit code {EXIT_PREEMPTED})")
+                return self._connect()
+        self._context.log(f"asked to stop after the job finished. (exit code {EXIT_PREEMPTED})")
         return EXIT_PREEMPTED
 
-    def _dial(self, **hello: Any) -> tuple[Connection, socket.socket]:
-        """Connect, and say who is there."""
+    def _connect(self, **hello: Any) -> tuple[Connection, socket.socket]:
+        """Connect and authenticate; register this host unless `hello` says something else."""
         connection = socket.create_connection(self._coordinator, timeout=ANSWER_SECONDS)
         connection.settimeout(None)
-        prepare(connection)
-        limit_reads(connection, ANSWER_SECONDS)
-        channel = Connection(os.dup(connection.fileno()))
+        set_keepalive(connection)
+        set_read_timeout(connection, ANSWER_SECONDS)
+        control = Connection(os.dup(connection.fileno()))
         try:
-            answer_challenge(channel, token())
-            deliver_challenge(channel, token())
-            send(channel, hello or {"name": self._own.name, "slots": self._own.slots})
+            answer_challenge(control, self._token)
+            deliver_challenge(control, self._token)
+            send(control, hello or {"name": self._own.name, "slots": self._own.slots})
         except AuthenticationError as error:
             raise ConfigurationError(
                 f"{self._coordinator[0]} has another token than this host; give both the same "
@@ -141,92 +152,95 @@ class Member:
             ) from error
         except EOFError as error:
             raise ConnectionError("the connection was closed") from error
-        limit_reads(connection, 0)
-        return channel, connection
+        set_read_timeout(connection, 0)
+        return control, connection
 
-    def _follow(self, channel: Connection, connection: socket.socket) -> int | None:
-        """Do what the coordinator says; return the exit code, `None` if it was lost."""
-        self._console.say(
+    def _follow(self, control: Connection, connection: socket.socket) -> int | None:
+        """Do what the coordinator requests; return the exit code, `None` if it was lost."""
+        self._context.log(
             f"joined {self._coordinator[0]}, which shows what the ranks of this host write."
         )
-        leave_by: float | None = None
+        stop_by: float | None = None
         while True:
-            self._console.alive.tick()
-            if self._console.signals.take() and leave_by is None:
-                leave_by = time.monotonic() + self._grace
-                self._asked = self._running
+            self._context.liveness_file.touch()
+            if self._context.signals.take() and stop_by is None:
+                stop_by = time.monotonic() + self._grace
+                self._saving = self._running
                 try:
-                    send(channel, {"leave": True})
+                    send(control, {"leave": True})
                 except OSError:
-                    return self._leave_after_ranks()
-            if leave_by is not None and (not self._running or time.monotonic() > leave_by):
-                return self._leave()
+                    return self._stop_after_ranks()
+            if stop_by is not None and (not self._running or time.monotonic() > stop_by):
+                return self._stop()
             try:
-                ready, _, _ = select.select(
-                    [channel.fileno(), self._console.signals.waker], [], [], TICK_SECONDS
+                readable, _, _ = select.select(
+                    [control.fileno(), self._context.signals.wakeup_fd], [], [], POLL_SECONDS
                 )
-                if channel.fileno() in ready:
-                    message = receive(channel)
+                if control.fileno() in readable:
+                    message = receive(control)
                     if "end" in message:
                         self._wait_for_ranks()
-                        send(channel, {"goodbye": True})
+                        send(control, {"goodbye": True})
                     elif "over" in message:
                         return int(message["over"])
                     else:
-                        self._do(message, channel, connection)
+                        self._handle(message, control, connection)
             except OSError:
-                return None if leave_by is None else self._leave_after_ranks()
+                return None if stop_by is None else self._stop_after_ranks()
 
-    def _do(
-        self, message: Mapping[str, Any], channel: Connection, connection: socket.socket
+    def _handle(
+        self, message: Mapping[str, Any], control: Connection, connection: socket.socket
     ) -> None:
         if "survey" in message:
             launcher, own = connection.getpeername()[0], connection.getsockname()[0]
-            found = probe.surroundings(launcher, own, self._own.slots)
-            send(channel, {"number": message["number"], **found})
+            network = probe.describe_network(launcher, own, self._own.slots)
+            send(control, {"number": message["number"], **network})
         elif "start" in message:
             if message["attempt"] != self._attempt:
-                self._end_ranks()  # Of the one before: a keeper may be deaf, and its rank alive.
+                self._kill_ranks()  # An agent of the attempt before may not have noticed its end.
                 self._attempt = message["attempt"]
-            self._start_keeper(message["start"])
+            self._start_agent(message["start"])
 
-    def _start_keeper(self, key: str) -> None:
-        """Start a keeper whose input and output are a new connection."""
-        channel, connection = self._dial(key=key)
-        channel.close()
+    def _start_agent(self, key: str) -> None:
+        """Start a rank agent whose input and output are a new connection."""
+        control, connection = self._connect(key=key)
+        control.close()
         with connection:
-            fd, command = connection.fileno(), [*beside("rank_agent.py"), *self._task.command]
-            keeper = subprocess.Popen(command, stdin=fd, stdout=fd, start_new_session=True)
-            self._keepers = [*self._running, keeper]
+            fd, command = connection.fileno(), script_command("rank_agent.py")
+            agent = subprocess.Popen(
+                [*command, *self._task.command], stdin=fd, stdout=fd, start_new_session=True
+            )
+            self._agents = [*self._running, agent]
 
     @property
     def _running(self) -> list[subprocess.Popen[bytes]]:
-        return [keeper for keeper in self._keepers if keeper.poll() is None]
+        return [agent for agent in self._agents if agent.poll() is None]
 
     def _wait_for_ranks(self) -> None:
         deadline = time.monotonic() + ANSWER_SECONDS
         while self._running and time.monotonic() < deadline:
             time.sleep(0.02)
 
-    def _end_ranks(self) -> None:
-        """End what still runs: the kernel kills a rank with its keeper."""
-        for keeper in self._running:
-            keeper.kill()
-        for keeper in self._keepers:
-            keeper.wait()
+    def _kill_ranks(self) -> None:
+        """Kill the running rank agents; the kernel kills a rank together with its agent."""
+        for agent in self._running:
+            agent.kill()
+        for agent in self._agents:
+            agent.wait()
 
-    def _leave_after_ranks(self) -> int:
-        """Leave without a coordinator: it has ended before its connections to the ranks did."""
+    def _stop_after_ranks(self) -> int:
+        """Stop without a coordinator, which may have ended before its channels to the ranks did."""
         self._wait_for_ranks()
-        return self._leave()
+        return self._stop()
 
-    def _leave(self) -> int:
-        codes = [keeper.poll() for keeper in self._asked]
-        saved = all(code in (0, EXIT_PREEMPTED) for code in codes)
+    def _stop(self) -> int:
+        """Return 75 if the ranks of this host have saved, else 76."""
+        codes = [agent.poll() for agent in self._saving]
+        saved = all(code in (EXIT_FINISHED, EXIT_PREEMPTED) for code in codes)
         if saved:
-            self._console.say(f"stopped as asked to. (exit code {EXIT_PREEMPTED})")
+            self._context.log(f"stopped as requested. (exit code {EXIT_PREEMPTED})")
         else:
-            self._console.say(
+            self._context.log(
                 f"asked to stop; the ranks did not end in time. (exit code {EXIT_LOST_PEER})"
             )
         return EXIT_PREEMPTED if saved else EXIT_LOST_PEER

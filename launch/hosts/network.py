@@ -1,8 +1,8 @@
 """How the launcher reaches the hosts, and how the hosts reach each other.
 
 Other hosts are reached by ssh with the user's own settings (`~/.ssh/config`), without a password.
-Every host is asked before anything is started: a wrong name, a missing key and a missing Python are
-then one message, and not the ruins of a job.
+Every host is probed before any rank starts, so that a wrong name, a missing key or a missing Python
+is one message rather than a job that fails halfway.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ANSWER_SECONDS = 60.0
 
 
 class UnreachableHostError(DistribError):
-    """A host does not answer. It may come back, so the command may be run again."""
+    """A host does not answer. It may come back, so running the command again may help."""
 
     exit_code = EXIT_LOST_PEER
 
@@ -38,8 +38,12 @@ class UnreachableHostError(DistribError):
 class Ssh:
     """How to run commands on other hosts.
 
-    Without a password prompt; and a connection that carries nothing for 15 seconds is lost. IPv4,
-    because Horovod's rendezvous server knows nothing else.
+    Never prompts for a password; a connection that carries nothing for 15 seconds is lost. IPv4
+    only, as Horovod's rendezvous server supports nothing else.
+
+    Attributes:
+        port: Of the ssh servers; `None` leaves it to ssh.
+        identity: File with the private key; `None` leaves it to ssh.
     """
 
     port: int | None = None
@@ -64,7 +68,7 @@ class View:
     Attributes:
         address: The host's own IPv4 address, for the other hosts.
         interface: The network interface with that address.
-        launcher: The launcher's IPv4 address, from there.
+        launcher: The launcher's IPv4 address, as this host sees it.
         ports: As many TCP ports of the host as it has ranks, free a moment ago.
     """
 
@@ -74,47 +78,48 @@ class View:
     ports: tuple[int, ...]
 
 
-def beside(module: str) -> list[str]:
-    """Return the command that runs a file of this folder alone, here and on other hosts."""
+def script_command(module: str) -> list[str]:
+    """Return the command that runs a file of this folder by its path, here and on other hosts."""
     return [sys.executable, "-I", str(Path(__file__).with_name(module))]
 
 
-def survey(
+def probe_hosts(
     hosts: Sequence[Host], ssh: Ssh, interface: str | None
 ) -> tuple[dict[Host, View], list[DistribError]]:
-    """Ask every host for its view.
+    """Probe every host for its view of the network.
 
     Args:
-        hosts: Which ones; of each as many free ports are asked for as it has slots.
+        hosts: Which ones; each reports as many free ports as it has slots.
         ssh: How to reach other hosts.
         interface: The network interface to use on every host; `None` takes the one that ssh uses.
 
     Returns:
-        The views of the hosts that are there, in the order of `hosts`, and what is wrong with the
-        others: an `UnreachableHostError` if one does not answer, a `ConfigurationError` if it is
+        The views of the hosts that answered, in the order of `hosts`, and an error for each of the
+        others: an `UnreachableHostError` if a host does not answer, a `ConfigurationError` if it is
         not set up like this host, or has no such `interface`.
     """
-    asked = {host: _ask(host, ssh) for host in hosts if not host.is_local}
-    found: dict[Host, View] = {}
-    wrong: list[DistribError] = []
-    for host in sorted(hosts, key=lambda host: host not in asked):  # The others know this one's.
+    probes = {host: _start_probe(host, ssh) for host in hosts if not host.is_local}
+    views: dict[Host, View] = {}
+    errors: list[DistribError] = []
+    # This host comes last: the others' views tell its address.
+    for host in sorted(hosts, key=lambda host: host not in probes):
         try:
-            if host in asked:
-                found[host] = view(host.name, _answer(host, asked[host]), interface)
+            if host in probes:
+                views[host] = remote_view(host.name, _result(host, probes[host]), interface)
             else:
-                seen_as = [its_view.launcher for its_view in found.values()]
-                found[host] = own_view(host.slots, seen_as, interface)
+                addresses = [view.launcher for view in views.values()]
+                views[host] = local_view(host.slots, addresses, interface)
         except (UnreachableHostError, ConfigurationError) as error:
-            wrong.append(error)
-    return {host: found[host] for host in hosts if host in found}, wrong
+            errors.append(error)
+    return {host: views[host] for host in hosts if host in views}, errors
 
 
-def _ask(host: Host, ssh: Ssh) -> subprocess.Popen[str]:
+def _start_probe(host: Host, ssh: Ssh) -> subprocess.Popen[str]:
     if shutil.which("ssh") is None:
         raise ConfigurationError(
-            f"{host.name} is another host, and there is no ssh to reach it by."
+            f"{host.name} is another host, and there is no ssh command to reach it."
         )
-    words = [*beside("probe.py"), f"--ports={host.slots}", f"--directory={os.getcwd()}"]
+    words = [*script_command("probe.py"), f"--ports={host.slots}", f"--directory={os.getcwd()}"]
     return subprocess.Popen(
         ssh.command(host.name, words),
         stdin=subprocess.DEVNULL,
@@ -124,44 +129,44 @@ def _ask(host: Host, ssh: Ssh) -> subprocess.Popen[str]:
     )
 
 
-def _answer(host: Host, process: subprocess.Popen[str]) -> dict[str, Any]:
+def _result(host: Host, process: subprocess.Popen[str]) -> dict[str, Any]:
     try:
         out, err = process.communicate(timeout=ANSWER_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         raise UnreachableHostError(
             f"{host.name} accepts the connection but has not answered in {ANSWER_SECONDS:.0f} s; "
-            f"see what holds it up: ssh -o BatchMode=yes {host.name} true"
+            f"find out why: ssh -o BatchMode=yes {host.name} true"
         ) from None
     if process.returncode == SSH_FAILED:
         raise UnreachableHostError(
-            f"cannot reach {host.name}: {err.strip()}\nThis must work, and ask nothing: "
+            f"cannot reach {host.name}: {err.strip()}\nThis must work without a prompt: "
             f"ssh -o BatchMode=yes {host.name} true"
         )
     if process.returncode != 0:
         raise ConfigurationError(
-            f"{host.name} lacks what this host has, {shlex.join(beside('probe.py')[::2])}: "
+            f"{host.name} lacks what this host has, {shlex.join(script_command('probe.py')[::2])}: "
             f"{err.strip()}\nInstall the same environment at the same place on every host."
         )
-    answer = dict(json.loads(out.splitlines()[-1]))  # A shell's start-up files may say more.
+    answer = dict(json.loads(out.splitlines()[-1]))  # A shell's start-up files may print more.
     if not answer["directory"]:
         raise ConfigurationError(
-            f"{host.name} has no folder {os.getcwd()}, in which the script is to be started; call "
-            "distrib run in a folder that all hosts have."
+            f"{host.name} has no folder {os.getcwd()}, the working directory of the ranks; call "
+            "distrib run in a folder that exists on all hosts."
         )
     return answer
 
 
-def view(host: str, answer: Mapping[str, Any], interface: str | None) -> View:
+def remote_view(host: str, answer: Mapping[str, Any], interface: str | None) -> View:
     """Return another host's view.
 
     Args:
         host: Its name.
-        answer: What `probe.py` says there.
+        answer: What `probe.py` reported there.
         interface: The network interface to use; `None` takes that of the connection.
 
     Raises:
-        ConfigurationError: If it is not there.
+        ConfigurationError: If the host has no such interface.
     """
     addresses = answer["interfaces"]
     if interface is None:
@@ -173,30 +178,30 @@ def view(host: str, answer: Mapping[str, Any], interface: str | None) -> View:
     return View(own, interface, launcher, tuple(answer["ports"]))
 
 
-def own_view(ports: int, seen_as: Sequence[str], interface: str | None) -> View:
-    """Return the view of the launcher's host, where nothing but the others can tell its address.
+def local_view(ports: int, addresses: Sequence[str], interface: str | None) -> View:
+    """Return the view of the launcher's host, whose address only the other hosts know.
 
     Args:
-        ports: How many free ones to name.
-        seen_as: The address by which each of the other hosts knows this one.
-        interface: See `view`.
+        ports: How many free ports to include.
+        addresses: This host's address as each of the other hosts sees it.
+        interface: See `remote_view`.
     """
-    addresses = probe.interface_addresses()
+    own_addresses = probe.interface_addresses()
     if interface is not None:
-        own = _address_on(interface, addresses, "this host")
+        own = _address_on(interface, own_addresses, "this host")
     else:
-        own = seen_as[0] if seen_as else LOOPBACK
-        interface = _interface_with(own, addresses, "this host")
+        own = addresses[0] if addresses else LOOPBACK
+        interface = _interface_with(own, own_addresses, "this host")
     return View(own, interface, own, tuple(probe.free_ports(ports)))
 
 
 def _interface_with(address: str, addresses: dict[str, str], host: str) -> str:
-    for name, its_address in addresses.items():
-        if its_address == address:
+    for name, candidate in addresses.items():
+        if candidate == address:
             return name
     raise ConfigurationError(
-        f"{host} is reached at {address}, but {host} has {addresses}; name the network that the "
-        "hosts share with --network-interface."
+        f"{host} is reached at {address}, but {host} has {addresses}; pass the interface "
+        "of the network that the hosts share: --network-interface."
     )
 
 

@@ -1,7 +1,7 @@
-"""Which rank runs on which host: hosts are filled in the order in which they were named.
+"""Which rank runs on which host: hosts are filled in the order in which they are named.
 
-Ranks of one host are neighbours, so that most of a ring's traffic stays inside a host, and so does
-Horovod number them.
+Ranks of one host are neighbours, so that most of a ring's traffic stays inside a host. Horovod
+numbers ranks the same way.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .probe import interface_addresses
 
 @dataclass(frozen=True)
 class Host:
-    """A machine, and how many ranks it may hold."""
+    """A machine, and how many ranks it can run."""
 
     name: str
     slots: int
@@ -37,11 +37,11 @@ class Host:
 
 
 @dataclass(frozen=True)
-class Slot:
-    """One rank's place, in Horovod's words, which its rendezvous server expects.
+class RankPlacement:
+    """Where one rank runs, with the attribute names that Horovod's rendezvous server expects.
 
-    `local_rank` counts the ranks of its host; `cross_rank` those with the same `local_rank`, over
-    all hosts that have such a one.
+    `local_rank` counts the ranks of its host; `cross_rank` counts the hosts that have a rank with
+    this `local_rank`.
     """
 
     host: Host
@@ -54,7 +54,7 @@ class Slot:
 
     @property
     def hostname(self) -> str:
-        """The host's name as it was given."""
+        """The host's name as the user wrote it."""
         return self.host.name
 
 
@@ -62,7 +62,7 @@ def parse_hosts(text: str) -> list[Host]:
     """Return the hosts of `name:slots,...`; a name alone has one slot.
 
     Raises:
-        UsageError: If a part is neither, or two of them are the same machine.
+        UsageError: If a part is neither, or two parts name the same machine.
     """
     hosts: list[Host] = []
     for part in text.split(","):
@@ -81,7 +81,7 @@ def parse_hostfile(path: Path) -> list[Host]:
     """Return the hosts of a file with a line `name slots=N` each; a name alone has one slot.
 
     Raises:
-        UsageError: If there is no such file, or it says something else.
+        UsageError: If the file cannot be read, or has lines of another form.
     """
     try:
         lines = [line.partition("#")[0].strip() for line in path.read_text().splitlines()]
@@ -93,8 +93,8 @@ def parse_hostfile(path: Path) -> list[Host]:
     return parse_hosts(",".join(f"{word[1]}:{word[2] or 1}" for word in words if word))
 
 
-def assign(hosts: Sequence[Host], size: int) -> list[Slot]:
-    """Return a slot for each of `size` ranks, in the order of the ranks.
+def place_ranks(hosts: Sequence[Host], size: int) -> list[RankPlacement]:
+    """Return the placement of each of `size` ranks, in the order of the ranks.
 
     Raises:
         UsageError: If the hosts have fewer slots.
@@ -108,10 +108,10 @@ def assign(hosts: Sequence[Host], size: int) -> list[Slot]:
     for host in hosts:
         used.append((host, min(host.slots, left)))
         left -= used[-1][1]
-    slots: list[Slot] = []
+    placements: list[RankPlacement] = []
     for host, count in used:
         for local_rank in range(count):
-            column = [other for other, its_count in used if its_count > local_rank]
+            column = [other for other, other_count in used if other_count > local_rank]
             place = (local_rank, count, column.index(host), len(column))
-            slots.append(Slot(host, len(slots), size, *place))
-    return slots
+            placements.append(RankPlacement(host, len(placements), size, *place))
+    return placements

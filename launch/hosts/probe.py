@@ -1,7 +1,7 @@
-"""What the launcher must know about a host before it starts anything there.
+"""Reports what the launcher must know about a host before it starts ranks there.
 
-How the hosts see each other is asked where it is known: an ssh session knows the addresses of both
-its ends. Like the keeper, this is run by its path, with nothing but the standard library.
+How the hosts reach each other is read from the ssh session, which knows the addresses of both of
+its ends. Like the rank agent, this is run by its path, with the standard library alone.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ def interface_addresses() -> dict[str, str]:
         for _, name in socket.if_nameindex():
             try:
                 answer = fcntl.ioctl(query, SIOCGIFADDR, struct.pack("256s", name.encode()))
-            except OSError:  # It has none.
+            except OSError:  # It has no IPv4 address.
                 continue
             found[name] = socket.inet_ntoa(answer[20:24])
     return found
 
 
 def free_ports(count: int) -> list[int]:
-    """Return TCP ports that nobody uses now."""
+    """Return TCP ports that are free now."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("", 0))
-        return [one.getsockname()[1] for one in sockets]
+        for port in sockets:
+            port.bind(("", 0))
+        return [port.getsockname()[1] for port in sockets]
 
 
-def surroundings(launcher: str, own: str, ports: int) -> dict[str, object]:
+def describe_network(launcher: str, own: str, ports: int) -> dict[str, object]:
     """Return what the launcher needs to know of this host's network.
 
     Args:
-        launcher: The launcher's address, from here.
-        own: This host's, from there.
-        ports: How many free ones to name.
+        launcher: The launcher's address, as this host sees it.
+        own: This host's address, as the launcher sees it.
+        ports: How many free ports to report.
     """
     return {
         "launcher": launcher,
@@ -57,13 +57,15 @@ def surroundings(launcher: str, own: str, ports: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """Print, as JSON, what is known on this host."""
+    """Print this host's network as JSON."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--ports", type=int, required=True, help="how many free ports to name")
-    parser.add_argument("--directory", required=True, help="the ranks' working directory")
+    parser.add_argument("--ports", type=int, required=True, help="report this many free ports")
+    parser.add_argument(
+        "--directory", required=True, help="check that this working directory exists"
+    )
     options = parser.parse_args()
     launcher, _, own, _ = os.environ["SSH_CONNECTION"].split()
-    answer = surroundings(launcher, own, options.ports)
+    answer = describe_network(launcher, own, options.ports)
     answer["directory"] = os.path.isdir(options.directory)
     json.dump(answer, sys.stdout)
 

@@ -1,7 +1,8 @@
-"""How coordinator and members of `--join` talk: addresses, the token, messages.
+"""How the coordinator and the hosts of `--join` talk: addresses, the token, messages.
 
-Both sides prove that they know the token (DISTRIB_JOIN_TOKEN), by the challenges of
-`multiprocessing.connection`, whose framing of messages is used as well; they are JSON.
+Both sides prove that they know the token (DISTRIB_JOIN_TOKEN) by the challenges of
+`multiprocessing.connection`, which also frames the messages; these are JSON. There is no default
+token: without one, the coordinator listens on loopback only.
 """
 
 from __future__ import annotations
@@ -11,22 +12,23 @@ import os
 import socket
 import struct
 from collections.abc import Mapping
+from ipaddress import ip_address
 from multiprocessing.connection import Connection
 from typing import Any
 
-from distrib.errors import UsageError
+from distrib.errors import ConfigurationError, UsageError
 
 PORT = 7600
 TOKEN_VARIABLE = "DISTRIB_JOIN_TOKEN"
 ANSWER_SECONDS = 10.0
-LONGEST_MESSAGE = 1 << 20
+MAX_MESSAGE_BYTES = 1 << 20
 
 
 def parse_address(text: str) -> tuple[str, int]:
     """Return host and port of `HOST[:PORT]`.
 
     Raises:
-        UsageError: If it is something else.
+        UsageError: If it has another form.
     """
     host, _, port = text.partition(":")
     if not host or (port and not (port.isdecimal() and 0 < int(port) < 65536)):
@@ -34,13 +36,40 @@ def parse_address(text: str) -> tuple[str, int]:
     return host, int(port or PORT)
 
 
-def token() -> bytes:
-    """Return what members and coordinator must both know."""
-    return os.environ.get(TOKEN_VARIABLE, "").encode() or b"distrib"
+def join_token(host: str) -> bytes:
+    """Return the secret that the hosts of a job share; empty for none, which only loopback allows.
+
+    Args:
+        host: The coordinator, as `--join` names it.
+
+    Raises:
+        ConfigurationError: If the variable is not set and `host` is not loopback.
+    """
+    token = os.environ.get(TOKEN_VARIABLE, "").encode()
+    if not token and not is_loopback(host):
+        raise ConfigurationError(
+            f"--join {host}: {TOKEN_VARIABLE} is not set, so any process that reaches the port "
+            "could join the job. Set it to the same secret on all hosts, for example from "
+            "`openssl rand -hex 16`; on Kubernetes create the Secret distrib-join-token "
+            "(docs/kubernetes.md)."
+        )
+    return token
 
 
-def prepare(connection: socket.socket) -> None:
-    """Notice within seconds that the other side has gone without a word."""
+def is_loopback(host: str) -> bool:
+    """Tell whether a name or address in `--join` means this machine alone.
+
+    Other names are not resolved: many systems map their own host name to 127.0.1.1, while other
+    hosts reach it at another address.
+    """
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:  # A name.
+        return False
+
+
+def set_keepalive(connection: socket.socket) -> None:
+    """Notice within seconds that the other side has vanished."""
     set_option = connection.setsockopt
     set_option(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     set_option(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5)
@@ -50,24 +79,24 @@ def prepare(connection: socket.socket) -> None:
     set_option(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-def limit_reads(connection: socket.socket, seconds: float) -> None:
-    """Let reads of the socket, by whoever has its descriptor, fail after so long; 0: never."""
+def set_read_timeout(connection: socket.socket, seconds: float) -> None:
+    """Let reads fail after a timeout, for every holder of the descriptor; 0 disables it."""
     value = struct.pack("ll", int(seconds), 0)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
 
 
-def send(channel: Connection, message: Mapping[str, Any]) -> None:
+def send(control: Connection, message: Mapping[str, Any]) -> None:
     """Send a message."""
-    channel.send_bytes(json.dumps(message).encode())
+    control.send_bytes(json.dumps(message).encode())
 
 
-def receive(channel: Connection) -> dict[str, Any]:
-    """Receive one.
+def receive(control: Connection) -> dict[str, Any]:
+    """Receive a message.
 
     Raises:
-        OSError: If the connection is lost, or what comes is no message.
+        OSError: If the connection is lost, or what arrives is not a message.
     """
     try:
-        return dict(json.loads(channel.recv_bytes(LONGEST_MESSAGE)))
+        return dict(json.loads(control.recv_bytes(MAX_MESSAGE_BYTES)))
     except (EOFError, ValueError, TypeError) as error:
         raise ConnectionError("the connection was closed") from error

@@ -1,5 +1,6 @@
-"""`distrib k8s`: renders the manifests of a job, and lints anybody's.
+"""`distrib k8s`: renders the manifests of a job, and lints any manifests.
 
-`settings.py` and `objects.py` make them; `lint_rules.py` checks them; `pre_stop.py` runs in a pod.
+`settings.py` checks what a job needs, `objects.py` makes Kubernetes objects of it, `lint_rules.py`
+finds faults in objects, and `pre_stop.py` runs in a pod that Kubernetes stops.
 May import `hosts` and `process`; not `run`.
 """

@@ -1,4 +1,4 @@
-"""`distrib k8s`: manifests from options, a look at your own ones, and a pod's farewell."""
+"""`distrib k8s`: its subcommands `render`, `lint` and `leave`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,12 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
         commands.add_parser(
             "render",
             help="write the manifests of a job",
-            description="Write the manifests of a job, for `kubectl apply -f -`. What cannot work "
-            "is refused.",
+            description="Write the manifests of a job, for `kubectl apply -f -`. Settings that "
+            "cannot work are refused.",
             allow_abbrev=False,
         )
     )
-    lint.add_arguments(
-        commands.add_parser("lint", help="find in manifests what Kubernetes does not complain of")
-    )
-    pre_stop.add_arguments(
-        commands.add_parser("leave", help="for preStop: have this pod's ranks save, and wait")
-    )
+    text = "find faults in manifests that Kubernetes accepts"
+    lint.add_arguments(commands.add_parser("lint", help=text))
+    text = "as a preStop hook: stop this pod's ranks, and wait until they have saved"
+    pre_stop.add_arguments(commands.add_parser("leave", help=text))

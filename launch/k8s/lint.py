@@ -1,4 +1,4 @@
-"""`distrib k8s lint`: what is wrong with manifests, whoever wrote them."""
+"""`distrib k8s lint`: prints the faults of manifests, rendered or written by hand."""
 
 from __future__ import annotations
 
@@ -10,25 +10,28 @@ from typing import Any
 from distrib.errors import EXIT_CONFIGURATION, EXIT_FINISHED, UsageError
 
 from . import manifests
-from .lint_rules import pods_of, problems
+from .lint_rules import find_problems
+from .pod_group import pod_groups
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `distrib k8s lint`."""
-    parser.add_argument("files", nargs="+", metavar="FILE", help="YAML; - is standard input")
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="read this YAML file (- for standard input)"
+    )
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
-    found = [each for file in options.files for each in _read(file)]
-    # What `kubectl get` writes is a List.
-    objects = [item for each in found for item in (each.get("items") or [each])]
-    if not any(True for each in objects for _ in pods_of(each)):
+    documents = [document for file in options.files for document in _read(file)]
+    # `kubectl get` writes a List.
+    objects = [item for each in documents for item in (each.get("items") or [each])]
+    if not any(True for each in objects for _ in pod_groups(each)):
         raise UsageError(f"{' '.join(options.files)}: no Job, JobSet, TrainingRuntime or MPIJob.")
-    wrong = problems(objects)
-    for line in wrong:
+    problems = find_problems(objects)
+    for line in problems:
         print(line, file=sys.stderr)
-    return EXIT_CONFIGURATION if wrong else EXIT_FINISHED
+    return EXIT_CONFIGURATION if problems else EXIT_FINISHED
 
 
 def _read(file: str) -> list[dict[str, Any]]:
@@ -38,7 +41,7 @@ def _read(file: str) -> list[dict[str, Any]]:
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror}.") from error
     except ValueError as error:
-        raise UsageError(f"{file} is no YAML: {error}") from error
+        raise UsageError(f"{file} is not YAML: {error}") from error
     if not all(isinstance(document, dict) for document in documents):
-        raise UsageError(f"{file}: not all of its documents are objects.")
+        raise UsageError(f"{file}: not all documents are objects.")
     return documents

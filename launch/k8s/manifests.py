@@ -1,4 +1,4 @@
-"""Manifests as YAML, by PyYAML, which nothing else in distrib needs."""
+"""Reads and writes manifests as YAML, with PyYAML, an optional dependency."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from distrib.errors import ConfigurationError
 
 
 def dump(objects: Sequence[Any]) -> str:
-    """Return objects as YAML documents, in the order of their keys.
+    """Return objects as YAML documents, with keys in the objects' order.
 
     Raises:
         ConfigurationError: If PyYAML is not installed.
@@ -17,7 +17,7 @@ def dump(objects: Sequence[Any]) -> str:
     yaml = _yaml()
 
     class Dumper(yaml.SafeDumper):  # type: ignore[name-defined]
-        """Writes out what occurs twice."""
+        """Writes repeated values in full."""
 
         def ignore_aliases(self, data: Any) -> bool:
             return True
@@ -28,11 +28,11 @@ def dump(objects: Sequence[Any]) -> str:
 
 
 def load(text: str) -> list[Any]:
-    """Return what YAML documents say.
+    """Return the contents of YAML documents.
 
     Raises:
         ConfigurationError: If PyYAML is not installed.
-        ValueError: If it is no YAML.
+        ValueError: If the text is not YAML.
     """
     yaml = _yaml()
     try:

@@ -1,56 +1,48 @@
-"""From a job's settings to the objects of Kubernetes, as plain dictionaries.
+"""Makes the Kubernetes objects of a job from its settings, as dictionaries.
 
-Whoever runs the pods, the exit codes mean the same: 64, 65, 70 and 78 are for a person and end the
-job; 75 and 76 mean that the job goes on from its last checkpoint, and cost nothing; the others are
-failures, of which there may be a few.
+Exit codes have the same effect in all variants. A non-retryable code (64, 65, 70, 78) fails the
+job. After a retryable one (75, 76) the job resumes from its last checkpoint, and no failure is
+counted. Other codes count as failures, of which `MAX_FAILURES` are allowed.
 """
 
 from __future__ import annotations
 
-from distrib.errors import (
-    EXIT_CONFIGURATION,
-    EXIT_LOST_PEER,
-    EXIT_NO_LOADABLE_CHECKPOINT,
-    EXIT_NO_PROGRESS,
-    EXIT_PREEMPTED,
-    EXIT_USAGE,
-)
+from distrib.errors import NON_RETRYABLE, RETRYABLE
 
 from ..hosts.protocol import PORT
-from .mpi import mpi_job
+from .jobset import jobset_spec
+from .mpi_job import mpi_job_spec
 from .pod import (
+    DISRUPTED,
     JOB_LABEL,
     JOBSET_LABEL,
     LABELS,
     MPIJOB_LABEL,
     Object,
-    joining,
+    join_command,
     pod_template,
     training_container,
 )
-from .settings import JOB, JOBSET, MPIJOB, TRAINJOB, Settings
+from .settings import JOB, JOBSET, MAX_FAILURES, MPIJOB, TRAINJOB, Settings
 
-NON_RETRYABLE = [EXIT_USAGE, EXIT_NO_LOADABLE_CHECKPOINT, EXIT_NO_PROGRESS, EXIT_CONFIGURATION]
-AGAIN = [EXIT_PREEMPTED, EXIT_LOST_PEER]
-FAILURES_OF_A_POD = 6
-# What all pods of the job have, and no other pod of the namespace.
-LABEL_OF = {
+# The label that has the same value for all pods of the job, and for no other pod of the namespace.
+JOB_LABELS = {
     JOB: JOB_LABEL,
     JOBSET: JOBSET_LABEL,
     TRAINJOB: JOBSET_LABEL,
     MPIJOB: MPIJOB_LABEL,
 }
-# Clouds answer questions about the machine, and hand out credentials, at link-local addresses.
+# Clouds serve metadata of the machine, and credentials, at link-local addresses.
 LINK_LOCAL = "169.254.0.0/16"
 LINK_LOCAL_PORTS = (80, 988)
 
 
-def objects(settings: Settings) -> list[Object]:
-    """Return all objects of a job, in an order in which they can be made."""
-    makers = {JOB: _job, JOBSET: _jobset, TRAINJOB: _train_job, MPIJOB: _mpi_job}
+def build_objects(settings: Settings) -> list[Object]:
+    """Return all objects of a job, in an order in which they can be created."""
+    builders = {JOB: _job, JOBSET: _jobset, TRAINJOB: _train_job, MPIJOB: _mpi_job}
     found = [
         {**_head(settings, "v1", "ServiceAccount"), "automountServiceAccountToken": False},
-        {**_head(settings, "v1", "ConfigMap"), "data": _configuration(settings)},
+        {**_head(settings, "v1", "ConfigMap"), "data": _config_data(settings)},
         {
             **_head(settings, "networking.k8s.io/v1", "NetworkPolicy"),
             "spec": _network_policy(settings),
@@ -58,7 +50,7 @@ def objects(settings: Settings) -> list[Object]:
     ]
     if settings.claim is not None and settings.storage is not None:
         found.append(_claim(settings, settings.claim, settings.storage))
-    return found + makers[settings.variant](settings)
+    return found + builders[settings.variant](settings)
 
 
 def _head(settings: Settings, version: str, kind: str, **labels: str) -> Object:
@@ -69,7 +61,7 @@ def _head(settings: Settings, version: str, kind: str, **labels: str) -> Object:
 
 
 def _workload(settings: Settings, version: str, kind: str) -> Object:
-    """Return the head of what a user waits for, and Kueue admits."""
+    """Return the head of the object that runs the pods, and that Kueue admits."""
     head = _head(settings, version, kind)
     if settings.queue is not None:
         prefix = "kueue.x-k8s.io/"
@@ -82,7 +74,7 @@ def _workload(settings: Settings, version: str, kind: str) -> Object:
     return head
 
 
-def _configuration(settings: Settings) -> Object:
+def _config_data(settings: Settings) -> Object:
     return {
         "RANKS": str(settings.ranks),
         "SLOTS": str(settings.slots),
@@ -92,7 +84,7 @@ def _configuration(settings: Settings) -> Object:
 
 
 def _network_policy(settings: Settings) -> Object:
-    own = {"podSelector": {"matchLabels": {LABEL_OF[settings.variant]: settings.name}}}
+    own = {"podSelector": {"matchLabels": {JOB_LABELS[settings.variant]: settings.name}}}
     dns = [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]
     egress: list[Object] = [{"to": [own]}, {"ports": dns}]
     if settings.ports:
@@ -119,8 +111,9 @@ def _claim(settings: Settings, name: str, size: str) -> Object:
 
 
 def _job(settings: Settings) -> list[Object]:
-    # That it is done shows in pod 0's exit code, which a node that is lost may not live to report.
-    command = [*joining(settings, "$(JOB_NAME)"), "--linger"]
+    # The Job succeeds by the exit code of pod 0, which a lost node does not report. The others
+    # linger for a replacement of pod 0.
+    command = [*join_command(settings, "$(JOB_NAME)"), "--linger"]
     container = training_container(settings, command, [*settings.script])
     service = {
         **_head(settings, "v1", "Service"),
@@ -137,18 +130,21 @@ def _job(settings: Settings) -> list[Object]:
             "completionMode": "Indexed",
             "completions": settings.completions,
             "parallelism": settings.parallelism,
-            "backoffLimitPerIndex": FAILURES_OF_A_POD,
+            "backoffLimitPerIndex": MAX_FAILURES,
             "maxFailedIndexes": 0,
             "podReplacementPolicy": "Failed",
             "activeDeadlineSeconds": settings.deadline,
             "podFailurePolicy": {
                 "rules": [
-                    {"action": "Ignore", "onPodConditions": [_DISRUPTED]},
+                    {"action": "Ignore", "onPodConditions": [DISRUPTED]},
                     {
                         "action": "FailJob",
-                        "onExitCodes": {"operator": "In", "values": NON_RETRYABLE},
+                        "onExitCodes": {"operator": "In", "values": sorted(NON_RETRYABLE)},
                     },
-                    {"action": "Ignore", "onExitCodes": {"operator": "In", "values": AGAIN}},
+                    {
+                        "action": "Ignore",
+                        "onExitCodes": {"operator": "In", "values": sorted(RETRYABLE)},
+                    },
                 ]
             },
             "successPolicy": {"rules": [{"succeededIndexes": "0"}]},
@@ -158,86 +154,9 @@ def _job(settings: Settings) -> list[Object]:
     return [service, job]
 
 
-_DISRUPTED = {"type": "DisruptionTarget", "status": "True"}
-
-
-def _jobset_spec(settings: Settings, container_name: str, labels: Object) -> Object:
-    """Return what a JobSet is, by itself or in a TrainingRuntime.
-
-    Its Job ends at the first failure, and says in its message how; from that the JobSet tells
-    whether to make a new one.
-    """
-    script = [] if labels else [*settings.script]
-    command = joining(settings, "$(JOBSET_NAME)")
-    container = training_container(settings, command, script, container_name)
-    container["env"].insert(
-        1,
-        {
-            "name": "JOBSET_NAME",
-            "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{JOBSET_LABEL}']"}},
-        },
-    )
-    codes = {"operator": "In", "values": sorted(NON_RETRYABLE + AGAIN)}
-    return {
-        "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},
-        "failurePolicy": {
-            "maxRestarts": FAILURES_OF_A_POD,
-            "restartStrategy": "BlockingRecreate",
-            "rules": [
-                {
-                    "name": "forAPerson",
-                    "action": "FailJobSet",
-                    "onJobFailureMessagePatterns": [f"exit code ({_any(NON_RETRYABLE)}) "],
-                },
-                {
-                    "name": "tooLate",
-                    "action": "FailJobSet",
-                    "onJobFailureReasons": ["DeadlineExceeded"],
-                },
-                {
-                    "name": "again",
-                    "action": "RestartJobSetAndIgnoreMaxRestarts",
-                    "onJobFailureMessagePatterns": [
-                        f"exit code ({_any(AGAIN)}) ",
-                        "condition DisruptionTarget",
-                    ],
-                },
-            ],
-        },
-        "replicatedJobs": [
-            {
-                "name": "node",
-                "replicas": 1,
-                "template": {
-                    **({"metadata": {"labels": labels}} if labels else {}),
-                    "spec": {
-                        "completionMode": "Indexed",
-                        "completions": settings.completions,
-                        "parallelism": settings.parallelism,
-                        "backoffLimit": 0,
-                        "podReplacementPolicy": "Failed",
-                        "activeDeadlineSeconds": settings.deadline,
-                        "podFailurePolicy": {
-                            "rules": [
-                                {"action": "FailJob", "onPodConditions": [_DISRUPTED]},
-                                {"action": "FailJob", "onExitCodes": codes},
-                            ]
-                        },
-                        "template": pod_template(settings, container, JOBSET_LABEL),
-                    },
-                },
-            }
-        ],
-    }
-
-
-def _any(codes: list[int]) -> str:
-    return "|".join(map(str, codes))
-
-
 def _jobset(settings: Settings) -> list[Object]:
     head = _workload(settings, "jobset.x-k8s.io/v1alpha2", "JobSet")
-    return [{**head, "spec": _jobset_spec(settings, "train", {})}]
+    return [{**head, "spec": jobset_spec(settings, "train", {}, settings.script)}]
 
 
 def _train_job(settings: Settings) -> list[Object]:
@@ -247,7 +166,7 @@ def _train_job(settings: Settings) -> list[Object]:
         **_head(settings, version, "TrainingRuntime"),
         "spec": {
             "mlPolicy": {"numNodes": settings.parallelism},
-            "template": {"spec": _jobset_spec(settings, "node", step)},
+            "template": {"spec": jobset_spec(settings, "node", step, [])},
         },
     }
     train_job = {
@@ -265,4 +184,5 @@ def _train_job(settings: Settings) -> list[Object]:
 
 
 def _mpi_job(settings: Settings) -> list[Object]:
-    return [{**_workload(settings, "kubeflow.org/v2beta1", "MPIJob"), **mpi_job(settings)}]
+    head = _workload(settings, "kubeflow.org/v2beta1", "MPIJob")
+    return [{**head, "spec": mpi_job_spec(settings)}]

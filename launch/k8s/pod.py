@@ -1,22 +1,25 @@
-"""The pod of a job: how its process starts, what it may do, and where it may run.
+"""The pod of a job: its command, its permissions, and the nodes where it may run.
 
-The process is the container's first, without a shell, so that SIGTERM reaches it. It writes nowhere
-but into /tmp, /dev/shm and the volume of the run, and is nobody special: the rules of Kubernetes'
-"restricted" profile.
+The command starts as the container's first process, without a shell, so that SIGTERM reaches it.
+The pod writes only to /tmp, /dev/shm and the run's volume, and follows Kubernetes' "restricted"
+profile.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from distrib.environment import GRACE_VARIABLE, NOTICES_VARIABLE
+
 from ..hosts.protocol import PORT, TOKEN_VARIABLE
-from .settings import MARGIN_SECONDS, MOUNT, Settings
+from .settings import GRACE_MARGIN_SECONDS, MOUNT_PATH, Settings
 
 Object = dict[str, Any]
 
-HEARTBEAT = "/tmp/heartbeat"
-HEARTBEAT_MINUTES = 3  # It is touched every second, and a little later while hosts are asked.
-LOST_NODE_SECONDS = 60
+HEARTBEAT_FILE = "/tmp/heartbeat"
+# The supervisor touches the file every second, and somewhat later while it queries hosts.
+HEARTBEAT_MINUTES = 3
+LOST_NODE_SECONDS = 60  # Kubernetes' default is 300.
 TOKEN_SECRET = "distrib-join-token"
 STORE_SECRET = "distrib-object-store"
 LABELS = {"app.kubernetes.io/name": "distrib"}
@@ -24,41 +27,52 @@ JOB_LABEL = "batch.kubernetes.io/job-name"
 JOBSET_LABEL = "jobset.sigs.k8s.io/jobset-name"
 MPIJOB_LABEL = "training.kubeflow.org/job-name"
 GPU = "nvidia.com/gpu"
-NOTICES_VARIABLE = "DISTRIB_PREEMPTION_NOTICES"
+# Condition of a pod that is evicted or preempted, or whose node is drained or lost.
+DISRUPTED = {"type": "DisruptionTarget", "status": "True"}
 
 
-def joining(settings: Settings, service: str) -> list[str]:
-    """Return the command of a pod that meets the others at the first one.
+def join_command(settings: Settings, service: str) -> list[str]:
+    """Return the command of a pod that joins the others at the first one.
 
     Args:
         settings: The job.
         service: Name of the headless Service.
     """
-    options = ["--num-proc=$(RANKS)", "--slots=$(SLOTS)"]
+    address = f"--join=$(JOB_NAME)-0.{service}:{PORT}"
+    options = ["--num-proc=$(RANKS)", "--slots=$(SLOTS)", *rank_options(settings)]
+    return ["distrib", "run", address, *options, *kubernetes_options(settings)]
+
+
+def rank_options(settings: Settings) -> list[str]:
+    """Return the options of `distrib run` for the ranks, where they differ from its defaults."""
+    options = []
     if settings.min_replicas is not None:
         options.append(f"--min-np={settings.min_replicas * settings.slots}")
     if settings.backend != "horovod":
         options.append(f"--backend={settings.backend}")
-    return [
-        *("distrib", "run", f"--join=$(JOB_NAME)-0.{service}:{PORT}", *options),
-        *(f"--join-timeout={settings.join_timeout}", f"--heartbeat-file={HEARTBEAT}"),
-    ]
+    return options
+
+
+def kubernetes_options(settings: Settings) -> list[str]:
+    """Return the options of `distrib run` for the replacement of pods and the liveness probe."""
+    return [f"--join-timeout={settings.join_timeout}", f"--heartbeat-file={HEARTBEAT_FILE}"]
 
 
 def pod_template(
-    settings: Settings, container: Object, same: str, subdomain: str | None = None
+    settings: Settings, container: Object, job_label: str, subdomain: str | None = None
 ) -> Object:
     """Return the template of a job's pods.
 
     Args:
         settings: The job.
-        container: What the pod runs, as `training_container` returns it.
-        same: Label that the job's pods have in common, and others have not.
-        subdomain: The headless Service that gives pods their names; `None` leaves that to others.
+        container: Of the pod, as `training_container` returns it.
+        job_label: Key of the label whose value is the same for all pods of this job only.
+        subdomain: Headless Service that gives pods their names. Defaults to `None`, for controllers
+            that set it.
     """
-    alike = {"labelSelector": {"matchLabels": LABELS}, "matchLabelKeys": [same]}
+    same_job = {"labelSelector": {"matchLabels": LABELS}, "matchLabelKeys": [job_label]}
     zone = {"weight": 100, "podAffinityTerm": {"topologyKey": "topology.kubernetes.io/zone"}}
-    zone["podAffinityTerm"] |= alike  # type: ignore[operator]
+    zone["podAffinityTerm"] |= same_job  # type: ignore[operator]
     spec: Object = {
         **({"subdomain": subdomain} if subdomain else {}),
         "restartPolicy": "Never",
@@ -79,7 +93,7 @@ def pod_template(
                 "maxSkew": 1,
                 "topologyKey": "kubernetes.io/hostname",
                 "whenUnsatisfiable": "ScheduleAnyway",
-                **alike,
+                **same_job,
             }
         ],
         "affinity": {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [zone]}},
@@ -99,11 +113,11 @@ def training_container(
 
     Args:
         settings: The job.
-        command: What starts the script.
+        command: Starts the script.
         arguments: The script and its arguments.
-        name: Of the container.
+        name: Of the container. Defaults to `"train"`.
     """
-    probe = f'test -n "$(find {HEARTBEAT} -mmin -{HEARTBEAT_MINUTES})"'
+    probe = f'test -n "$(find {HEARTBEAT_FILE} -mmin -{HEARTBEAT_MINUTES})"'
     return {
         "name": name,
         "image": settings.image,
@@ -111,7 +125,7 @@ def training_container(
         **({"command": command} if command else {}),
         **({"args": arguments} if arguments else {}),
         "env": environment(settings),
-        "envFrom": sources(settings),
+        "envFrom": environment_sources(settings),
         "resources": resources(settings),
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -119,7 +133,7 @@ def training_container(
             "capabilities": {"drop": ["ALL"]},
         },
         "startupProbe": {
-            "exec": {"command": ["test", "-e", HEARTBEAT]},
+            "exec": {"command": ["test", "-e", HEARTBEAT_FILE]},
             "periodSeconds": 10,
             "failureThreshold": 6 * HEARTBEAT_MINUTES,
         },
@@ -130,13 +144,13 @@ def training_container(
             "failureThreshold": 3,
         },
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": mounts(settings),
+        "volumeMounts": volume_mounts(settings),
     }
 
 
 def environment(settings: Settings) -> list[Object]:
-    """Return what every process of the pod finds in its environment, besides the ConfigMap."""
-    token = {"name": TOKEN_SECRET, "key": "token", "optional": True}
+    """Return the variables of the pod's processes, besides those of the ConfigMap."""
+    token = {"name": TOKEN_SECRET, "key": "token"}
     variables: list[Object] = [
         {
             "name": "JOB_NAME",
@@ -144,7 +158,7 @@ def environment(settings: Settings) -> list[Object]:
         },
         {"name": "HOME", "value": "/tmp"},
         {"name": "TMPDIR", "value": "/tmp"},
-        {"name": "DISTRIB_GRACE_SECONDS", "value": str(settings.grace - MARGIN_SECONDS)},
+        {"name": GRACE_VARIABLE, "value": str(settings.grace - GRACE_MARGIN_SECONDS)},
         {"name": TOKEN_VARIABLE, "valueFrom": {"secretKeyRef": token}},
     ]
     if settings.spot is not None:
@@ -152,8 +166,8 @@ def environment(settings: Settings) -> list[Object]:
     return variables
 
 
-def sources(settings: Settings) -> list[Object]:
-    """Return where the rest of the environment comes from."""
+def environment_sources(settings: Settings) -> list[Object]:
+    """Return the ConfigMap and the Secret that hold the other variables."""
     return [
         {"configMapRef": {"name": settings.name}},
         {"secretRef": {"name": STORE_SECRET, "optional": True}},
@@ -161,7 +175,7 @@ def sources(settings: Settings) -> list[Object]:
 
 
 def resources(settings: Settings) -> Object:
-    """Return what the pod takes: memory that nobody else was promised, and whole GPUs."""
+    """Return requests and limits: memory that is reserved for the pod, and whole GPUs."""
     limits: Object = {"memory": settings.memory}
     if settings.gpus:
         limits[GPU] = settings.gpus
@@ -169,7 +183,7 @@ def resources(settings: Settings) -> Object:
 
 
 def tolerations(settings: Settings) -> list[Object]:
-    """Return which nodes the pod accepts, and how long one that does not answer."""
+    """Return the taints that the pod accepts, and for how long that of a lost node."""
     found: list[Object] = [
         {
             "key": f"node.kubernetes.io/{state}",
@@ -197,11 +211,11 @@ def volumes(settings: Settings) -> list[Object]:
     return found
 
 
-def mounts(settings: Settings) -> list[Object]:
-    """Return where they are."""
+def volume_mounts(settings: Settings) -> list[Object]:
+    """Return the mount paths of the pod's volumes."""
     found = [{"name": "tmp", "mountPath": "/tmp"}, {"name": "shm", "mountPath": "/dev/shm"}]
     if settings.claim is not None:
-        found.append({"name": "runs", "mountPath": MOUNT})
+        found.append({"name": "runs", "mountPath": MOUNT_PATH})
     return found
 
 

@@ -1,8 +1,7 @@
-"""What a job on Kubernetes is, in the words of somebody who asks for one.
+"""The settings of a job on Kubernetes, and a check of them.
 
-`k8s_objects.py` makes manifests of it. What cannot work is refused here, where it still has the
-name of an option; what goes wrong only between objects is found by `k8s_lint.py`, in anybody's
-manifests.
+The check names the options of `distrib k8s render`. Faults that show only between objects are found
+by `lint_rules.py`, in any manifests.
 """
 
 from __future__ import annotations
@@ -15,14 +14,17 @@ from pathlib import PurePosixPath
 from distrib.errors import UsageError
 
 JOB, JOBSET, MPIJOB, TRAINJOB = VARIANTS = ("job", "jobset", "mpijob", "trainjob")
-# By the length of what the controllers append to a name for a host, which has 63 letters at most.
-LONGEST_SUFFIX = {JOB: "-{}", JOBSET: "-node-0-{}-abcde", MPIJOB: "-worker-{}"}
+MAX_HOST_NAME = 63
+# What controllers append to a job's name for the host name of a pod.
+HOST_SUFFIX = {JOB: "-{}", JOBSET: "-node-0-{}-abcde", MPIJOB: "-worker-{}"}
 ACCESS_MODES = ("ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod")
 SPOT_CLOUDS = ("gce", "ec2")
-MOUNT = "/runs"
-# What a pod needs of its grace period besides saving: the signal's way, the last step, the end.
-MARGIN_SECONDS = 15
-_UNITS = {"": 0, "k": 1, "M": 2, "G": 3, "T": 4, "P": 5, "Ki": 1, "Mi": 2, "Gi": 3, "Ti": 4}
+MOUNT_PATH = "/runs"
+# Part of a pod's grace period that is not for saving: delivery of the signal, and the exit.
+GRACE_MARGIN_SECONDS = 15
+# Failures that count: of each pod of a Job, of a JobSet, of an MPIJob's launcher.
+MAX_FAILURES = 6
+_POWERS = {"": 0, "k": 1, "M": 2, "G": 3, "T": 4, "P": 5, "Ki": 1, "Mi": 2, "Gi": 3, "Ti": 4}
 
 
 @dataclass(frozen=True)
@@ -30,33 +32,33 @@ class Settings:
     """A job.
 
     Attributes:
-        name: Of the job, and of all that belongs to it.
+        name: Of the job and its objects.
         image: Container image with distrib and the script.
         script: The script and its arguments.
-        variant: Who runs the pods.
-        completions: How many pods have to finish.
-        parallelism: How many run at once.
-        min_replicas: With how many the job may go on if pods are missing.
-        slots: Ranks in each pod.
-        gpus: Of each pod.
-        cpu: Of each pod, as a Kubernetes quantity.
-        memory: The same.
-        shm: Of the memory, what may be shared between processes.
-        grace: Seconds from the request to stop to the kill.
-        save_seconds: How long a save takes.
-        step_seconds: How long a train step takes.
-        deadline: Seconds until the job is given up.
-        join_timeout: Seconds for which missing pods are waited for.
-        backend: How ranks exchange gradients.
-        checkpoint_dir: Where the run is saved.
-        claim: PersistentVolumeClaim that is mounted at `MOUNT`; `None` for none.
+        variant: Kind of the workload, one of `VARIANTS`.
+        completions: Number of pods that must finish.
+        parallelism: Number of pods that run at once.
+        min_replicas: Number of pods with which the job may continue; `None` for all.
+        slots: Ranks per pod.
+        gpus: GPUs per pod.
+        cpu: CPUs per pod, as a Kubernetes quantity.
+        memory: Memory per pod, as a Kubernetes quantity.
+        shm: Size of /dev/shm, a part of the memory, as a Kubernetes quantity.
+        grace: Seconds from SIGTERM to SIGKILL.
+        save_seconds: Duration of a save.
+        step_seconds: Duration of a train step.
+        deadline: Seconds until the job fails.
+        join_timeout: Seconds to wait for missing pods.
+        backend: Exchanges gradients: `"horovod"` or `"multiworker"`.
+        checkpoint_dir: Path or URL of the run's directory.
+        claim: PersistentVolumeClaim to mount at `MOUNT_PATH`; `None` for none.
         access_mode: Of the claim.
-        storage: Size of the claim, which is made then; `None` takes one that is there.
+        storage: Size of the claim to create; `None` if the claim exists.
         egress_ports: TCP ports outside the job that pods may connect to.
         queue: Kueue's LocalQueue; `None` for none.
-        priority: Kueue's WorkloadPriorityClass.
-        spot: Whose spot machines are used.
-        namespace: Where all of it goes.
+        priority: Kueue's WorkloadPriorityClass; `None` for none.
+        spot: Cloud of the spot nodes, one of `SPOT_CLOUDS`; `None` for other nodes.
+        namespace: Of all objects; `None` for kubectl's.
         environment: Variables for the script.
     """
 
@@ -77,7 +79,7 @@ class Settings:
     save_seconds: int = 30
     step_seconds: int = 10
     deadline: int = 7 * 24 * 3600
-    join_timeout: int = 900  # Kubernetes brings a pod back after 10 minutes at the latest.
+    join_timeout: int = 900  # Kubernetes restarts a failed pod after 10 minutes at the latest.
     backend: str = "horovod"
     claim: str | None = None
     access_mode: str = "ReadWriteMany"
@@ -91,35 +93,35 @@ class Settings:
 
     @property
     def ranks(self) -> int:
-        """Of the whole job."""
+        """Number of ranks of the job."""
         return self.parallelism * self.slots
 
     @property
     def is_remote(self) -> bool:
-        """Whether checkpoints go to a store."""
+        """Whether checkpoints go to an object store."""
         scheme, separator, _ = self.checkpoint_dir.partition("://")
         return bool(separator) and scheme not in ("file", "local", "memory")
 
     @property
     def ports(self) -> list[int]:
-        """TCP ports outside the job that pods may connect to, that of the store included."""
+        """TCP ports outside the job that pods may connect to, the store's included."""
         return list(self.egress_ports) or ([443] if self.is_remote else [])
 
 
-def shortest_grace(save_seconds: float, step_seconds: float) -> int:
-    """Return how many seconds a pod must have between SIGTERM and SIGKILL.
+def min_grace(save_seconds: float, step_seconds: float) -> int:
+    """Return the seconds that a pod needs between SIGTERM and SIGKILL.
 
-    A save may be under way when the signal comes, and has to end before the last one can begin;
-    and with several ranks, the step in progress is followed by another one.
+    A save in progress must end before the last one begins. Several ranks need one more step to
+    agree on the stop.
     """
-    return int(2 * (save_seconds + step_seconds) + MARGIN_SECONDS)
+    return int(2 * (save_seconds + step_seconds) + GRACE_MARGIN_SECONDS)
 
 
-def refuse_what_cannot_work(settings: Settings) -> None:
-    """Look for what Kubernetes would accept, and the job would not survive.
+def check_settings(settings: Settings) -> None:
+    """Check for settings that Kubernetes accepts and the job would not survive.
 
     Raises:
-        UsageError: If there is such a thing.
+        UsageError: Names the option, and a value that works.
     """
     _check_name(settings)
     _check_size(settings)
@@ -131,19 +133,20 @@ def _check_name(settings: Settings) -> None:
     name = settings.name
     if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name):
         raise UsageError(
-            f"{name}: a name has small letters, digits and hyphens, and begins with a letter, "
-            "because hosts are called by it."
+            f"{name}: a name must consist of lowercase letters, digits and hyphens and begin with "
+            "a letter, because it becomes part of host names."
         )
-    suffix = LONGEST_SUFFIX.get(settings.variant, LONGEST_SUFFIX[JOBSET])
+    suffix = HOST_SUFFIX.get(settings.variant, HOST_SUFFIX[JOBSET])
     host = name + suffix.format(settings.completions - 1)
-    if len(host) > 63:
+    if len(host) > MAX_HOST_NAME:
         raise UsageError(
-            f"{name}: the name is too long. The last pod would be the host {host}, and a host's "
-            f"name has 63 letters at most; take {len(host) - 63} away."
+            f"{name}: the name is too long. The last pod's host name would be {host}, and host "
+            f"names have at most {MAX_HOST_NAME} characters: shorten the name by "
+            f"{len(host) - MAX_HOST_NAME}."
         )
     for variable in settings.environment:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable):
-            raise UsageError(f"--env {variable}: this is no name of a variable.")
+            raise UsageError(f"--env {variable}: not a valid variable name.")
 
 
 def _check_size(settings: Settings) -> None:
@@ -157,69 +160,71 @@ def _check_size(settings: Settings) -> None:
         raise UsageError(f"--min-replicas {settings.min_replicas}: there are {pods} replicas.")
     if settings.gpus and settings.slots != settings.gpus:
         raise UsageError(
-            f"--slots {settings.slots} with --gpus {settings.gpus}: there is one rank on each "
-            "GPU. Leave --slots out."
+            f"--slots {settings.slots} with --gpus {settings.gpus}: each GPU has one rank. Leave "
+            "--slots out."
         )
-    if quantity("--shm", settings.shm) >= quantity("--memory", settings.memory):
+    if parse_quantity("--shm", settings.shm) >= parse_quantity("--memory", settings.memory):
         raise UsageError(
             f"--shm {settings.shm} with --memory {settings.memory}: shared memory is part of the "
-            "pod's memory. Give the pod more, or shared memory less."
+            "pod's memory. Raise --memory, or lower --shm."
         )
-    quantity("--cpu", settings.cpu)
+    parse_quantity("--cpu", settings.cpu)
 
 
 def _check_time(settings: Settings) -> None:
-    needed = shortest_grace(settings.save_seconds, settings.step_seconds)
+    needed = min_grace(settings.save_seconds, settings.step_seconds)
     if settings.grace < needed:
         raise UsageError(
             f"--grace {settings.grace}: a pod needs {needed} s to stop: twice a save "
-            f"(--save-time {settings.save_seconds}), because one may be under way, twice a step "
-            f"(--step-time {settings.step_seconds}), and {MARGIN_SECONDS} s to spare. Give "
+            f"(--save-time {settings.save_seconds}), because one may be in progress, twice a step "
+            f"(--step-time {settings.step_seconds}), and {GRACE_MARGIN_SECONDS} s to spare. Give "
             f"--grace {needed}."
         )
     if settings.deadline <= settings.join_timeout + settings.grace:
         raise UsageError(
-            f"--deadline {settings.deadline}: in so many seconds a job that waits "
-            f"{settings.join_timeout} s for its pods gets nowhere."
+            f"--deadline {settings.deadline}: too short for a job that may wait "
+            f"{settings.join_timeout} s for its pods."
         )
     if settings.priority is not None and settings.queue is None:
-        raise UsageError(
-            f"--priority-class {settings.priority}: that is Kueue's. Give --queue, too."
-        )
+        raise UsageError(f"--priority-class {settings.priority} needs Kueue: give --queue, too.")
 
 
 def _check_storage(settings: Settings) -> None:
-    place, claim, pods = settings.checkpoint_dir, settings.claim, settings.parallelism
+    path, claim, pods = settings.checkpoint_dir, settings.claim, settings.parallelism
     if settings.storage is not None:
-        quantity("--storage", settings.storage)
+        parse_quantity("--storage", settings.storage)
         if claim is None:
-            raise UsageError(f"--storage {settings.storage}: of which claim? Give --pvc.")
+            raise UsageError(f"--storage {settings.storage} needs a claim: give --pvc.")
     if settings.is_remote:
         return
     if claim is None:
         raise UsageError(
-            f"--checkpoint-dir {place}: what is on a pod's own disk is gone with the pod. Give a "
-            f"URL such as s3://bucket/runs/17, or a folder of a volume: --pvc NAME with "
-            f"--checkpoint-dir {MOUNT}/17."
+            f"--checkpoint-dir {path}: a pod's own disk is lost with the pod. Give a URL such as "
+            "s3://bucket/runs/17, or a folder of a volume: --pvc NAME with "
+            f"--checkpoint-dir {MOUNT_PATH}/17."
         )
-    if PurePosixPath(MOUNT) not in PurePosixPath(place.removeprefix("file://")).parents:
+    if PurePosixPath(MOUNT_PATH) not in PurePosixPath(path.removeprefix("file://")).parents:
         raise UsageError(
-            f"--checkpoint-dir {place}: the volume of --pvc {claim} is at {MOUNT}, so give a "
-            f"folder in it, such as {MOUNT}/17."
+            f"--checkpoint-dir {path}: the volume of --pvc {claim} is mounted at {MOUNT_PATH}. "
+            f"Give a folder in it, such as {MOUNT_PATH}/17."
         )
     if settings.access_mode != "ReadWriteMany" and pods > 1:
         raise UsageError(
             f"--access-mode {settings.access_mode} with {pods} replicas: only one node can mount "
-            "such a volume, and the pods on other nodes would never start. Take a volume that is "
-            "ReadWriteMany, or a store: --checkpoint-dir s3://bucket/runs/17."
+            "the volume, and pods on other nodes would never start. Use a ReadWriteMany volume, or "
+            "an object store: --checkpoint-dir s3://bucket/runs/17."
         )
 
 
-def quantity(argument: str, text: str) -> float:
-    """Return the number that a Kubernetes quantity such as `4Gi` or `500m` means.
+def parse_quantity(argument: str, text: str) -> float:
+    """Return the number that a Kubernetes quantity, such as `4Gi` or `500m`, stands for.
+
+    Args:
+        argument: Name of the option, for the message.
+        text: The quantity.
 
     Raises:
-        UsageError: If it is none.
+        UsageError: If the text is not a quantity.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(m|[kMGTP]?|[KMGT]i)", text)
     if not match:
@@ -227,4 +232,4 @@ def quantity(argument: str, text: str) -> float:
     number, unit = float(match[1]), match[2]
     if unit == "m":
         return number / 1000
-    return number * (1024.0 if unit.endswith("i") else 1000.0) ** _UNITS[unit]
+    return number * (1024.0 if unit.endswith("i") else 1000.0) ** _POWERS[unit]

@@ -1,14 +1,13 @@
-"""A training run simulated: what becomes of its time when saves go on in the background.
+"""Simulation of a run that fails at random and saves in the background.
 
-The formula in `distrib.save_policy.interval` is exact for what it assumes. This does not assume it:
-it plays attempt after attempt, from a restart to the next failure, and adds up where the time went.
-Between two failures nothing is random, so an attempt is one random number, the time until it fails,
-and the schedule of saves up to then. Hence many thousand failures are simulated in a millisecond,
-for as many attempts at once.
+The simulation checks the formula in `distrib.save_policy.interval` without its assumptions: it
+plays attempt after attempt, from a restart to the next failure, and adds up where the time went.
+Only the time until an attempt fails is random; the schedule of saves follows from it. NumPy
+therefore simulates all attempts at once, many thousand in a millisecond.
 
-The schedule is that of `distrib.training.resume`: a save is due when `interval` seconds have been
-trained since the last one, begins when none is in flight, keeps the training waiting for
-`save_cost`, and is committed `write_time` after that.
+The schedule is that of `distrib.training.resume`: a save is due after `interval` seconds of
+training since the last one, begins when none is in flight, blocks training for `save_cost` seconds,
+and is committed `write_time` seconds after that.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ FAILURES = 50_000
 
 
 @dataclass(frozen=True)
-class Spent:
+class TimeBreakdown:
     """Where the time of a run went, in seconds.
 
     Attributes:
-        kept: Training up to the last save that was committed before each failure.
-        repeated: Training after it, which has to be done again.
-        saves: Waiting for saves.
-        restarts: From each failure until the training went on.
+        kept: Training up to the last commit before each failure.
+        repeated: Training after that commit, which is lost and repeated.
+        saves: Training blocked by saves.
+        restarts: From each failure until training resumed.
     """
 
     kept: float
@@ -40,36 +39,36 @@ class Spent:
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """The run's whole time."""
         return self.kept + self.repeated + self.saves + self.restarts
 
     @property
     def goodput(self) -> float:
-        """The share that was kept."""
+        """The share of the time that was kept, from 0 to 1."""
         return self.kept / self.total
 
 
 def simulate(
     interval: float, costs: Costs, mtbf: float, failures: int = FAILURES, seed: int = 0
-) -> Spent:
-    """Play a run through many failures, which come at random with a constant rate.
+) -> TimeBreakdown:
+    """Simulate a run with many failures, which come at random with a constant rate.
 
     Args:
         interval: Seconds from the end of a save until the next is due; above 0.
         costs: What saving and failing cost.
         mtbf: Mean time between failures of the whole job, in seconds; above 0.
-        failures: How many of them. The result's error falls with the root of this number.
-        seed: With the same one, the same failures hit every interval, so that a curve is smooth.
+        failures: Number of failures; the error falls with its root. Defaults to `FAILURES`.
+        seed: Gives all intervals the same failures, so that a curve is smooth. Defaults to `0`.
 
     Example:
-    >>> spent = simulate(600, Costs(save_cost=2, write_time=60, restart_time=300), mtbf=36000)
-    >>> round(spent.goodput, 2)
+    >>> time = simulate(600, Costs(save_cost=2, write_time=60, restart_time=300), mtbf=36000)
+    >>> round(time.goodput, 2)
     0.98
     """
-    lasted = np.random.default_rng(seed).exponential(mtbf, failures)
-    restarting = np.minimum(lasted, costs.restart_time)
-    training = lasted - restarting
-    # The first save is due after `interval`. Any later one may have to wait for the one before.
+    uptimes = np.random.default_rng(seed).exponential(mtbf, failures)
+    restarting = np.minimum(uptimes, costs.restart_time)
+    training = uptimes - restarting
+    # The first save is due after `interval`; later ones may wait for the one before.
     between = max(interval, costs.write_time)
     cycle = between + costs.save_cost
     since_due = np.maximum(training - interval, 0)
@@ -78,7 +77,7 @@ def simulate(
     since_commit = training - interval - costs.save_cost - costs.write_time
     committed = np.maximum(since_commit // cycle + 1, 0)
     kept = np.where(committed > 0, interval + (committed - 1) * between, 0)
-    return Spent(
+    return TimeBreakdown(
         kept=float(kept.sum()),
         repeated=float((training - saving - kept).sum()),
         saves=float(saving.sum()),

@@ -1,4 +1,4 @@
-"""A file that says by its age whether the launcher is well, for a liveness probe."""
+"""A file whose age tells a liveness probe whether the launcher is running."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 INTERVAL_SECONDS = 1.0
 
 
-class Alive:
+class LivenessFile:
     """The file.
 
     Args:
-        path: Where it is; `None` for nowhere.
+        path: Where it is; `None` for no file.
     """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._next = 0.0
 
-    def tick(self) -> None:
-        """Touch it, if the last time was a while ago."""
+    def touch(self) -> None:
+        """Touch the file, at most once a second."""
         now = time.monotonic()
         if self._path is not None and now >= self._next:
             self._path.touch()

@@ -1,4 +1,4 @@
-"""Signals to the launcher: noted as they come, dealt with when it is time."""
+"""Signals to the launcher: recorded when they arrive, acted on by the main loop."""
 
 from __future__ import annotations
 
@@ -9,52 +9,52 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-HEEDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Signals:
-    """The signals that have come and were not dealt with yet.
+    """The signals that have arrived and were not acted on yet.
 
     Attributes:
-        asked_to_stop: Whether there ever was one.
-        waker: File descriptor that becomes readable with each of them.
+        stop_requested: Whether any signal has ever arrived.
+        wakeup_fd: File descriptor that becomes readable with each of them.
     """
 
     def __init__(self) -> None:
         self._received: list[int] = []
-        self.asked_to_stop = False
-        self.waker, self._alarm = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.stop_requested = False
+        self.wakeup_fd, self._wakeup_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
-    def note(self, number: int) -> None:
-        """Take a signal, or what means the same, from any thread."""
-        self.asked_to_stop = True
+    def record(self, number: int) -> None:
+        """Record a signal, or an equivalent event; any thread may call this."""
+        self.stop_requested = True
         self._received.append(number)
-        with suppress(BlockingIOError):  # It rings already.
-            os.write(self._alarm, b"\n")
+        with suppress(BlockingIOError):  # The pipe is full, so the reader will wake up anyway.
+            os.write(self._wakeup_writer, b"\n")
 
     def take(self) -> list[int]:
-        """Return what has come since the last time."""
+        """Return the signals that have arrived since the last call."""
         received, self._received = self._received, []
         with suppress(BlockingIOError):
-            os.read(self.waker, 4096)
+            os.read(self.wakeup_fd, 4096)
         return received
 
     def wait(self, seconds: float) -> bool:
-        """Wait, but not on after a request to stop; return whether there was one, also before."""
-        if not self.asked_to_stop:
-            select.select([self.waker], [], [], max(seconds, 0.0))
-        return self.asked_to_stop
+        """Wait until a stop is requested, or time is over; return whether it was requested."""
+        if not self.stop_requested:
+            select.select([self.wakeup_fd], [], [], max(seconds, 0.0))
+        return self.stop_requested
 
     @contextmanager
-    def caught(self) -> Iterator[None]:
-        """Note the process's signals for a while, and give them back then."""
+    def handled(self) -> Iterator[None]:
+        """Record the signals of this process, and restore its handlers afterwards."""
 
         def handle(number: int, _: FrameType | None) -> None:
-            self.note(number)
+            self.record(number)
 
-        # `nohup` and shells set some to be ignored, and mean it.
-        heeded = [number for number in HEEDED if signal.getsignal(number) != signal.SIG_IGN]
-        previous = {number: signal.signal(number, handle) for number in heeded}
+        # `nohup` and shells set some signals to be ignored on purpose.
+        numbers = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        previous = {number: signal.signal(number, handle) for number in numbers}
         try:
             yield
         finally:

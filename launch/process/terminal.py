@@ -6,25 +6,25 @@ import errno
 import os
 
 STDOUT, STDERR = 1, 2
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 
 
-def tell(text: str) -> None:
-    """Show a line of the launcher's own on standard error while no ranks run."""
+def print_message(text: str) -> None:
+    """Print a message of the launcher to standard error, while no ranks are running."""
     write(STDERR, f"distrib: {text}\n".encode())
 
 
-def is_one_terminal() -> bool:
-    """Tell whether both outputs go to the same place."""
+def is_same_output() -> bool:
+    """Tell whether standard output and standard error go to the same terminal, file or pipe."""
     out, err = os.fstat(STDOUT), os.fstat(STDERR)
     return (out.st_dev, out.st_ino) == (err.st_dev, err.st_ino)
 
 
 def write(fd: int, data: bytes) -> None:
-    """Write bytes to one of the outputs. Without a reader, or room, training goes on unseen."""
+    """Write to one of the outputs. If its reader is gone or the disk is full, drop the bytes."""
     try:
         while data:
             data = data[os.write(fd, data) :]
     except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.EIO, *NO_ROOM):
+        if error.errno not in (errno.EPIPE, errno.EIO, *DISK_FULL_ERRORS):
             raise

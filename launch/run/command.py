@@ -1,6 +1,6 @@
-"""`distrib run`: starts a script as one job of many processes, and sees it to its end.
+"""`distrib run`: starts a script as one job of many processes, and restarts it until it finishes.
 
-The script needs nothing for it: `distrib.init()` finds out from the environment which rank it is.
+The script needs no changes: `distrib.init()` reads from the environment which rank it is.
 """
 
 from __future__ import annotations
@@ -17,25 +17,27 @@ from distrib.environment import grace_seconds
 from distrib.errors import UsageError
 
 from ..arguments import positive, seconds, whole
-from ..hosts.allocation import Fleet, NamedHosts, Size, Task
 from ..hosts.coordinator import Coordinator
-from ..hosts.host_agent import Member
+from ..hosts.host_agent import HostAgent
+from ..hosts.host_pool import HostPool, JobSize
 from ..hosts.network import Ssh
 from ..hosts.placement import Host, parse_hostfile, parse_hosts
-from ..hosts.protocol import PORT, parse_address
-from ..process.launcher import Console
-from ..process.liveness_file import Alive
+from ..hosts.protocol import PORT, join_token, parse_address
+from ..hosts.ssh_hosts import SshHosts
+from ..hosts.task import Task
+from ..process.launcher_context import LauncherContext
+from ..process.liveness_file import LivenessFile
 from ..process.signals import Signals
-from ..process.terminal import tell
+from ..process.terminal import print_message
 from . import pid1
-from .job import Job, Plan
-from .liveness import STEP_SECONDS, Limits
+from .hang_detector import STEP_SECONDS, HangTimeouts
+from .job import Job, JobOptions
 from .restarts import ATTEMPTS
 
 BACKENDS = ("horovod", "multiworker", "local")
 GRACE_SECONDS = 60.0
 JOIN_SECONDS = 300.0
-# Of the launcher's environment, what goes along to other hosts.
+# The variables of the launcher's environment that ssh hosts get.
 NAMES = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
 PREFIXES = (
     *("DISTRIB_", "HOROVOD_", "TF_", "KERAS_", "XLA_"),
@@ -46,76 +48,21 @@ PREFIXES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `distrib run`."""
-    ranks = parser.add_argument_group("ranks").add_argument
-    ranks("-np", "--num-proc", type=positive, metavar="N", help="number of ranks (all slots)")
-    ranks("--min-np", type=positive, metavar="N", help="go on with so few if hosts are lost (-np)")
-    ranks("--max-np", type=positive, metavar="N", help="use no more than so many (-np)")
-    ranks("--backend", choices=BACKENDS, default="horovod", help="(horovod)")
-
-    hosts = parser.add_argument_group("hosts").add_argument
-    hosts("-H", "--hosts", metavar="HOST:SLOTS,...", help="where they run, by ssh (this host)")
-    hosts("--hostfile", type=Path, metavar="FILE", help="the same, a line `host slots=N` each")
-    hosts("--ssh-port", type=positive, metavar="PORT", help="of the other hosts")
-    hosts("--ssh-identity", metavar="FILE", help="private key for the other hosts")
-    hosts(
-        "--join",
-        metavar="HOST[:PORT]",
-        help=f"without ssh: the same command runs on all hosts and meets at this one ({PORT})",
-    )
-    hosts("--slots", type=positive, metavar="N", help="--join: ranks on this host (1)")
-    hosts(
-        "--join-timeout",
-        type=seconds,
-        default=JOIN_SECONDS,
-        metavar="SECONDS",
-        help="how long hosts that are missing are waited for (%(default)g)",
-    )
-    hosts(
-        "--linger",
-        action="store_true",
-        help="--join: hosts but the first stay when all is done, until they are asked to stop",
-    )
-    hosts("--network-interface", metavar="NAME", help="what connects the hosts (what ssh uses)")
-    hosts("--port", type=positive, help="multiworker: each host's first port (any that is free)")
-    hosts(
-        "--env",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="also pass this variable on to other hosts; may be repeated",
-    )
-
-    restarts = parser.add_argument_group("restarts").add_argument
-    restarts(
-        "--attempts",
-        type=whole,
-        default=ATTEMPTS,
-        metavar="N",
-        help="give up after so many in a row that gained no step; 0: never restart (%(default)d)",
-    )
-    restarts(
-        "--start-timeout",
-        type=seconds,
-        metavar="SECONDS",
-        help="restart if it takes so long to begin `fit`, or its first batch (1800 for the latter)",
-    )
-    restarts(
-        "--step-timeout",
-        type=seconds,
-        default=STEP_SECONDS,
-        metavar="SECONDS",
-        help="restart if no rank has got on for so long; 0: never (%(default)g)",
-    )
-
+    _add_rank_options(parser)
+    _add_host_options(parser)
+    _add_restart_options(parser)
     output = parser.add_argument_group("output").add_argument
     output(
-        "--output-dir", type=Path, metavar="DIR", help="keep each rank's output in DIR/rank-<n>.log"
+        "--output-dir",
+        type=Path,
+        metavar="DIR",
+        help="also append each rank's output to DIR/rank-<n>.log",
     )
     output(
         "--heartbeat-file",
         type=Path,
         metavar="FILE",
-        help="touch this file every second, for a liveness probe",
+        help="touch FILE every second, for a liveness probe",
     )
     parser.add_argument(
         "command",
@@ -126,6 +73,89 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_run)
 
 
+def _add_rank_options(parser: argparse.ArgumentParser) -> None:
+    ranks = parser.add_argument_group("ranks").add_argument
+    ranks("-np", "--num-proc", type=positive, metavar="N", help="start N ranks (all slots)")
+    ranks(
+        "--min-np", type=positive, metavar="N", help="continue with N ranks if hosts are lost (-np)"
+    )
+    ranks("--max-np", type=positive, metavar="N", help="use at most N ranks (-np)")
+    ranks(
+        "--backend",
+        choices=BACKENDS,
+        default="horovod",
+        help="exchange gradients in this way (%(default)s)",
+    )
+
+
+def _add_host_options(parser: argparse.ArgumentParser) -> None:
+    hosts = parser.add_argument_group("hosts").add_argument
+    hosts("-H", "--hosts", metavar="HOST:SLOTS,...", help="run ranks there, by ssh (this host)")
+    hosts("--hostfile", type=Path, metavar="FILE", help="read the hosts from lines `host slots=N`")
+    hosts("--ssh-port", type=positive, metavar="PORT", help="reach other hosts at this ssh port")
+    hosts("--ssh-identity", metavar="FILE", help="reach other hosts with this private key")
+    hosts(
+        "--join",
+        metavar="HOST[:PORT]",
+        help=f"without ssh: run the same command on all hosts, which meet at this one ({PORT})",
+    )
+    hosts("--slots", type=positive, metavar="N", help="--join: run N ranks on this host (1)")
+    hosts(
+        "--join-timeout",
+        type=seconds,
+        default=JOIN_SECONDS,
+        metavar="SECONDS",
+        help="wait this long for missing hosts [s] (%(default)g)",
+    )
+    hosts(
+        "--linger",
+        action="store_true",
+        help="--join: keep all hosts but the coordinator after the job finished, until stopped",
+    )
+    hosts(
+        "--network-interface",
+        metavar="NAME",
+        help="connect the hosts by this network interface (what ssh uses)",
+    )
+    hosts(
+        "--port",
+        type=positive,
+        help="multiworker: use the ports from this one on each host (any that are free)",
+    )
+    hosts(
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="also pass this variable to other hosts; may be repeated",
+    )
+
+
+def _add_restart_options(parser: argparse.ArgumentParser) -> None:
+    restarts = parser.add_argument_group("restarts").add_argument
+    restarts(
+        "--attempts",
+        type=whole,
+        default=ATTEMPTS,
+        metavar="N",
+        help="stop after N attempts in a row without progress; 0: never restart (%(default)d)",
+    )
+    restarts(
+        "--start-timeout",
+        type=seconds,
+        metavar="SECONDS",
+        help="restart if `fit`, or then its first batch, takes longer to begin [s] "
+        "(1800 for the first batch)",
+    )
+    restarts(
+        "--step-timeout",
+        type=seconds,
+        default=STEP_SECONDS,
+        metavar="SECONDS",
+        help="restart if no rank makes progress for this long; 0: never [s] (%(default)g)",
+    )
+
+
 def _run(options: argparse.Namespace) -> int:
     return pid1.as_child(lambda: _supervise(options)) if os.getpid() == 1 else _supervise(options)
 
@@ -134,43 +164,51 @@ def _supervise(options: argparse.Namespace) -> int:
     task = Task(_command(options.command), _exported(options.env))
     grace = grace_seconds()
     grace = GRACE_SECONDS if grace is None else grace
-    console = Console(tell, Alive(options.heartbeat_file), Signals())
-    fleet = _fleet(options, task, console, grace)
-    with console.signals.caught():
-        if isinstance(fleet, Member):
-            return fleet.serve()
-        plan = Plan(
+    context = LauncherContext(print_message, LivenessFile(options.heartbeat_file), Signals())
+    pool = _pool(options, task, context, grace)
+    with context.signals.handled():
+        if isinstance(pool, HostAgent):
+            return pool.serve()
+        job_options = JobOptions(
             backend=options.backend,
             first_port=options.port,
-            limits=Limits(options.start_timeout, options.step_timeout),
+            timeouts=HangTimeouts(options.start_timeout, options.step_timeout),
             attempts=options.attempts,
             grace=grace,
             output_dir=options.output_dir,
         )
-        return Job(fleet, console, plan).run()
+        return Job(pool, context, job_options).run()
 
 
-def _fleet(
-    options: argparse.Namespace, task: Task, console: Console, grace: float
-) -> Fleet | Member:
-    if options.join is None:
-        if options.linger:
-            raise UsageError("--linger goes with --join.")
-        hosts = _hosts(options)
-        ssh = Ssh(options.ssh_port, options.ssh_identity)
-        size = _size(options, sum(host.slots for host in hosts()))
-        return NamedHosts(hosts, size, ssh, options.network_interface, task, console)
+def _pool(
+    options: argparse.Namespace, task: Task, context: LauncherContext, grace: float
+) -> HostPool | HostAgent:
+    if options.join is not None:
+        return _join(options, task, context, grace)
+    if options.linger:
+        raise UsageError("--linger goes with --join.")
+    hosts = _hosts(options)
+    ssh = Ssh(options.ssh_port, options.ssh_identity)
+    size = _size(options, sum(host.slots for host in hosts()))
+    return SshHosts(hosts, size, ssh, options.network_interface, task, context)
+
+
+def _join(
+    options: argparse.Namespace, task: Task, context: LauncherContext, grace: float
+) -> Coordinator | HostAgent:
     if options.hosts or options.hostfile:
-        raise UsageError("--join: the hosts come by themselves; leave -H and --hostfile out.")
+        raise UsageError("--join: hosts register themselves; leave -H and --hostfile out.")
     if options.num_proc is None and options.max_np is None:
         raise UsageError("--join: how many ranks has the whole job? Give -np.")
     name, port = parse_address(options.join)
+    token = join_token(name)
     own = Host(socket.gethostname(), options.slots or 1)
     if Host(name, own.slots).is_local:
         size = _size(options, options.max_np or options.num_proc)
-        return Coordinator(port, own, size, options.network_interface, task, console)
-    patience, linger = options.join_timeout, options.linger
-    return Member((name, port), own, task, patience, grace, linger, console)
+        interface = options.network_interface
+        return Coordinator(port, token, own, size, interface, task, context)
+    timeout, linger = options.join_timeout, options.linger
+    return HostAgent((name, port), token, own, task, timeout, grace, linger, context)
 
 
 def _hosts(options: argparse.Namespace) -> Callable[[], Sequence[Host]]:
@@ -189,17 +227,21 @@ def _hosts(options: argparse.Namespace) -> Callable[[], Sequence[Host]]:
     return lambda: [Host("localhost", size)]
 
 
-def _size(options: argparse.Namespace, available: int) -> Size:
-    """Return how many ranks there may be; `available` are the slots, as far as they are known."""
-    most = options.max_np or options.num_proc or available
-    least = options.min_np or options.num_proc or most
-    if least > most:
-        raise UsageError(f"--min-np {least} is more than the {most} ranks that the job may have.")
-    if options.backend == "local" and most != 1:
-        raise UsageError(f"--backend local is one process on all devices of a host, not {most}.")
-    if least > available:
-        raise UsageError(f"-np {least}: the hosts have {available} slots.")
-    return Size(least, most, options.join_timeout)
+def _size(options: argparse.Namespace, available: int) -> JobSize:
+    """Return how many ranks there may be on `available` slots."""
+    max_ranks = options.max_np or options.num_proc or available
+    min_ranks = options.min_np or options.num_proc or max_ranks
+    if min_ranks > max_ranks:
+        raise UsageError(
+            f"--min-np {min_ranks} is more than the {max_ranks} ranks that the job may have."
+        )
+    if options.backend == "local" and max_ranks != 1:
+        raise UsageError(
+            f"--backend local is one process on all devices of a host, not {max_ranks}."
+        )
+    if min_ranks > available:
+        raise UsageError(f"-np {min_ranks}: the hosts have {available} slots.")
+    return JobSize(min_ranks, max_ranks, options.join_timeout)
 
 
 def _command(words: Sequence[str]) -> list[str]:
@@ -208,13 +250,13 @@ def _command(words: Sequence[str]) -> list[str]:
         raise UsageError("which script? For example: distrib run -np 4 train.py")
     if words[0].endswith(".py"):
         if not Path(words[0]).is_file():
-            raise UsageError(f"{words[0]}: there is no such script in {Path.cwd()}.")
+            raise UsageError(f"{words[0]}: no such script in {Path.cwd()}.")
         return [sys.executable, *words]
     if shutil.which(words[0]) is None:
-        raise UsageError(f"{words[0]}: there is no such command.")
+        raise UsageError(f"{words[0]}: no such command.")
     return words
 
 
 def _exported(names: Sequence[str]) -> dict[str, str]:
-    wanted = {*NAMES, *names}
-    return {n: v for n, v in os.environ.items() if n in wanted or n.startswith(PREFIXES)}
+    exported = {*NAMES, *names}
+    return {n: v for n, v in os.environ.items() if n in exported or n.startswith(PREFIXES)}

@@ -1,7 +1,7 @@
-"""What a job ends with: the cause, not the symptoms.
+"""Why a job failed: the root cause, not the symptoms.
 
 When one rank fails, the others fail too, each in its own way and perhaps sooner. A supervisor needs
-the one number that says what to do, and a person the one rank where to look.
+the one exit code that says what to do, and a person needs the one rank whose output says why.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from distrib.errors import EXIT_FINISHED, EXIT_LOST_PEER, EXIT_PREEMPTED, NON_RE
 
 from ..hosts.channel import LOST
 
-ABORTED = 128 + signal.SIGABRT  # Horovod's end when a peer is missing at its start.
+ABORTED = 128 + signal.SIGABRT  # How Horovod ends when a peer is missing at its start.
 
 
 @dataclass(frozen=True)
-class End:
+class RankExit:
     """How a rank ended.
 
     Attributes:
@@ -35,12 +35,12 @@ class End:
 
     @property
     def is_kill(self) -> bool:
-        """Whether a signal ended it, or the loss of its host."""
+        """Whether a signal ended the rank, or the loss of its host."""
         return self.code == LOST or 128 < self.code <= 128 + signal.SIGRTMAX
 
     @property
-    def weight(self) -> int:
-        """How well it explains the other ranks' ends: the less, the better."""
+    def priority(self) -> int:
+        """How well this exit explains the other ranks' exits; 0 explains them best."""
         if self.code in NON_RETRYABLE:
             return 0
         if self.code == EXIT_PREEMPTED:
@@ -51,66 +51,68 @@ class End:
 
     @property
     def is_conclusive(self) -> bool:
-        """Whether it is a cause by itself, and no rank's answer to another's end."""
-        return self.weight <= 1
+        """Whether this exit is a cause by itself, not a reaction to another rank's exit."""
+        return self.priority <= 1
 
     @property
     def exit_code(self) -> int:
-        """What the job ends with when this is the cause."""
+        """The job's exit code if this exit is the root cause."""
         return EXIT_LOST_PEER if self.is_kill else self.code
 
     def __str__(self) -> str:
-        where = f"rank {self.rank} on {self.host}"
+        rank = f"rank {self.rank} on {self.host}"
         if self.code == LOST:
-            return f"the connection to {where} was lost"
+            return f"the connection to {rank} was lost"
         if self.is_kill:
             number = self.code - 128
             name = signal.Signals(number).name if number in _SIGNALS else f"signal {number}"
-            return f"{where} was killed by {name}"
-        return f"{where} ended with exit code {self.code}"
+            return f"{rank} was killed by {name}"
+        return f"{rank} ended with exit code {self.code}"
 
 
 _SIGNALS = {int(number) for number in signal.Signals}
 
 
-def cause(ends: Iterable[End], complaints: Sequence[int] = ()) -> End | None:
-    """Return the end that explains the others, `None` if all ranks finished.
+def root_cause(exits: Iterable[RankExit], failed_ranks: Sequence[int] = ()) -> RankExit | None:
+    """Return the exit that explains the others, `None` if all ranks finished.
 
-    Of several ranks that ended with an error of their own, it is the one that complained first:
-    to end may take longer than to make others end. A kill gives no notice.
+    Of several ranks that ended with an error of their own, the cause is the one that wrote its
+    error first: it may take longer to end than the ranks that lost it. A kill writes no error.
 
     Args:
-        ends: In the order in which they came.
-        complaints: Ranks that have written an error, in the order in which they did.
+        exits: In the order in which the ranks ended.
+        failed_ranks: Ranks that have written an error, in the order in which they did.
     """
-    failed = [end for end in ends if end.code != EXIT_FINISHED]
-    weight = min((end.weight for end in failed), default=0)
-    best = [end for end in failed if end.weight == weight]
-    if not best or best[0].is_kill:
-        return best[0] if best else None
-    return min(best, key=lambda end: _position(end.rank, complaints))
+    failures = [each for each in exits if each.code != EXIT_FINISHED]
+    priority = min((each.priority for each in failures), default=0)
+    candidates = [each for each in failures if each.priority == priority]
+    if not candidates or candidates[0].is_kill:
+        return candidates[0] if candidates else None
+    return min(candidates, key=lambda each: _index(each.rank, failed_ranks))
 
 
-def is_known(end: End | None, ends: Iterable[End], complaints: Sequence[int]) -> bool:
-    """Return whether `cause()` would not change its answer if it knew how other ranks will end."""
-    if end is None or not end.is_conclusive:
+def is_final(
+    cause: RankExit | None, exits: Iterable[RankExit], failed_ranks: Sequence[int]
+) -> bool:
+    """Return whether `cause` stays the root cause, however the running ranks end."""
+    if cause is None or not cause.is_conclusive:
         return False
-    ended = {other.rank for other in ends}
-    earlier = complaints[: _position(end.rank, complaints)]
-    return end.is_kill or ended.issuperset(earlier)
+    ended = {each.rank for each in exits}
+    earlier = failed_ranks[: _index(cause.rank, failed_ranks)]
+    return cause.is_kill or ended.issuperset(earlier)
 
 
-def _position(rank: int, complaints: Sequence[int]) -> int:
-    return complaints.index(rank) if rank in complaints else len(complaints)
+def _index(rank: int, failed_ranks: Sequence[int]) -> int:
+    return failed_ranks.index(rank) if rank in failed_ranks else len(failed_ranks)
 
 
-def advice(end: End) -> str:
+def failure_report(cause: RankExit) -> str:
     """Return what happened and what to do about it, as one line."""
-    code = end.exit_code
+    code = cause.exit_code
     if code == EXIT_PREEMPTED:
-        what = "stopped as it was asked to. Run the same command again: it goes on from there"
+        text = "stopped as requested. Run the same command again: it resumes from there"
     elif code == EXIT_LOST_PEER:
-        what = f"{end}. Run the same command again: it goes on from the last checkpoint"
+        text = f"{cause}. Run the same command again: it resumes from the last checkpoint"
     else:
-        what = f"{end}, whose own output says why"
-    return f"{what}. (exit code {code})"
+        text = f"{cause}; its own output says why"
+    return f"{text}. (exit code {code})"

@@ -1,4 +1,4 @@
-"""A job from its first attempt to its end: gather hosts, run all ranks, decide, and begin anew."""
+"""A job from its first attempt to its end: allocate hosts, run all ranks, decide, restart."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from distrib.environment import (
 )
 from distrib.errors import EXIT_PREEMPTED, DistribError, Preempted
 
-from ..hosts.allocation import Crew, Fleet
-from ..hosts.channel import Link
-from ..hosts.placement import Slot
-from ..process.launcher import Console
+from ..hosts.channel import Channel
+from ..hosts.host_pool import Allocation, HostPool
+from ..hosts.placement import RankPlacement
+from ..process.launcher_context import LauncherContext
 from . import rendezvous
-from .liveness import Limits, Watch
+from .hang_detector import HangDetector, HangTimeouts
 from .output import Display
 from .restarts import Restarts
-from .supervisor import Result, Supervisor
+from .supervisor import AttemptResult, Supervisor
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How a job is run.
+class JobOptions:
+    """How to run a job.
 
     Attributes:
         backend: `"horovod"`, `"multiworker"`, or `"local"`, which is one process.
         first_port: For multiworker: each host's first port; `None` for any that is free.
-        limits: How long it may be silent.
-        attempts: How many in a row may gain no step; 0 for no restarts.
+        timeouts: How long a job may make no progress.
+        attempts: How many attempts in a row may make no progress; 0 for no restarts.
         grace: Seconds that a rank has for saving after a request to stop.
         output_dir: Where each rank's output is kept; `None` for nowhere.
     """
 
     backend: str
     first_port: int | None
-    limits: Limits
+    timeouts: HangTimeouts
     attempts: int
     grace: float
     output_dir: Path | None
@@ -53,19 +53,19 @@ class Job:
     """One job.
 
     Args:
-        fleet: Its hosts.
-        console: The launcher's.
-        plan: How it is run.
+        pool: Its hosts.
+        context: The launcher's.
+        options: How to run it.
     """
 
-    def __init__(self, fleet: Fleet, console: Console, plan: Plan) -> None:
-        self._fleet = fleet
-        self._console = console
-        self._plan = plan
-        self._restarts = Restarts(plan.attempts)
+    def __init__(self, pool: HostPool, context: LauncherContext, options: JobOptions) -> None:
+        self._pool = pool
+        self._context = context
+        self._options = options
+        self._restarts = Restarts(options.attempts)
 
     def run(self) -> int:
-        """Run it to its end, and return the exit code."""
+        """Run the job to its end, and return the exit code."""
         code = EXIT_PREEMPTED
         try:
             code = self._run()
@@ -73,78 +73,85 @@ class Job:
             code = error.exit_code
             raise
         except Preempted:
-            self._console.say(
+            self._context.log(
                 f"asked to stop while no rank was running. (exit code {EXIT_PREEMPTED})"
             )
         finally:
-            self._fleet.dismiss(code)
+            self._pool.shut_down(code)
         return code
 
     def _run(self) -> int:
         while True:
-            crew = self._fleet.gather()
+            allocation = self._pool.allocate()
             display = Display(
-                self._plan.output_dir,
-                len(crew.slots),
+                self._options.output_dir,
+                len(allocation.placements),
                 quiet=rendezvous.LOG_LEVEL not in os.environ,
             )
-            watch = Watch(self._plan.limits)
-            result = self._attempt(crew, display, watch)
-            error = display.last_error(result.end.rank) if result.end else ""
-            verdict = self._restarts.judge(
-                result, watch.progress, error, self._console.signals.asked_to_stop
+            detector = HangDetector(self._options.timeouts)
+            result = self._attempt(allocation, display, detector)
+            error = display.last_error(result.cause.rank) if result.cause else ""
+            decision = self._restarts.decide(
+                result, detector.progress, error, self._context.signals.stop_requested
             )
-            if verdict.reason:
-                display.say(verdict.reason)
+            if decision.reason:
+                display.log(decision.reason)
             display.close()
-            if verdict.exit_code is not None:
-                return verdict.exit_code
-            self._console.pause(verdict.pause)
+            if decision.exit_code is not None:
+                return decision.exit_code
+            self._context.pause(decision.delay)
 
-    def _attempt(self, crew: Crew, display: Display, watch: Watch) -> Result:
+    def _attempt(
+        self, allocation: Allocation, display: Display, detector: HangDetector
+    ) -> AttemptResult:
         supervisor = Supervisor(
             display,
-            self._plan.grace,
-            self._console.signals,
-            watch,
-            self._fleet.leaving,
-            self._console.alive.tick,
+            self._options.grace,
+            self._context.signals,
+            detector,
+            self._pool.preempted_hosts,
+            self._context.liveness_file.touch,
         )
-        with self._environments(crew) as environments:
-            return supervisor.run(self._ranks(crew.slots, environments))
+        with self._environments(allocation) as environments:
+            return supervisor.run(self._ranks(allocation.placements, environments))
 
     def _ranks(
-        self, slots: Sequence[Slot], environments: Sequence[rendezvous.Environment]
-    ) -> Iterator[tuple[Slot, Link, Mapping[str, Any]]]:
-        """Yield each rank's place, its keeper, and what that is told."""
-        links = self._fleet.connect(slots)
-        for slot, link, environment in zip(slots, links, environments, strict=True):
-            spec = self._fleet.spec(slot)
-            yield slot, link, {**spec, "environment": {**spec["environment"], **environment}}
+        self, placements: Sequence[RankPlacement], environments: Sequence[rendezvous.Environment]
+    ) -> Iterator[tuple[RankPlacement, Channel, Mapping[str, Any]]]:
+        """Yield each rank's placement, the channel to its agent, and the spec for that agent."""
+        channels = self._pool.connect(placements)
+        for placement, channel, environment in zip(placements, channels, environments, strict=True):
+            spec = self._pool.spec(placement)
+            environment = {**spec["environment"], **environment}
+            yield placement, channel, {**spec, "environment": environment}
 
     @contextmanager
-    def _environments(self, crew: Crew) -> Iterator[list[rendezvous.Environment]]:
-        """Yield what makes processes the ranks of one attempt, as long as it lasts."""
+    def _environments(self, allocation: Allocation) -> Iterator[list[rendezvous.Environment]]:
+        """Yield the environment of each rank, valid while the rendezvous server runs."""
+        placements, views = allocation.placements, allocation.views
         common = {
-            # What the ledger in the checkpoint's store and the ranks' messages need to know.
-            ATTEMPTS_VARIABLE: str(self._plan.attempts),
+            # For the ledger beside the checkpoints, and for the ranks' messages.
+            ATTEMPTS_VARIABLE: str(self._options.attempts),
             STALLED_VARIABLE: str(self._restarts.stalled),
             LAST_END_VARIABLE: self._restarts.last_error,
-            GRACE_VARIABLE: f"{self._plan.grace:g}",
+            GRACE_VARIABLE: f"{self._options.grace:g}",
         }
         with ExitStack() as stack:
-            own: list[rendezvous.Environment] = [{}]
-            if self._plan.backend == "horovod":
-                port = stack.enter_context(rendezvous.server(crew.slots, crew.views))
-                own = [
-                    rendezvous.horovod_environment(slot, crew.views[slot.host], port)
-                    for slot in crew.slots
+            of_backend: list[rendezvous.Environment] = [{}]
+            if self._options.backend == "horovod":
+                port = stack.enter_context(rendezvous.server(placements, views))
+                of_backend = [
+                    rendezvous.horovod_environment(placement, views[placement.host], port)
+                    for placement in placements
                 ]
-            elif self._plan.backend == "multiworker":
-                first_port = self._plan.first_port
-                addresses = rendezvous.worker_addresses(crew.slots, crew.views, first_port)
-                own = [rendezvous.multiworker_environment(slot, addresses) for slot in crew.slots]
+            elif self._options.backend == "multiworker":
+                first_port = self._options.first_port
+                addresses = rendezvous.worker_addresses(placements, views, first_port)
+                of_backend = [
+                    rendezvous.multiworker_environment(placement, addresses)
+                    for placement in placements
+                ]
             yield [
-                {**rendezvous.common_environment(slot), **common, **its_own}
-                for slot, its_own in zip(crew.slots, own, strict=True)
+                {**rendezvous.common_environment(placement), **common, **own}
+                for placement, own in zip(placements, of_backend, strict=True)
             ]

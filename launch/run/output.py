@@ -1,8 +1,8 @@
-"""One screen for all ranks: what rank 0 writes as it is, what others write as whole, marked lines.
+"""The ranks' output on one terminal: rank 0's unchanged, the others' as whole, marked lines.
 
-When a job fails, the ranks that lost their peer often complain before the one that is to blame has
-ended, and more of them do. So from the first sign of a failure on, standard error is held back for
-the seconds it takes to know the cause, and then shown in the order that helps: the cause first.
+When a job fails, the ranks that lost their peer often report it before the rank that caused the
+failure has ended, and there are more of them. So from the first sign of a failure, standard error
+is held back for the seconds it takes to find the root cause, and then shown with the cause first.
 """
 
 from __future__ import annotations
@@ -13,71 +13,71 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from ..process.terminal import NO_ROOM, STDERR, STDOUT, is_one_terminal, write
+from ..process.terminal import DISK_FULL_ERRORS, STDERR, STDOUT, is_same_output, write
 
-PATIENCE_SECONDS = 0.2
-LONGEST_LINE = 65536
+PARTIAL_LINE_SECONDS = 0.2
+MAX_LINE_BYTES = 65536
 TAIL_BYTES = 16384
-# How Python and C++ begin when they report an error that they may not survive.
-COMPLAINT = re.compile(
+# How Python and C++ start to report an error that the process may not survive.
+ERROR_START = re.compile(
     rb"^(Traceback \(most recent call last\)|terminate called|Fatal Python error)", re.MULTILINE
 )
-# What Horovod says first when it has lost a peer, and hardly ever else.
-OMEN = re.compile(rb"[Hh]orovod")
-# What TensorFlow 2.21 says at its start whatever TF_CPP_MIN_LOG_LEVEL is.
-CHATTER = re.compile(
+# What Horovod prints first when it has lost a peer, and hardly ever else.
+PEER_LOSS = re.compile(rb"[Hh]orovod")
+# What TensorFlow 2.21 prints at its start whatever TF_CPP_MIN_LOG_LEVEL is.
+STARTUP_NOISE = re.compile(
     rb"I\d{4} \d\d:\d\d:[\d.]+ +\d+ \S+:\d+\] |"
     rb"WARNING: All log messages before absl::InitializeLog\(\) is called "
 )
 
 
-class Place:
-    """Where lines go: a terminal, a file or a pipe, perhaps for both streams."""
+class OutputStream:
+    """Where lines go: a terminal, a file or a pipe, possibly the same one for both streams."""
 
     def __init__(self) -> None:
-        self._unfinished_since: float | None = None
+        self._partial_since: float | None = None
         self._waiting: list[tuple[int, bytes]] = []
 
     def write(self, fd: int, data: bytes) -> None:
         """Show bytes at once."""
         write(fd, data)
         if data.endswith(b"\n"):
-            self._unfinished_since = None
-        elif self._unfinished_since is None:
-            self._unfinished_since = time.monotonic()
+            self._partial_since = None
+        elif self._partial_since is None:
+            self._partial_since = time.monotonic()
 
     def write_line(self, fd: int, line: bytes) -> None:
-        """Show a line as soon as it does not break into one that is being written."""
+        """Show a line as soon as it does not break into a partial line of rank 0."""
         self._waiting.append((fd, line))
-        self.settle()
+        self.flush()
 
-    def settle(self, now: bool = False) -> None:
-        """Show lines that wait, if none is unfinished, or one is so for good."""
+    def flush(self, force: bool = False) -> None:
+        """Show waiting lines if rank 0's line is complete, or has been partial for a while."""
         if not self._waiting:
             return
-        if self._unfinished_since is not None:
-            if not now and time.monotonic() - self._unfinished_since < PATIENCE_SECONDS:
+        if self._partial_since is not None:
+            if not force and time.monotonic() - self._partial_since < PARTIAL_LINE_SECONDS:
                 return
             write(self._waiting[0][0], b"\n")
-            self._unfinished_since = None
+            self._partial_since = None
         for fd, line in self._waiting:
             write(fd, line)
         self._waiting.clear()
 
 
-class Lines:
-    """Cuts a stream into lines, as a terminal would show them in the end."""
+class LineSplitter:
+    """Splits a stream into lines, as a terminal would finally show them."""
 
     def __init__(self) -> None:
         self._rest = b""
 
-    def cut(self, data: bytes) -> list[bytes]:
-        """Return the lines that are complete, without their ends; no data means no more."""
+    def feed(self, data: bytes) -> list[bytes]:
+        """Return the complete lines, without their ends; empty data ends the stream."""
         *lines, self._rest = (self._rest + data).split(b"\n")
-        if self._rest and (not data or len(self._rest) > LONGEST_LINE):
+        if self._rest and (not data or len(self._rest) > MAX_LINE_BYTES):
             lines.append(self._rest)
             self._rest = b""
-        # A progress bar is a line that was written over many times.
+        # A progress bar is a line that is overwritten many times.
         return [line.rstrip(b"\r").rpartition(b"\r")[2] for line in lines]
 
 
@@ -87,15 +87,15 @@ class Display:
     Args:
         folder: Where each rank's output is appended to `rank-<n>.log`; `None` for nowhere.
         size: Number of ranks.
-        quiet: Whether to show TensorFlow's information of rank 0 only.
+        quiet: Whether to show TensorFlow's start-up messages of rank 0 only.
 
     Attributes:
-        complaints: Ranks that have reported an error on standard error, in that order.
+        failed_ranks: Ranks that have reported an error on standard error, in that order.
         held_since: Since when standard error is held back, `None` if it is not.
     """
 
     def __init__(self, folder: Path | None, size: int, quiet: bool = False) -> None:
-        self.complaints: list[int] = []
+        self.failed_ranks: list[int] = []
         self.held_since: float | None = None
         self._quiet = quiet
         self._files = ExitStack()
@@ -104,28 +104,30 @@ class Display:
             folder.mkdir(parents=True, exist_ok=True)
             paths = (folder / f"rank-{rank}.log" for rank in range(size))
             self._logs = [self._files.enter_context(path.open("ab", 0)) for path in paths]
-        self._told_of_no_room = False
+        self._disk_full_reported = False
         self._tails = [b""] * size
-        self._lines = {(rank, fd): Lines() for rank in range(size) for fd in (STDOUT, STDERR)}
-        place = Place()
-        self._places = {STDOUT: place, STDERR: place if is_one_terminal() else Place()}
+        self._lines = {
+            (rank, fd): LineSplitter() for rank in range(size) for fd in (STDOUT, STDERR)
+        }
+        stream = OutputStream()
+        self._streams = {STDOUT: stream, STDERR: stream if is_same_output() else OutputStream()}
         self._held: list[tuple[int, bytes]] = []
         self._may_hold = True
 
     def receive(self, chunks: Sequence[tuple[int, int, bytes]]) -> None:
-        """Take what was written at one moment.
+        """Take what the ranks wrote at one moment.
 
         Args:
-            chunks: Of which rank, on which stream (1 or 2), and what; nothing for its end.
+            chunks: Rank, stream (1 or 2), and bytes; no bytes for the end of the stream.
         """
         for rank, fd, data in chunks:
-            if fd == STDERR and COMPLAINT.search(data) and rank not in self.complaints:
-                self.complaints.append(rank)
-            if fd == STDERR and (COMPLAINT.search(data) or OMEN.search(data)):
+            if fd == STDERR and ERROR_START.search(data) and rank not in self.failed_ranks:
+                self.failed_ranks.append(rank)
+            if fd == STDERR and (ERROR_START.search(data) or PEER_LOSS.search(data)):
                 self.hold()
         for rank, fd, data in chunks:
             if self._logs:
-                self._keep(rank, data)
+                self._append(rank, data)
             if fd == STDERR:
                 self._tails[rank] = (self._tails[rank] + data)[-TAIL_BYTES:]
             if fd == STDERR and self.held_since is not None:
@@ -133,32 +135,32 @@ class Display:
             else:
                 self._show(rank, fd, data)
 
-    def _keep(self, rank: int, data: bytes) -> None:
-        """Append to a rank's file. A full disk is no reason to end the job."""
+    def _append(self, rank: int, data: bytes) -> None:
+        """Append to a rank's file. A full disk does not end the job."""
         try:
             self._logs[rank].write(data)
         except OSError as error:
-            if error.errno not in NO_ROOM:
+            if error.errno not in DISK_FULL_ERRORS:
                 raise
-            if not self._told_of_no_room:
-                self.say(
-                    f"{self._logs[rank].name}: {error.strerror}. Output is missing from there."
+            if not self._disk_full_reported:
+                self.log(
+                    f"{self._logs[rank].name}: {error.strerror}. Some output is missing there."
                 )
-            self._told_of_no_room = True
+            self._disk_full_reported = True
 
     def last_error(self, rank: int) -> str:
-        """Return what a rank's last traceback on standard error ends with, or nothing."""
+        """Return the last line of a rank's last traceback on standard error, or nothing."""
         _, found, after = self._tails[rank].rpartition(b"Traceback (most recent call last)")
         lines = after.splitlines()[1:] if found else []
-        names = (line.decode(errors="replace") for line in lines if line[:1].strip())
-        return next(names, "")
+        errors = (line.decode(errors="replace") for line in lines if line[:1].strip())
+        return next(errors, "")
 
-    def say(self, text: str) -> None:
-        """Show a line of the launcher's own on standard error."""
-        self._places[STDERR].write_line(STDERR, f"distrib: {text}\n".encode())
+    def log(self, text: str) -> None:
+        """Show a message of the launcher on standard error."""
+        self._streams[STDERR].write_line(STDERR, f"distrib: {text}\n".encode())
 
     def hold(self) -> None:
-        """Hold standard error back from now on, unless a cause has been shown."""
+        """Hold standard error back from now on, unless a root cause has been shown."""
         if self.held_since is None and self._may_hold:
             self.held_since = time.monotonic()
 
@@ -166,35 +168,35 @@ class Display:
         """Show what was held back.
 
         Args:
-            cause: The rank that is to blame, whose output comes first; `None` if that is not known,
-                then it is who complained first.
+            cause: The rank that caused the failure, whose output comes first; `None` if unknown:
+                then the rank that reported an error first does.
         """
         self._may_hold = cause is None
         self.held_since = None
-        first = self.complaints if cause is None else [cause, *self.complaints]
+        first = self.failed_ranks if cause is None else [cause, *self.failed_ranks]
         for rank in dict.fromkeys([*first, *(rank for rank, _ in self._held)]):
-            for its_rank, data in self._held:
-                if its_rank == rank:
+            for held_rank, data in self._held:
+                if held_rank == rank:
                     self._show(rank, STDERR, data)
         self._held.clear()
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Show lines that have waited long enough; to be called several times a second."""
-        for place in self._places.values():
-            place.settle()
+        for stream in self._streams.values():
+            stream.flush()
 
     def close(self) -> None:
-        """Show all that waits."""
+        """Show everything that is held back or waits."""
         self.release(None)
-        for place in self._places.values():
-            place.settle(now=True)
+        for stream in self._streams.values():
+            stream.flush(force=True)
         self._files.close()
 
     def _show(self, rank: int, fd: int, data: bytes) -> None:
         if rank == 0:
             if data:
-                self._places[fd].write(fd, data)
+                self._streams[fd].write(fd, data)
             return
-        for line in self._lines[rank, fd].cut(data):
-            if not (self._quiet and fd == STDERR and CHATTER.match(line)):
-                self._places[fd].write_line(fd, b"[rank %d] %s\n" % (rank, line))
+        for line in self._lines[rank, fd].feed(data):
+            if not (self._quiet and fd == STDERR and STARTUP_NOISE.match(line)):
+                self._streams[fd].write_line(fd, b"[rank %d] %s\n" % (rank, line))

@@ -1,7 +1,7 @@
 """How the ranks find each other: environment variables, and for Horovod a server.
 
-Horovod's Gloo ranks meet at a small key-value server, which the launcher runs; TensorFlow's
-multi-worker strategy needs nothing but a list of all addresses, TF_CONFIG.
+Horovod's Gloo ranks meet at a small key-value server, which the launcher runs. TensorFlow's
+multi-worker strategy needs only a list of all addresses, TF_CONFIG.
 """
 
 from __future__ import annotations
@@ -12,43 +12,44 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from distrib.environment import GLOO_TIMEOUT_VARIABLE, HOROVOD_SIZE_VARIABLE
 from distrib.errors import ConfigurationError
 
 from ..hosts.network import View
-from ..hosts.placement import Host, Slot
+from ..hosts.placement import Host, RankPlacement
 
 Environment = dict[str, str]
 LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 
 
-def common_environment(slot: Slot) -> Environment:
-    """Return what every rank gets, unless the user has set it: see docs/launching.md."""
+def common_environment(placement: RankPlacement) -> Environment:
+    """Return variables for every rank, without those that the user has set (docs/launching.md)."""
     defaults = {
         "PYTHONUNBUFFERED": "1",
-        "HOROVOD_GLOO_TIMEOUT_SECONDS": "30",
-        "PYTHONFAULTHANDLER": "1",  # Shows where a rank hangs, or crashes, in all of its threads.
+        GLOO_TIMEOUT_VARIABLE: "30",
+        "PYTHONFAULTHANDLER": "1",  # Prints the stacks of all threads of a rank that crashes.
     }
-    if slot.rank > 0:  # Rank 0 says the same already.
+    if placement.rank > 0:  # Rank 0 prints the same.
         defaults[LOG_LEVEL] = "2"
     return {name: value for name, value in defaults.items() if name not in os.environ}
 
 
-def horovod_environment(slot: Slot, view: View, port: int) -> Environment:
-    """Return what makes a process one of Horovod's ranks.
+def horovod_environment(placement: RankPlacement, view: View, port: int) -> Environment:
+    """Return the variables of one of Horovod's ranks.
 
     Args:
-        slot: The rank's place.
-        view: The network, from the rank's host.
+        placement: Where the rank runs.
+        view: The network, as the rank's host sees it.
         port: The rendezvous server's.
     """
     return {
-        "HOROVOD_HOSTNAME": slot.hostname,
-        "HOROVOD_RANK": str(slot.rank),
-        "HOROVOD_SIZE": str(slot.size),
-        "HOROVOD_LOCAL_RANK": str(slot.local_rank),
-        "HOROVOD_LOCAL_SIZE": str(slot.local_size),
-        "HOROVOD_CROSS_RANK": str(slot.cross_rank),
-        "HOROVOD_CROSS_SIZE": str(slot.cross_size),
+        "HOROVOD_HOSTNAME": placement.hostname,
+        "HOROVOD_RANK": str(placement.rank),
+        HOROVOD_SIZE_VARIABLE: str(placement.size),
+        "HOROVOD_LOCAL_RANK": str(placement.local_rank),
+        "HOROVOD_LOCAL_SIZE": str(placement.local_size),
+        "HOROVOD_CROSS_RANK": str(placement.cross_rank),
+        "HOROVOD_CROSS_SIZE": str(placement.cross_size),
         "HOROVOD_CONTROLLER": "gloo",
         "HOROVOD_CPU_OPERATIONS": "gloo",
         "HOROVOD_GLOO_IFACE": view.interface,
@@ -59,12 +60,12 @@ def horovod_environment(slot: Slot, view: View, port: int) -> Environment:
 
 
 @contextmanager
-def server(slots: Sequence[Slot], views: Mapping[Host, View]) -> Iterator[int]:
+def server(placements: Sequence[RankPlacement], views: Mapping[Host, View]) -> Iterator[int]:
     """Run Horovod's rendezvous server for one attempt, and yield its port.
 
-    It is a new one for each attempt, because the keys of one that failed would break the next. It
-    asks nobody who they are, so it listens where the ranks look for it and nowhere else, if that is
-    one place.
+    Each attempt gets a new server, because the keys of a failed attempt would break the next one.
+    The server does not authenticate clients. So if all ranks reach it by the same address, it
+    listens on that address only.
 
     Raises:
         ConfigurationError: If Horovod is not installed.
@@ -80,7 +81,7 @@ def server(slots: Sequence[Slot], views: Mapping[Host, View]) -> Iterator[int]:
     address = addresses.pop() if len(addresses) == 1 else ""
     server = RendezvousHTTPServer((address, 0), RendezvousHandler, 0)
     server.daemon_threads = True
-    server.init(slots)
+    server.init(placements)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
@@ -91,33 +92,34 @@ def server(slots: Sequence[Slot], views: Mapping[Host, View]) -> Iterator[int]:
         server.server_close()
 
 
-def multiworker_environment(slot: Slot, addresses: Sequence[str]) -> Environment:
-    """Return what makes a process one of `MultiWorkerMirroredStrategy`'s workers.
+def multiworker_environment(placement: RankPlacement, addresses: Sequence[str]) -> Environment:
+    """Return the variables of one of `MultiWorkerMirroredStrategy`'s workers.
 
     Args:
-        slot: The rank's place.
+        placement: Where the rank runs.
         addresses: `worker_addresses()` of all ranks.
     """
     config = {
         "cluster": {"worker": list(addresses)},
-        "task": {"type": "worker", "index": slot.rank},
+        "task": {"type": "worker", "index": placement.rank},
     }
     return {"TF_CONFIG": json.dumps(config)}
 
 
 def worker_addresses(
-    slots: Sequence[Slot], views: Mapping[Host, View], first_port: int | None
+    placements: Sequence[RankPlacement], views: Mapping[Host, View], first_port: int | None
 ) -> list[str]:
     """Return `address:port` of every rank.
 
     Args:
-        slots: All ranks' places.
+        placements: Where all ranks run.
         views: The network, by host.
-        first_port: Port of each host's first rank, the next for the next; `None` takes free ones.
+        first_port: Port of each host's first rank, whose other ranks get the ports after it; `None`
+            takes free ports.
     """
     addresses = []
-    for slot in slots:
-        view = views[slot.host]
-        port = view.ports[slot.local_rank] if first_port is None else first_port + slot.local_rank
+    for placement in placements:
+        view, local_rank = views[placement.host], placement.local_rank
+        port = view.ports[local_rank] if first_port is None else first_port + local_rank
         addresses.append(f"{view.address}:{port}")
     return addresses

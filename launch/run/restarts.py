@@ -1,15 +1,14 @@
-"""From one attempt to the next: what a job that failed is worth.
+"""Whether and when a job that failed is started again.
 
-Most ends have nothing to do with the script: a host was taken away, a peer was lost, memory ran
-out. The job goes on from its last checkpoint, so it is simply started again. Some ends are for a
+Most failures have nothing to do with the script: a host was taken away, a peer was lost, memory ran
+out. The job is then started again and resumes from its last checkpoint. Some failures need a
 person: wrong configuration, checkpoints that cannot be read. And a script may fail for a reason of
-its own, each time at the same place. That cannot be told from the exit code, but from the lack of
-progress: a job that was started `attempts` times in a row without gaining a step, by which is meant
-a later checkpoint, is given up.
+its own, each time at the same place. The exit code does not tell that case apart, but the lack of
+progress does: after `attempts` attempts in a row that committed no later checkpoint, the job fails.
 
-The first restart after a gain is immediate, because a job that has just got on most likely will
-again. From then on each waits three times as long as the one before: what is down, such as the
-store, may be up again by then.
+The first restart after progress is immediate, because the cause is most likely gone. Each one after
+that waits three times as long as the one before: if, for example, the store is down, it may be up
+again by then.
 """
 
 from __future__ import annotations
@@ -18,26 +17,26 @@ from dataclasses import dataclass
 
 from distrib.errors import EXIT_FINISHED, EXIT_NO_PROGRESS, EXIT_PREEMPTED, NON_RETRYABLE
 
-from .failure import advice
-from .liveness import Progress
-from .supervisor import Result
+from .failure import failure_report
+from .hang_detector import Progress
+from .supervisor import AttemptResult
 
 ATTEMPTS = 5
-SHORTEST_PAUSE, LONGEST_PAUSE = 5.0, 60.0
+MIN_DELAY, MAX_DELAY = 5.0, 60.0
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Decision:
     """What to do after an attempt.
 
     Attributes:
         exit_code: What the job ends with; `None` if there is another attempt.
-        pause: Seconds to wait before it.
-        reason: A line for the user; empty if all is well.
+        delay: Seconds to wait before the next attempt.
+        reason: A line for the user; empty if the job finished.
     """
 
     exit_code: int | None
-    pause: float
+    delay: float
     reason: str
 
 
@@ -45,11 +44,11 @@ class Restarts:
     """Follows a job from attempt to attempt.
 
     Args:
-        attempts: How many in a row may gain nothing; 0 restarts nothing at all.
+        attempts: How many attempts in a row may make no progress; 0 for no restarts at all.
 
     Attributes:
-        stalled: How many have gained nothing since the last that did.
-        last_error: How the last one failed, in a line.
+        stalled: How many attempts have made no progress since the last one that did.
+        last_error: How the last attempt failed, in a line.
     """
 
     def __init__(self, attempts: int) -> None:
@@ -58,49 +57,52 @@ class Restarts:
         self.last_error = ""
         self._step = 0
 
-    def judge(self, result: Result, progress: Progress, error: str, asked_to_stop: bool) -> Verdict:
-        """Return what to do after an attempt that has ended.
+    def decide(
+        self, result: AttemptResult, progress: Progress, error: str, stop_requested: bool
+    ) -> Decision:
+        """Return what to do after an attempt.
 
         Args:
-            result: How it ended.
+            result: How the attempt ended.
             progress: How far it came.
-            error: What the rank that is to blame said last; may be empty.
-            asked_to_stop: Whether the launcher was to end the job.
+            error: The last error of the rank that caused the failure; may be empty.
+            stop_requested: Whether the launcher was asked to stop.
         """
-        end = result.end
-        if end is None:
-            return Verdict(EXIT_FINISHED, 0.0, "")
-        self.last_error = f"{end}: {error}" if error else str(end)
-        if asked_to_stop or end.code in NON_RETRYABLE or not self._attempts:
-            return Verdict(end.exit_code, 0.0, advice(end))
+        cause = result.cause
+        if cause is None:
+            return Decision(EXIT_FINISHED, 0.0, "")
+        self.last_error = f"{cause}: {error}" if error else str(cause)
+        if stop_requested or cause.code in NON_RETRYABLE or not self._attempts:
+            return Decision(cause.exit_code, 0.0, failure_report(cause))
         self._count(progress)
         if self.stalled >= self._attempts:
-            return Verdict(EXIT_NO_PROGRESS, 0.0, self._why_given_up())
-        pause = 0.0
+            return Decision(EXIT_NO_PROGRESS, 0.0, self._give_up_message())
+        delay = 0.0
         if self.stalled > 1:
-            pause = min(SHORTEST_PAUSE * 3.0 ** (self.stalled - 2), LONGEST_PAUSE)
-        return Verdict(None, pause, self._why_again(result, pause))
+            delay = min(MIN_DELAY * 3.0 ** (self.stalled - 2), MAX_DELAY)
+        return Decision(None, delay, self._restart_message(result, delay))
 
     def _count(self, progress: Progress) -> None:
-        if progress.resumed > self._step:  # A commit that nobody lived to tell of.
+        # The attempt before committed a checkpoint, but died before it could report that.
+        if progress.resumed > self._step:
             self.stalled = 0
         before = max(self._step, progress.resumed)
         self._step = max(before, progress.committed)
         self.stalled = 0 if self._step > before else self.stalled + 1
 
-    def _why_given_up(self) -> str:
+    def _give_up_message(self) -> str:
         return (
             f"given up: {self._attempts} attempts in a row have gained no step beyond "
             f"{self._step}, the last checkpoint's. The last one ended because {self.last_error}. "
-            f"Mend the cause and run the same command again. (exit code {EXIT_NO_PROGRESS})"
+            f"Fix the cause and run the same command again. (exit code {EXIT_NO_PROGRESS})"
         )
 
-    def _why_again(self, result: Result, pause: float) -> str:
-        end = result.end
-        if end is not None and end.code == EXIT_PREEMPTED:
-            why = f"rank {end.rank} on {end.host} was asked to stop, and all did"
+    def _restart_message(self, result: AttemptResult, delay: float) -> str:
+        cause = result.cause
+        if cause is not None and cause.code == EXIT_PREEMPTED:
+            why = f"rank {cause.rank} on {cause.host} was asked to stop, so all ranks stopped"
         else:
             why = "the job was hanging" if result.hang else self.last_error
-        when = f"in {pause:g} s" if pause else "now"
-        tries = f", attempt {self.stalled + 1} of {self._attempts} without a gain"
+        when = f"in {delay:g} s" if delay else "now"
+        tries = f", attempt {self.stalled + 1} of {self._attempts} without progress"
         return f"{why}. Starting again {when}{tries if self.stalled > 1 else ''}."

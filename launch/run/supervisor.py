@@ -1,14 +1,12 @@
-"""Runs all ranks to their ends: starts them, passes signals on, and lets nobody stay behind.
+"""Runs all ranks of an attempt to their ends: starts them, forwards signals, leaves none behind.
 
-Nothing here waits for ever. A rank that was asked to stop has the time to save; one whose peer has
-failed has the seconds to notice and to end by itself; then it is asked, and then it is killed.
-Ranks that hang are made to show where, and are killed too.
+No wait is unlimited. A rank that was asked to stop gets the grace period for saving. A rank whose
+peer has failed gets some seconds to notice and to end by itself; then it gets SIGTERM, and then
+SIGKILL. Ranks that hang get SIGABRT, on which Python prints all stacks, and then SIGKILL.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import selectors
 import signal
 import threading
@@ -20,105 +18,44 @@ from typing import Any
 
 from distrib.errors import EXIT_FINISHED, EXIT_PREEMPTED
 
-from ..hosts.channel import LOST, Frames, Link
-from ..hosts.placement import Slot
+from ..hosts.channel import LOST, Channel
+from ..hosts.placement import RankPlacement
 from ..process.signals import Signals
-from ..process.terminal import STDOUT
-from .failure import End, cause, is_known
-from .liveness import Watch
+from .failure import RankExit, is_final, root_cause
+from .hang_detector import HangDetector
 from .output import Display
+from .rank_process import RankProcess
 
-CHUNK = 65536
-TICK_SECONDS = 0.1
-HOLD_SECONDS = 9.0  # For a rank that has complained to end; else it has not failed.
-BEAT_SECONDS = 5.0
-NOTICE_SECONDS = 10.0  # For the other ranks to find out by themselves that one has failed.
-LAST_SECONDS = 5.0  # From one means to the next stronger one.
-ABANDON = 0  # Not a signal: what is left to do about a rank that even SIGKILL does not reach.
-
-
-class Rank:
-    """One rank, by the connection to its keeper.
-
-    Args:
-        slot: Its place.
-        link: To a keeper that waits to be told what to run.
-        spec: What that is.
-
-    Attributes:
-        open: File descriptors that may still be read, by stream.
-        sent: Signals that it got.
-    """
-
-    def __init__(self, slot: Slot, link: Link, spec: Mapping[str, Any]) -> None:
-        self.slot = slot
-        self.sent: set[int] = set()
-        self.open = dict(link.sources)
-        self._link = link
-        self._frames = Frames()
-        self._abandoned = False
-        link.tell(json.dumps(spec).encode() + b"\n")
-
-    def read(self, stream: int) -> tuple[list[tuple[int, bytes]], list[Mapping[str, Any]]]:
-        """Take what has come: output of the rank, by stream, and its signs of life."""
-        try:
-            data = os.read(self.open[stream], CHUNK)
-        except OSError:  # Reset, timed out, no route: whatever it is, it is lost.
-            data = b""
-        if not data:
-            del self.open[stream]
-            return [(stream, b"")], []
-        # What is on the keeper's standard error is a complaint of its own, or of ssh.
-        return self._frames.take(data) if stream == STDOUT else ([(stream, data)], [])
-
-    def send(self, number: int) -> None:
-        """Have a signal sent to the rank."""
-        self.sent.add(number)
-        self._link.tell(b"%d\n" % number)
-
-    def beat(self) -> None:
-        """Tell the keeper that the launcher is there."""
-        self._link.tell(b"\n")
-
-    def abandon(self) -> None:
-        """Give the connection up."""
-        self._abandoned = True
-        self._link.cut()
-
-    def exit_code(self) -> int | None:
-        """Return the exit code, in a shell's manner, or `LOST`; `None` while the rank runs."""
-        if self.open:
-            return None
-        code = self._frames.exit_code
-        if code is None:
-            code = LOST if self._abandoned else self._link.failure()
-        if code is not None:
-            self._link.close()
-        return code
+POLL_SECONDS = 0.1
+HOLD_SECONDS = 9.0  # A rank that has written an error and runs on for so long has not failed.
+KEEPALIVE_SECONDS = 5.0
+NOTICE_SECONDS = 10.0  # For the other ranks to notice by themselves that one has failed.
+ESCALATION_SECONDS = 5.0  # From one signal to the next stronger one.
+ABANDON = 0  # Not a signal: give up the connection to a rank that even SIGKILL does not end.
 
 
 @dataclass(frozen=True)
-class Result:
+class AttemptResult:
     """How an attempt ended.
 
     Attributes:
-        end: The cause; `None` if all ranks finished.
-        hang: What was wrong if the ranks had to be ended because they got on no more.
+        cause: The root cause of its failure; `None` if all ranks finished.
+        hang: What was wrong if the ranks were ended because they made no progress.
     """
 
-    end: End | None
+    cause: RankExit | None
     hang: str | None
 
 
 class Supervisor:
-    """Brings the ranks of one attempt to their ends.
+    """Runs the ranks of one attempt to their ends.
 
     Args:
         display: Where their output goes.
         grace: Seconds that a rank has for saving after a request to stop.
-        signals: What the launcher is asked to do.
-        watch: What the ranks' signs of life tell.
-        leaving: Returns names of hosts that are about to go, once each.
+        signals: Signals that the launcher has received.
+        detector: Follows the ranks' heartbeats.
+        preempted_hosts: Returns names of hosts that announced that they will stop, each once.
         tick: Called several times a second.
     """
 
@@ -127,179 +64,191 @@ class Supervisor:
         display: Display,
         grace: float,
         signals: Signals,
-        watch: Watch,
-        leaving: Callable[[], Iterable[str]] = tuple,
+        detector: HangDetector,
+        preempted_hosts: Callable[[], Iterable[str]] = tuple,
         tick: Callable[[], None] = lambda: None,
     ) -> None:
         self._display = display
         self._grace = grace
         self._signals = signals
-        self._watch = watch
-        self._leaving = leaving
+        self._detector = detector
+        self._preempted_hosts = preempted_hosts
         self._tick = tick
-        self._ranks: list[Rank] = []
-        self._ends: dict[int, End] = {}
-        self._agenda: list[tuple[float, int]] = []
+        self._ranks: list[RankProcess] = []
+        self._exits: dict[int, RankExit] = {}
+        self._schedule: list[tuple[float, int]] = []
         self._interrupted = False
-        self._pressed = False
+        self._is_ending_ranks = False
         self._hang: str | None = None
 
-    def run(self, jobs: Iterable[tuple[Slot, Link, Mapping[str, Any]]]) -> Result:
-        """Start the ranks, see them to their ends, and return how those came about.
+    def run(
+        self, ranks: Iterable[tuple[RankPlacement, Channel, Mapping[str, Any]]]
+    ) -> AttemptResult:
+        """Start the ranks, supervise them until all have ended, and return why they did.
 
         Args:
-            jobs: What each `Rank` is made of.
+            ranks: The arguments of a `RankProcess` for each rank.
         """
         with selectors.DefaultSelector() as selector:
-            selector.register(self._signals.waker, selectors.EVENT_READ)
-            for job in jobs:
-                rank = Rank(*job)
+            selector.register(self._signals.wakeup_fd, selectors.EVENT_READ)
+            for arguments in ranks:
+                rank = RankProcess(*arguments)
                 self._ranks.append(rank)
-                for stream, fd in rank.open.items():
+                for stream, fd in rank.open_fds.items():
                     selector.register(fd, selectors.EVENT_READ, (rank, stream))
-            with self._beating():
-                while len(self._ends) < len(self._ranks):
+            with self._keepalives():
+                while len(self._exits) < len(self._ranks):
                     self._read(selector)
-                    self._notice_ends()
-                    self._judge()
-                    self._pass_signals_on()
-                    self._notice_hang()
-                    self._notice_stragglers()
-                    self._keep_time()
-                    self._display.settle()
+                    self._collect_exits()
+                    self._release_output()
+                    self._forward_signals()
+                    self._stop_for_preempted_hosts()
+                    self._end_hang()
+                    self._report_stragglers()
+                    self._run_schedule()
+                    self._display.flush()
                     self._tick()
-        end = cause(self._ends.values(), self._display.complaints)
-        self._display.release(end.rank if end else None)
-        return Result(end, self._hang)
+        cause = root_cause(self._exits.values(), self._display.failed_ranks)
+        self._display.release(cause.rank if cause else None)
+        return AttemptResult(cause, self._hang)
 
     @property
-    def _running(self) -> list[Rank]:
-        return [rank for rank in self._ranks if rank.slot.rank not in self._ends]
+    def _running(self) -> list[RankProcess]:
+        return [rank for rank in self._ranks if rank.placement.rank not in self._exits]
+
+    @property
+    def _running_placements(self) -> list[RankPlacement]:
+        return [rank.placement for rank in self._running]
 
     def _read(self, selector: selectors.BaseSelector) -> None:
         chunks = []
-        for key, _ in selector.select(TICK_SECONDS):
-            if key.data is None:  # A signal; it is dealt with below.
+        for key, _ in selector.select(POLL_SECONDS):
+            if key.data is None:  # A signal, which `_forward_signals` handles.
                 continue
             rank, stream = key.data
-            output, beats = rank.read(stream)
-            chunks += [(rank.slot.rank, fd, data) for fd, data in output]
-            for facts in beats:
-                self._watch.hear(rank.slot.rank, facts)
-            if stream not in rank.open:
+            output, heartbeats = rank.read(stream)
+            chunks += [(rank.placement.rank, fd, data) for fd, data in output]
+            for facts in heartbeats:
+                self._detector.record(rank.placement.rank, facts)
+            if stream not in rank.open_fds:
                 selector.unregister(key.fd)
         self._display.receive(chunks)
 
-    def _notice_ends(self) -> None:
+    def _collect_exits(self) -> None:
         for rank in self._running:
             code = rank.exit_code()
             if code is None:
                 continue
-            # A lost connection is never the launcher's doing, even if it gives up before ssh does.
-            by_launcher = code != LOST and (self._pressed or code - 128 in rank.sent)
-            slot = rank.slot
-            self._ends[slot.rank] = end = End(slot.rank, slot.hostname, code, by_launcher)
+            # The launcher never causes a lost connection, even if it gives up before ssh does.
+            by_launcher = code != LOST and (self._is_ending_ranks or code - 128 in rank.sent)
+            placement = rank.placement
+            rank_exit = RankExit(placement.rank, placement.hostname, code, by_launcher)
+            self._exits[placement.rank] = rank_exit
             if code not in (EXIT_FINISHED, EXIT_PREEMPTED):
                 self._display.hold()
-            if not self._pressed:
-                self._plan_after(end)
+            if not self._is_ending_ranks:
+                self._schedule_after(rank_exit)
 
-    def _judge(self) -> None:
-        """Show what is held back as soon as it is known which rank is to blame, or too late."""
-        ends, complaints = self._ends.values(), self._display.complaints
-        end = cause(ends, complaints)
+    def _release_output(self) -> None:
+        """Show held-back output once the root cause is known, or after `HOLD_SECONDS`."""
+        exits, failed_ranks = self._exits.values(), self._display.failed_ranks
+        cause = root_cause(exits, failed_ranks)
         since = self._display.held_since
-        if end and is_known(end, ends, complaints):
-            self._display.release(end.rank)
+        if cause and is_final(cause, exits, failed_ranks):
+            self._display.release(cause.rank)
         elif since is not None and time.monotonic() - since > HOLD_SECONDS:
             self._display.release(None)
-            if end is None:  # Whoever complained has lived on.
-                complaints.clear()
+            if cause is None:  # The ranks that have written an error survived it.
+                failed_ranks.clear()
 
-    def _plan_after(self, end: End) -> None:
-        if end.code == EXIT_PREEMPTED:  # The chief may still be saving.
-            self._plan(self._grace, signal.SIGKILL)
-        elif end.code != EXIT_FINISHED:
-            self._plan(NOTICE_SECONDS, signal.SIGTERM)
-            self._plan(NOTICE_SECONDS + LAST_SECONDS, signal.SIGKILL)
+    def _schedule_after(self, rank_exit: RankExit) -> None:
+        if rank_exit.code == EXIT_PREEMPTED:  # The chief may still be saving.
+            self._end_ranks_in(self._grace, signal.SIGKILL)
+        elif rank_exit.code != EXIT_FINISHED:
+            self._end_ranks_in(NOTICE_SECONDS, signal.SIGTERM)
+            self._end_ranks_in(NOTICE_SECONDS + ESCALATION_SECONDS, signal.SIGKILL)
 
-    def _pass_signals_on(self) -> None:
+    def _forward_signals(self) -> None:
         for number in self._signals.take():
             name = signal.Signals(number).name
             if number == signal.SIGINT and self._interrupted:
-                self._press(signal.SIGKILL)
+                self._end_ranks(signal.SIGKILL)
                 continue
             self._interrupted |= number == signal.SIGINT
             again = " Ctrl-C again kills them." if self._interrupted else ""
-            self._display.say(
-                f"{name}: asked all ranks to save and stop; they have {self._grace:g} s.{again}"
+            self._display.log(
+                f"{name}: asked all ranks to save and stop within {self._grace:g} s.{again}"
             )
             for rank in self._running:
-                rank.send(signal.SIGTERM if number == signal.SIGHUP else number)
-            self._plan(self._grace, signal.SIGKILL)
-        for host in self._leaving():
-            self._display.say(f"{host} is about to go: all ranks save and stop.")
+                rank.signal(signal.SIGTERM if number == signal.SIGHUP else number)
+            self._end_ranks_in(self._grace, signal.SIGKILL)
+
+    def _stop_for_preempted_hosts(self) -> None:
+        """Send SIGTERM to the ranks of a host that will stop; all ranks then agree to stop."""
+        for host in self._preempted_hosts():
+            self._display.log(f"{host} was asked to stop: all ranks save and stop.")
             for rank in self._running:
-                if rank.slot.hostname == host:
-                    rank.send(signal.SIGTERM)
-            self._plan(self._grace, signal.SIGKILL)
+                if rank.placement.hostname == host:
+                    rank.signal(signal.SIGTERM)
+            self._end_ranks_in(self._grace, signal.SIGKILL)
 
-    def _notice_hang(self) -> None:
-        if self._pressed or self._agenda:  # It is ending already.
+    def _end_hang(self) -> None:
+        if self._is_ending_ranks or self._schedule:  # The attempt is ending already.
             return
-        self._hang = self._watch.hang([rank.slot for rank in self._running])
+        self._hang = self._detector.find_hang(self._running_placements)
         if self._hang is not None:
-            self._display.say(self._hang)
-            # Python shows all stacks and ends (faulthandler), also where it is stuck in C.
-            self._press(signal.SIGABRT)
-            self._plan(LAST_SECONDS, signal.SIGKILL)
+            self._display.log(self._hang)
+            # Python prints all stacks and ends (faulthandler), even while it is stuck in C code.
+            self._end_ranks(signal.SIGABRT)
+            self._end_ranks_in(ESCALATION_SECONDS, signal.SIGKILL)
 
-    def _notice_stragglers(self) -> None:
-        slow = self._watch.stragglers([rank.slot for rank in self._running])
-        if slow is not None:
-            self._display.say(slow)
+    def _report_stragglers(self) -> None:
+        message = self._detector.find_stragglers(self._running_placements)
+        if message is not None:
+            self._display.log(message)
 
-    def _plan(self, delay: float, number: int) -> None:
-        """Have `_press` called later, unless it is to be called with the same before."""
+    def _end_ranks_in(self, delay: float, number: int) -> None:
+        """Schedule `_end_ranks`, unless the same signal is scheduled for an earlier time."""
         when = time.monotonic() + delay
-        if all(planned != number or earlier > when for earlier, planned in self._agenda):
-            self._agenda.append((when, number))
+        if all(scheduled != number or other > when for other, scheduled in self._schedule):
+            self._schedule.append((when, number))
 
-    def _keep_time(self) -> None:
-        for item in sorted(self._agenda):
+    def _run_schedule(self) -> None:
+        for item in sorted(self._schedule):
             if item[0] <= time.monotonic():
-                self._agenda.remove(item)
-                self._press(item[1])
+                self._schedule.remove(item)
+                self._end_ranks(item[1])
 
-    def _press(self, number: int) -> None:
-        """Put an end to the ranks that still run; every means is followed by a stronger one."""
+    def _end_ranks(self, number: int) -> None:
+        """Send a signal to the ranks that still run, or abandon them."""
         if not self._running:
             return
-        self._pressed = True
-        names = ", ".join(str(rank.slot.rank) for rank in self._running)
+        self._is_ending_ranks = True
+        names = ", ".join(str(placement.rank) for placement in self._running_placements)
         if number == ABANDON:
-            self._display.say(f"giving up the connection to rank {names}")
+            self._display.log(f"giving up the connection to rank {names}")
         else:
-            self._display.say(f"{signal.Signals(number).name} to rank {names}, which has not ended")
+            name = signal.Signals(number).name
+            self._display.log(f"{name} to rank {names}, which has not ended")
         for rank in self._running:
             if number == ABANDON:
                 rank.abandon()
             else:
-                rank.send(number)
+                rank.signal(number)
         if number == signal.SIGKILL:
-            self._plan(LAST_SECONDS, ABANDON)
+            self._end_ranks_in(ESCALATION_SECONDS, ABANDON)
 
     @contextmanager
-    def _beating(self) -> Iterator[None]:
-        """Let the keepers know that the launcher is there, also while its own output is blocked."""
+    def _keepalives(self) -> Iterator[None]:
+        """Send keepalives to the rank agents, also while the launcher's own output is blocked."""
         done = threading.Event()
 
-        def beat() -> None:
-            while not done.wait(BEAT_SECONDS):
+        def send() -> None:
+            while not done.wait(KEEPALIVE_SECONDS):
                 for rank in self._ranks:
-                    rank.beat()
+                    rank.send_keepalive()
 
-        thread = threading.Thread(target=beat, daemon=True)
+        thread = threading.Thread(target=send, daemon=True)
         thread.start()
         try:
             yield

@@ -1,15 +1,14 @@
-"""Random faults at random moments over one training job, until it ends by itself.
+"""Random faults at random moments in one training job, until it finishes.
 
     python tests/integration/chaos.py --faults 100 --seed 1
 
 Three ranks train on three hosts, each in namespaces of its own, as the pods of a Kubernetes Job
 that is emulated (`job_controller.py`); checkpoints, tables and plots go to an S3 server on their
-network. The plan of the faults follows from the seed alone. When the job has ended, weights and
-history must equal those of one that nobody disturbed, and nothing may be left over.
+network. The seed alone determines the faults. When the job has finished, weights and history must
+equal those of an undisturbed job, and no files may be left over.
 
-Two things stand in for Kubernetes here beside the Job controller: pods may fail more often than a
-real Job allows, and a supervisor that no longer touches its heartbeat file is killed, as a liveness
-probe would do.
+Two things differ from a real Job: pods may fail more often, and the test itself kills a supervisor
+that no longer touches its heartbeat file, as a liveness probe would do.
 """
 
 from __future__ import annotations
@@ -35,15 +34,15 @@ from harness import JOB, environment, forked, result, undisturbed
 from job_controller import IndexedJob, indexed_job
 from kubelet import Pod
 
-from distrib.launch.k8s.objects import objects
+from distrib.launch.k8s.objects import build_objects
 from distrib.launch.k8s.settings import Settings
 
 KINDS = ("kill", "terminate", "freeze", "evict", "cut", "fill", "pause store", "unplug store")
 LONGEST_DELAY = 12.0
 LONGEST_FAULT = 8.0
 STEP_TIMEOUT = 10.0
-# The longest that a job may say nothing: some back-offs are that long.
-PATIENCE = 400.0
+# How long a job may write nothing: some back-offs are that long.
+MAX_SILENCE = 400.0
 PROBE_SECONDS = 20.0
 GRACE = 35  # Of a pod, in seconds; its ranks have 15 less.
 PODS = 3
@@ -69,7 +68,7 @@ class Fault:
     Attributes:
         kind: One of `KINDS`.
         delay: Seconds since the one before.
-        victim: From 0 to 1: which of those that there are at the moment.
+        victim: From 0 to 1: which of the pods or processes that exist at the moment.
         seconds: How long it lasts, if it ends by itself.
     """
 
@@ -94,7 +93,7 @@ class Store:
     """An S3 server on the pods' network, which can be paused and unplugged.
 
     Args:
-        stack: What ends it.
+        stack: Ends it.
         switch: The process whose network it is in.
         log: Where its output goes.
     """
@@ -128,7 +127,7 @@ class Store:
         self.process.send_signal(signal.SIGCONT)
 
     def unplug(self) -> None:
-        with suppress(subprocess.CalledProcessError):  # It is already.
+        with suppress(subprocess.CalledProcessError):  # It is unplugged already.
             self._run("ip", "address", "del", f"{STORE}/24", "dev", "bridge")
 
     def plug(self) -> None:
@@ -139,14 +138,14 @@ class Store:
 
 
 class Chaos:
-    """Lets the faults of a plan strike.
+    """Injects the faults of a plan.
 
     Args:
         job: The victim.
         store: Its store.
         disk: What the pods' volumes are on.
         faults: The plan.
-        say: Told each fault.
+        say: Shows a message.
     """
 
     def __init__(
@@ -167,7 +166,7 @@ class Chaos:
         self.struck: Counter[str] = Counter()
 
     def step(self) -> None:
-        """Strike, relieve and probe, if it is time."""
+        """Inject and end faults, and probe pods, if it is time."""
         now = time.monotonic()
         for relief in [relief for relief in self._reliefs if relief[0] <= now]:
             self._reliefs.remove(relief)
@@ -179,13 +178,13 @@ class Chaos:
             self._strike(fault)
 
     def relieve(self) -> None:
-        """Put everything right."""
+        """End all faults."""
         while self._reliefs:
             self._reliefs.pop()[1]()
 
     @property
     def left(self) -> int:
-        """How many faults have not struck."""
+        """How many faults have not been injected."""
         return len(self._faults)
 
     def _strike(self, fault: Fault) -> None:
@@ -200,7 +199,7 @@ class Chaos:
         elif fault.kind == "fill":
             what, relief = "the disk", self._fill()
         elif not pods:
-            what, relief = "no pod that runs", _nothing
+            what, relief = "no running pod", _nothing
         else:
             pod = pods[int(fault.victim * len(pods))]
             what, relief = self._strike_pod(fault, pod)
@@ -217,12 +216,12 @@ class Chaos:
             return name, lambda: pod.mend() if pod.exit_code is None else None
         found = processes(pod)
         if not found:
-            return f"nobody in {name}", _nothing
+            return f"no process in {name}", _nothing
         pid, what = found[int(fault.victim * 997) % len(found)]
         number = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "freeze": signal.SIGSTOP}
         with suppress(ProcessLookupError):
             os.kill(pid, number[fault.kind])
-        if fault.kind != "freeze" or fault.seconds > LONGEST_FAULT / 2:  # Half of them for ever.
+        if fault.kind != "freeze" or fault.seconds > LONGEST_FAULT / 2:  # Half of them forever.
             return f"{what} in {name}", _nothing
         return f"{what} in {name}", lambda: _thaw(pid)
 
@@ -244,7 +243,7 @@ class Chaos:
 
 
 def processes(pod: Pod) -> list[tuple[int, str]]:
-    """Return the pids of the supervisor, the keepers and the ranks of a pod, and what they are."""
+    """Return pid and role (supervisor, rank agent or rank) of each process of a pod."""
     found = []
     try:
         namespace = os.readlink(f"/proc/{pod.pid}/ns/pid")
@@ -259,12 +258,12 @@ def processes(pod: Pod) -> list[tuple[int, str]]:
 
 
 def _name(words: bytes) -> str:
-    for sign, name in (
+    for word, name in (
         (b"--join", "supervisor"),
         (b"rank_agent.py", "rank agent"),
-        (b"stand_in", "door"),
+        (b"stand_in", "stand-in"),
     ):
-        if sign in words:
+        if word in words:
             return name
     return "rank"
 
@@ -279,7 +278,7 @@ def _nothing() -> None:
 
 
 def training(faults: int) -> list[str]:
-    """Return the arguments of a job with enough steps for so many faults."""
+    """Return the arguments of a job with enough steps for this many faults."""
     data = ["--samples", str(SAMPLES), "--batch-size", str(BATCH)]
     return [*data, "--epochs", str(_epochs(faults)), "--patience", "1000"]
 
@@ -289,13 +288,13 @@ def _epochs(faults: int) -> int:
 
 
 def pace(faults: Sequence[Fault]) -> float:
-    """Return for how long each step must sleep, so that no job is done before the last fault."""
+    """Return how long each step must sleep so that the job outlasts the faults [s]."""
     steps = _epochs(len(faults)) * (SAMPLES // BATCH)
     return 1.1 * sum(fault.delay for fault in faults) / steps
 
 
 def calm(faults: int) -> dict[str, Any]:
-    """Return what the job ends with if nobody disturbs it."""
+    """Return the result of the undisturbed job."""
     return undisturbed(*training(faults), "--save-freq", "epoch", "--pace", "0", ranks=PODS)
 
 
@@ -318,10 +317,10 @@ def disturbed(
     Args:
         folder: Empty.
         faults: The plan.
-        say: Told what happens.
+        say: Shows a message.
 
     Returns:
-        What it ends with, and what it has left over.
+        The result of the job, and the files that are left over.
     """
     run = folder / "run"
     how = ["--run", str(run), *training(len(faults)), "--pace", f"{pace(faults):.3f}"]
@@ -335,7 +334,7 @@ def disturbed(
         grace=GRACE,
         environment={**CREDENTIALS, "HOROVOD_GLOO_TIMEOUT_SECONDS": "8"},
     )
-    manifests = objects(settings)
+    manifests = build_objects(settings)
     loosen(manifests)
     image = {key: environment()[key] for key in ("TF_CPP_MIN_LOG_LEVEL", "CUDA_VISIBLE_DEVICES")}
     image["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -366,7 +365,7 @@ def disturbed(
 
 
 def loosen(manifests: Sequence[dict[str, Any]]) -> None:
-    """Allow for more failures, and shorter patience, than a real job would have."""
+    """Allow more failures, and set shorter timeouts, than a real job would have."""
     (job,) = (each for each in manifests if each["kind"] == "Job")
     job["spec"]["backoffLimitPerIndex"] = 10_000
     (container,) = job["spec"]["template"]["spec"]["containers"]
@@ -379,7 +378,7 @@ def loosen(manifests: Sequence[dict[str, Any]]) -> None:
 
 
 def follow(job: IndexedJob, chaos: Chaos, hurry: Path, say: Callable[[str], None]) -> None:
-    """Let the faults strike until the job has ended; after the last one it need not wait."""
+    """Inject the faults until the job has ended; after the last one it may run at full speed."""
     began = newest = time.monotonic()
     seen, longest = 0, 0.0
     while job.condition is None or not all(pod.ended for pod in job.pods.values()):
@@ -389,11 +388,11 @@ def follow(job: IndexedJob, chaos: Chaos, hurry: Path, say: Callable[[str], None
         job.step()
         time.sleep(0.05)
         now = time.monotonic()
-        told = sum((pod.folder / "log").stat().st_size for pod in job.pods.values())
-        if told != seen:
-            seen, longest, newest = told, max(longest, now - newest), now
+        written = sum((pod.folder / "log").stat().st_size for pod in job.pods.values())
+        if written != seen:
+            seen, longest, newest = written, max(longest, now - newest), now
         assert job.condition != "Failed", job.reason
-        assert now - newest < PATIENCE, f"the job has said nothing for {PATIENCE:g} s"
+        assert now - newest < MAX_SILENCE, f"the job has written nothing for {MAX_SILENCE:g} s"
         if job.condition is not None:
             chaos.relieve()
     chaos.relieve()
@@ -404,7 +403,7 @@ def follow(job: IndexedJob, chaos: Chaos, hurry: Path, say: Callable[[str], None
 
 
 def is_left_over(name: str) -> bool:
-    """Tell whether an object in the store belongs to no part of a finished run."""
+    """Tell whether an object in the store is not part of a finished run."""
     parts = name.split("/")
     return "checkpoints" in parts and "attempts" not in parts and not _is_checkpoint(parts)
 

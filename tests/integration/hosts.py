@@ -2,8 +2,8 @@
 
 A host is a process in network, mount, pid and uts namespaces of its own, with an sshd as its PID 1
 and one cable, `eth0`, to a common switch: a bridge in one more network namespace. All hosts see the
-same files. Nothing has a name outside of these namespaces, so nothing has to be removed: when the
-processes die, and they die with the test, the kernel removes the rest.
+same files. Nothing exists outside these namespaces, so nothing has to be removed: the processes die
+with the test, and the kernel removes the namespaces with them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NAMESPACES = ("--net", "--mount", "--pid", "--uts")
 
 
 def missing() -> str | None:
-    """Why there can be no hosts here, or `None`."""
+    """Return why hosts cannot be made here, `None` if they can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     tools = [tool for tool in TOOLS if shutil.which(tool) is None]
@@ -45,7 +45,7 @@ def processes(word: str, namespace: str | None = None) -> list[int]:
         try:
             here = namespace in (None, os.readlink(entry / "ns" / "pid"))
             arguments = (entry / "cmdline").read_bytes()
-        except OSError:  # It has ended since.
+        except OSError:  # It has just ended.
             continue
         if here and word.encode() in arguments:
             found.append(int(entry.name))
@@ -73,7 +73,7 @@ class Host:
     def start(
         self, command: Sequence[str], env: Mapping[str, str] | None = None, **options: Any
     ) -> subprocess.Popen[bytes]:
-        """Start a command on the host; what is returned waits for it, but has another pid.
+        """Start a command on the host; the process returned waits for it, with another pid.
 
         Args:
             command: What to start.
@@ -87,11 +87,11 @@ class Host:
         return processes(word, self.namespace)
 
     def kill(self) -> None:
-        """Switch the host off: everything on it dies at once, and its cable hangs loose."""
+        """Switch the host off: all its processes die at once, and its cable is unplugged."""
         os.kill(self.pid, signal.SIGKILL)
 
     def cut(self) -> None:
-        """Pull the host's cable. Nobody is told: packets are lost from now on."""
+        """Pull the host's cable: packets are lost silently from now on."""
         self._cable("down")
 
     def mend(self) -> None:
@@ -106,7 +106,7 @@ class Host:
 
 
 def make_switch(stack: ExitStack) -> int:
-    """Return the pid of a process that keeps a switch, for as long as `stack`."""
+    """Return the pid of a process that holds a switch until `stack` closes."""
     command = ["unshare", "--net", "--fork", "--kill-child", "sleep", "infinity"]
     _, switch = start(stack, command)
     _net(switch, "ip", "link", "add", "name", "bridge", "type", "bridge")
@@ -120,16 +120,16 @@ def start(
     """Start `unshare ...`, and return it with the pid of the process that it forks.
 
     Args:
-        stack: What ends it.
+        stack: Ends it.
         command: What to start.
         options: Of `Popen`.
     """
     libc = ctypes.CDLL(None)
-    # It finds fault with a child that was killed.
+    # `unshare` reports a child that was killed.
     options = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **options}
     process = subprocess.Popen(
         command,
-        # Else hosts would outlive a test that is killed.
+        # Otherwise hosts would outlive a killed test.
         preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
         **options,
     )
@@ -153,7 +153,7 @@ def plug(switch: int, name: str, pid: int, address: str) -> None:
 
 
 def set_cable(switch: int, name: str, state: str) -> None:
-    """Let a cable be `"up"` or `"down"`."""
+    """Set a cable `"up"` or `"down"`."""
     _net(switch, "ip", "link", "set", name, state)
 
 
@@ -188,7 +188,7 @@ hostname "$1"
 mount --bind "$2/hosts" /etc/hosts
 mount --bind "$2/ssh_config" /etc/ssh/ssh_config
 mount -t tmpfs none /run && mkdir -p /run/sshd
-if [ -e ~/.bashrc ]; then mount --bind /dev/null ~/.bashrc; fi  # It is not this test's.
+if [ -e ~/.bashrc ]; then mount --bind /dev/null ~/.bashrc; fi  # Not to run it in the test.
 exec /usr/sbin/sshd -D -e -f "$2/sshd_config" 2> "$2/$1.log"
 """
 

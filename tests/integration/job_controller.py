@@ -1,11 +1,11 @@
 """An Indexed Job of Kubernetes, emulated: its pods are real processes (`kubelet.py`).
 
-What decides over them is here. It is taken from the manifests, and from these facts, which were
+This module decides when they start and end, from the manifests and from these facts, which were
 measured on Kubernetes 1.36 or read in the source of its Job controller (S):
 
-- Every index without a pod gets one, at once at the start. A pod that has ended is replaced after
-  10 s, twice as long each time, at most 10 min. Ignored failures lengthen that like others (S).
-  `scale` makes it shorter here, and nothing else.
+- Every index without a pod gets one, at the start without delay. A pod that has ended is replaced
+  after 10 s, twice as long each time, at most 10 min. Ignored failures lengthen the delay like
+  others (S). `scale` shortens this delay here, and nothing else.
 - `podReplacementPolicy: Failed`: an index never has two pods, as far as the API knows.
 - The first rule of `podFailurePolicy` that applies to a failed pod decides: by a condition of the
   pod or by its exit code. Without one the failure counts, and `backoffLimitPerIndex` of them are
@@ -13,12 +13,12 @@ measured on Kubernetes 1.36 or read in the source of its Job controller (S):
 - An eviction gives the pod the condition DisruptionTarget and its first process SIGTERM; after
   `terminationGracePeriodSeconds` all its processes get SIGKILL. `kubectl delete pod` does the same
   without the condition. The kernel ignores SIGTERM to a first process that does not handle it.
-- A process killed for memory: 137 if it was the first, which takes all others along.
-- A Job that fails, or whose `successPolicy` is met, deletes the pods that are left, and what they
-  end with changes nothing.
-- A lost node: its pod runs on, cut off, and is not replaced until the Node object is deleted.
+- A first process that is killed for memory ends with 137 and ends all other processes.
+- A Job that fails, or whose `successPolicy` is met, deletes the other pods, whose exit codes
+  change nothing.
+- The pod of a lost node runs on, cut off, and is not replaced until the Node object is deleted.
 
-`activeDeadlineSeconds` is not heeded.
+`activeDeadlineSeconds` is ignored.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ from typing import Any
 
 from kubelet import Kubelet, Pod
 
-SHORTEST_PAUSE, LONGEST_PAUSE = 10.0, 600.0
-LOOK_SECONDS = 0.02
+MIN_DELAY, MAX_DELAY = 10.0, 600.0
+POLL_SECONDS = 0.02
 
 
 class IndexedJob:
-    """A Job, and the cluster that it has for itself. It gets on while a test waits by `until`.
+    """A Job in a cluster of its own. It advances while a test waits in `until`.
 
     Args:
-        stack: What ends everything.
+        stack: Ends all processes.
         folder: Empty; for volumes and logs.
         objects: Manifests: a Job and its ConfigMap.
         image: Environment that the container's image sets.
-        scale: Of the pauses before pods are replaced.
-        disk: Where pods' own volumes are, if not in `folder`.
+        scale: Factor of the delays before pods are replaced.
+        disk: Where pods' own volumes are. Defaults to `folder`.
 
     Attributes:
         pods: The newest of each index.
-        codes: Exit codes of each index's pods that have ended; `None` if nobody knows.
+        codes: Exit codes of each index's pods that have ended; `None` if unknown.
         failed: Failures that count, by index.
         ignored: The others.
         condition: `Complete` or `Failed`; `None` before.
@@ -85,20 +85,20 @@ class IndexedJob:
         """The process whose network the pods are connected by."""
         return self._kubelet.switch
 
-    # What happens to it
+    # Events
 
     def evict(self, *indexes: int) -> None:
-        """Evict pods, as `kubectl drain` does with those of its node."""
+        """Evict pods, as `kubectl drain` does."""
         for index in indexes:
             self.pods[index].disrupted = True
             self._delete(self.pods[index])
 
     def delete(self, index: int) -> None:
-        """Do as `kubectl delete pod`."""
+        """Delete a pod, as `kubectl delete pod` does."""
         self._delete(self.pods[index])
 
     def lose_node(self, index: int) -> None:
-        """Cut a pod's node off, for so long that the pod is to go."""
+        """Cut a pod's node off, for so long that the pod is evicted."""
         pod = self.pods[index]
         pod.cut()
         pod.reachable, pod.disrupted = False, True
@@ -111,33 +111,33 @@ class IndexedJob:
         return pod
 
     def find_node(self, pod: Pod) -> None:
-        """Let a node come back whose Node object was deleted: its kubelet ends the pod."""
+        """Reconnect a node whose Node object was deleted: its kubelet ends the pod."""
         pod.mend()
         pod.reachable = True
         self._delete(pod)
 
-    # How it gets on
+    # Time
 
     def until(self, condition: Callable[[], object], seconds: float = 120) -> None:
-        """Let the Job get on until something is the case, or the test fails."""
+        """Advance the Job until a condition holds, or fail the test."""
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, f"waited {seconds:g} s in vain:\n{self.describe()}"
             self.step()
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
 
     def finish(self, seconds: float = 180) -> None:
-        """Let it get on to its end, when all its pods have ended too."""
+        """Advance the Job until it and all its pods have ended."""
         self.until(lambda: self.condition and all(pod.ended for pod in self.pods.values()), seconds)
 
     def describe(self) -> str:
-        """Return what a person would want to see."""
+        """Return state, exit codes and logs, for messages."""
         pods = self._kubelet.started
         logs = "\n".join(f"--- {pod.folder.name}\n{pod.log[-3000:]}" for pod in pods)
         return f"{self.condition} {self.reason}, exit codes {self.codes}\n{logs}"
 
     def step(self) -> None:
-        """Let it get on by what is due now."""
+        """Do what is due now."""
         for pod in self._kubelet.started:
             if pod.kill_at is not None and time.monotonic() > pod.kill_at:
                 pod.send(signal.SIGKILL)
@@ -179,8 +179,8 @@ class IndexedJob:
         if len(beyond) > self._spec["maxFailedIndexes"]:
             self._conclude("Failed", "MaxFailedIndexesExceeded")
         failures = self.failed[index] + self.ignored[index]
-        pause = min(SHORTEST_PAUSE * 2 ** (failures - 1), LONGEST_PAUSE)
-        self._not_before[index] = time.monotonic() + pause * self._scale
+        delay = min(MIN_DELAY * 2 ** (failures - 1), MAX_DELAY)
+        self._not_before[index] = time.monotonic() + delay * self._scale
 
     def _succeed(self) -> None:
         succeeded = {index for index, codes in self.codes.items() if 0 in codes}
@@ -221,6 +221,6 @@ def indexed_job(
     scale: float = 0.05,
     disk: Path | None = None,
 ) -> Iterator[IndexedJob]:
-    """Run a Job; what of it still runs in the end is killed. See `IndexedJob`."""
+    """Run a Job, and kill its processes at the end. See `IndexedJob`."""
     with ExitStack() as stack:
         yield IndexedJob(stack, folder, objects, image, scale, disk)

@@ -1,10 +1,9 @@
 """The part of Kubernetes that turns manifests into running pods, emulated on one machine.
 
-A pod is a host of `hosts.py` whose first process is the container's command itself, in exec form,
-with the command, environment and volumes of the manifests. The container's image is this machine,
-with nothing of the test's own environment. A new pod has another address than the one before; the
-names that the headless Service gives them lead to pods that have not ended, as with
-`publishNotReadyAddresses`.
+A pod is a host of `hosts.py` whose first process is the container's command itself, without a
+shell, with the environment and volumes of the manifests. The container's image is this machine,
+without the test's own environment. A new pod gets another address than the one before; the names of
+the headless Service resolve to pods that have not ended, as with `publishNotReadyAddresses`.
 
 Not emulated: images and security contexts (`test_pod.py` has those), probes, scheduling, the
 NetworkPolicy, and that answers of a DNS server may be some seconds old.
@@ -26,6 +25,7 @@ import hosts
 
 JOB_LABEL = "batch.kubernetes.io/job-name"
 HOSTS_FILE_BYTES = 4096
+SECRETS = {"distrib-join-token": {"token": "token of the test"}}
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Pod:
         disrupted: Whether it has the condition DisruptionTarget.
         reachable: Whether its node is.
         kill_at: When its grace period ends.
-        ended: Whether the API says so.
+        ended: Whether the API reports that it has ended.
     """
 
     index: int
@@ -56,12 +56,12 @@ class Pod:
 
     @property
     def log(self) -> str:
-        """What it has written."""
+        """Its output."""
         return (self.folder / "log").read_text()
 
     @property
     def exit_code(self) -> int | None:
-        """As the kubelet reports it; `None` while it runs."""
+        """The exit code that the kubelet reports; `None` while the pod runs."""
         return self.process.poll()
 
     def send(self, number: int) -> None:
@@ -74,11 +74,11 @@ class Pod:
         return hosts.processes(word, os.readlink(f"/proc/{self.pid}/ns/pid"))
 
     def cut(self) -> None:
-        """Lose all of its packets from now on."""
+        """Drop all of its packets from now on."""
         hosts.set_cable(self.switch, self.folder.name, "down")
 
     def mend(self) -> None:
-        """Lose no more."""
+        """Deliver its packets again."""
         hosts.set_cable(self.switch, self.folder.name, "up")
 
 
@@ -86,16 +86,16 @@ class Kubelet:
     """Starts the pods of one Job.
 
     Args:
-        stack: What ends them.
+        stack: Ends them.
         folder: Empty; for volumes and logs.
         objects: Manifests: a Job and its ConfigMap.
         image: Environment that the container's image sets.
-        disk: Where pods' own volumes are, if not in `folder`.
+        disk: Where pods' own volumes are. Defaults to `folder`.
 
     Attributes:
         job: The Job's manifest.
-        started: All pods that ever were.
-        switch: The process whose network they are connected by.
+        started: All pods that were ever started.
+        switch: Process that holds the network that connects them.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Kubelet:
         self.started: list[Pod] = []
 
     def start(self, index: int) -> Pod:
-        """Start a pod of that number."""
+        """Start a pod of an index."""
         number = len(self.started) + 1
         folder = self._folder / f"pod{index}-{number}"  # A cable's name, so at most 15 letters.
         folder.mkdir()
@@ -149,11 +149,11 @@ class Kubelet:
         return pod
 
     def _volumes(self, container: Mapping[str, Any], folder: Path) -> dict[str, Path]:
-        """Return the folder for each path at which the container has a volume."""
+        """Return the folder of each volume, by its path in the container."""
         found = {}
         for mount in container.get("volumeMounts", []):
             (volume,) = (v for v in self._pod_spec["volumes"] if v["name"] == mount["name"])
-            # Claims are all the Job's, other volumes each pod's.
+            # All pods share a claim; other volumes belong to one pod.
             is_claim = "persistentVolumeClaim" in volume
             place = self._folder if is_claim else self._disk / folder.name
             found[mount["mountPath"]] = place / volume["name"]
@@ -174,11 +174,12 @@ class Kubelet:
                 assert source["fieldRef"]["fieldPath"] == f"metadata.labels['{JOB_LABEL}']"
                 found[variable["name"]] = self.job["metadata"]["name"]
             else:
-                assert source["secretKeyRef"]["optional"]  # There are none.
+                key = source["secretKeyRef"]
+                found[variable["name"]] = SECRETS[key["name"]][key["key"]]
         return found
 
     def publish_names(self) -> None:
-        """Write the Service's names where pods look for them, as DNS would answer."""
+        """Write the Service's names into each pod's /etc/hosts, in place of DNS."""
         name, service = self.job["metadata"]["name"], self._pod_spec.get("subdomain", "")
         there = [pod for pod in self.started if not pod.ended]
         records = [f"{pod.address} {name}-{pod.index}.{service}" for pod in there]
@@ -189,8 +190,8 @@ class Kubelet:
                 file.write(text.encode().ljust(HOSTS_FILE_BYTES, b"\n"))
 
 
-# Starts the first process of a pod and ends as it does, by 137 if that was killed, which `unshare`
-# alone does not tell.
+# Starts the first process of a pod and ends with its exit code, 137 if it was killed, which
+# `unshare` alone does not report.
 _REPORT = 'exec 3>&2 2>/dev/null; "$@" 2>&3 3>&-; exit $?'
 _RUN = [
     "unshare",
@@ -215,12 +216,12 @@ exec "$@" < /dev/null
 
 
 def _mapped(word: str, volumes: Mapping[str, Path]) -> str:
-    """Return a word of the manifests that names a place in a volume, with that of here instead."""
+    """Return a word of the manifests with a path in a volume replaced by the real one."""
     for path, folder in volumes.items():
         word = re.sub(rf"(^|=){re.escape(path)}(?=/|$)", rf"\g<1>{folder}", word)
     return word
 
 
 def _expanded(word: str, environment: Mapping[str, str]) -> str:
-    """Return a word with each `$(NAME)` that there is replaced, as the kubelet does."""
+    """Return a word with each known `$(NAME)` replaced, as the kubelet does."""
     return re.sub(r"\$\((\w+)\)", lambda match: environment.get(match[1], match[0]), word)

@@ -1,15 +1,15 @@
-"""Forks jobs from a process that has imported everything already.
+"""Forks jobs from a process that has already imported all modules.
 
-Importing TensorFlow, Keras and Orbax takes longer than most test jobs. The nursery does it once and
-starts nothing of them; each job is a process of its own, forked from there, with real signals.
+Importing TensorFlow, Keras and Orbax takes longer than most test jobs. The nursery imports them
+once, without running any operation; each job is a process forked from it, with real signals.
 
-It listens on a Unix socket, and serves one job a connection. The client sends one line of JSON,
-`{"script", "arguments", "environment", "directory"}`, together with the file descriptors of the
-job's output, of its errors and, if there is one, of its heartbeat; then numbers of signals for the
-job, a line each. It is answered with the exit status, negative for a signal. When the client hangs
-up, the job is killed.
+The nursery listens on a Unix socket, and each connection is one job. The client sends one line of
+JSON, `{"script", "arguments", "environment", "directory"}`, together with the file descriptors of
+the job's output, of its errors and, if it has one, of its heartbeat; then the numbers of signals
+for the job, one a line. The nursery answers with the exit status, negative for a signal. When the
+client disconnects, the nursery kills the job.
 
-A job lives where its client does: in the same network, mount, pid and uts namespaces.
+A job runs in the network, mount, pid and uts namespaces of its client.
 """
 
 from __future__ import annotations
@@ -42,24 +42,24 @@ def import_all(folder: Path) -> None:
         import horovod.tensorflow  # noqa: F401
 
 
-def become(order: dict[str, Any], descriptors: list[int]) -> NoReturn:
+def become(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
     output, errors, *heartbeat = descriptors
     os.dup2(output, 1)
     os.dup2(errors, 2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.chdir(order["directory"])
+    os.chdir(request["directory"])
     os.environ.clear()
-    os.environ.update(order["environment"])
+    os.environ.update(request["environment"])
     if heartbeat:
-        os.environ["DISTRIB_HEARTBEAT"] = f"{heartbeat[0]}:{os.fstat(heartbeat[0]).st_ino}"
-        # What was imported before the fork knows nothing of it.
+        os.environ[distrib.heartbeat.VARIABLE] = f"{heartbeat[0]}:{os.fstat(heartbeat[0]).st_ino}"
+        # Modules imported before the fork hold the nursery's heartbeat object.
         vars(distrib.heartbeat.heartbeat).update(vars(distrib.heartbeat.connect()))
     if "PYTHONFAULTHANDLER" in os.environ:
         faulthandler.enable()
-    sys.argv = [order["script"], *order["arguments"]]
+    sys.argv = [request["script"], *request["arguments"]]
     code: Any = 0
     try:
-        runpy.run_path(order["script"], run_name="__main__")
+        runpy.run_path(request["script"], run_name="__main__")
     except SystemExit as ended:
         code = ended.code or 0
     except BaseException:
@@ -79,7 +79,7 @@ def become(order: dict[str, Any], descriptors: list[int]) -> NoReturn:
 
 
 def enter(client: int, kind: str) -> None:
-    """Enter a namespace of a process; that of pids is for children only."""
+    """Enter a namespace of a process; a pid namespace holds for children only."""
     theirs, ours = Path(f"/proc/{client}/ns/{kind}"), Path(f"/proc/self/ns/{kind}_for_children")
     ours = ours if ours.exists() else Path(f"/proc/self/ns/{kind}")
     if os.readlink(theirs) == os.readlink(ours):
@@ -110,7 +110,7 @@ def fork_beside(client: int) -> int:
 
 
 class Job:
-    """One forked process, and the connection of the client that wanted it."""
+    """One forked process, and the connection of its client."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
@@ -118,7 +118,7 @@ class Job:
         while not data.endswith(b"\n"):
             more = connection.recv(1 << 16)
             if not more:
-                raise ConnectionError("the client has hung up")
+                raise ConnectionError("the client has disconnected")
             data += more
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         self.pid = fork_beside(struct.unpack("3i", credentials)[0])
@@ -139,7 +139,7 @@ class Job:
         for number in map(int, data.split()):
             signal.pidfd_send_signal(self.end, number)
 
-    def bury(self, selector: selectors.BaseSelector) -> None:
+    def reap(self, selector: selectors.BaseSelector) -> None:
         _, status = os.waitpid(self.pid, 0)
         selector.unregister(self.end)
         os.close(self.end)
@@ -157,7 +157,7 @@ def main() -> None:
     listener.listen()
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ)
-    selector.register(sys.stdin, selectors.EVENT_READ)  # It ends with the tests.
+    selector.register(sys.stdin, selectors.EVENT_READ)  # Closed when the tests end.
     print("ready", flush=True)
     while True:
         for key, _ in selector.select():
@@ -169,7 +169,7 @@ def main() -> None:
                 except OSError:  # The client has just died.
                     continue
                 selector.register(job.connection, selectors.EVENT_READ, job.listen)
-                selector.register(job.end, selectors.EVENT_READ, job.bury)
+                selector.register(job.end, selectors.EVENT_READ, job.reap)
             elif key.fd in selector.get_map():
                 key.data(selector)
 

@@ -1,9 +1,9 @@
 """A real Slurm on this machine: three nodes, which are the hosts of `hosts.py`, and its controller.
 
-Each node is a process tree with a network and a name of its own, so jobs take the ways that they
-take elsewhere, and a node can be switched off. The controller runs on the first one. Two partitions
-share the nodes: jobs of `high` preempt those of `low`, which get SIGTERM, 20 seconds, and their
-place in the queue back. Nothing of it is seen outside, and it all dies with the hosts.
+Each node is a process tree with a network and a host name of its own, so jobs use the network as on
+a real cluster, and a node can be switched off. The controller runs on the first node. Two
+partitions share the nodes: jobs of `high` preempt those of `low`, which get SIGTERM, 20 seconds,
+and are queued again. Nothing is visible outside the hosts, and everything ends with them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import hosts as rig
 from stores import Daemon
 
 PROGRAMS = ("munged", "sbatch", "scontrol", "slurmctld", "slurmd", "sinfo", "srun")
-PATIENCE = 300.0  # Seconds, for what takes ten on a quiet machine.
+TIMEOUT = 300.0  # Seconds; most waits take ten on an idle machine.
 
 _SETTINGS = """
 ClusterName=test
@@ -35,16 +35,16 @@ SlurmctldLogFile={folder}/slurmctld.log
 SlurmdSpoolDir={folder}/spool-%n
 SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmdLogFile={folder}/slurmd-%n.log
-# A job that is queued again waits until what allowed its tasks has expired: two minutes, or five
-# seconds at least.
+# A job that is queued again waits until its old credential has expired: by default two minutes, at
+# least five seconds.
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
-# Without control groups, which this machine may not let us have.
+# Without control groups, which may not be available here.
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
 MpiDefault=none
-# What a node says that it has is not looked at.
+# Use the CPUs and memory below, not those that a node detects.
 SlurmdParameters=config_overrides
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
@@ -72,31 +72,31 @@ def missing() -> str | None:
 
 @dataclass(frozen=True)
 class Batch:
-    """A job that was submitted."""
+    """A submitted job."""
 
     cluster: Cluster
     number: str
     output: Path
 
     def facts(self) -> dict[str, str]:
-        """Return what Slurm says of it, such as JobState, Restarts, ExitCode and NodeList."""
-        said = self.cluster.command("scontrol", "--oneliner", "show", "job", self.number)
-        return dict(word.split("=", 1) for word in said.split() if "=" in word)
+        """Return Slurm's facts of the job, such as JobState, Restarts, ExitCode and NodeList."""
+        report = self.cluster.command("scontrol", "--oneliner", "show", "job", self.number)
+        return dict(word.split("=", 1) for word in report.split() if "=" in word)
 
     def wait_for(self, description: str, condition: Callable[[], bool]) -> None:
-        """Wait until something is true."""
-        deadline = time.monotonic() + PATIENCE
+        """Wait until a condition holds."""
+        deadline = time.monotonic() + TIMEOUT
         while not condition():
             if time.monotonic() > deadline:
                 raise AssertionError(f"not {description}: {self.facts()}\n{self.written()}")
             time.sleep(0.1)
 
     def wait_for_text(self, text: str, times: int = 1) -> None:
-        """Wait until it has written something so many times."""
+        """Wait until the job has written a text this many times."""
         self.wait_for(f"{times} times {text!r}", lambda: self.written().count(text) >= times)
 
     def wait_for_state(self, *states: str) -> dict[str, str]:
-        """Wait until it is in one of these states; return what Slurm says then."""
+        """Wait until the job is in one of these states; return what Slurm reports then."""
         self.wait_for(" or ".join(states), lambda: self.facts()["JobState"] in states)
         return self.facts()
 
@@ -146,7 +146,7 @@ def slurm(folder: Path) -> Iterator[Cluster]:
     environment = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("SLURM", "SBATCH", "SRUN"))  # Of a job that the tests run in.
+        if not name.startswith(("SLURM", "SBATCH", "SRUN"))  # Set if the tests run in a Slurm job.
     }
     environment["SLURM_CONF"] = str(settings)
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -169,7 +169,7 @@ def slurm(folder: Path) -> Iterator[Cluster]:
 
 
 def _start(cluster: Cluster, host: rig.Host, *command: str) -> None:
-    """Start a program in the foreground: it dies with the host."""
+    """Start a program in the foreground, which ends with the host."""
     with (cluster.folder / f"{command[0]}-{host.name}.out").open("wb") as out:
         host.start(
             command, env=cluster.environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out
@@ -182,7 +182,7 @@ def _idle(cluster: Cluster) -> str:
 
 
 def _wait_for(description: str, folder: Path, condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not condition():
         if time.monotonic() > deadline:
             logs = "\n".join(path.read_text()[-2000:] for path in sorted(folder.glob("*.out")))

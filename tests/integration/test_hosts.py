@@ -1,6 +1,6 @@
 """A training job on three hosts that loses one of them: switched off, or cut off.
 
-The ranks that are left must notice, whichever it is, and the job must go on by itself to the same
+The other ranks must notice in both cases, and the job must restart by itself and end with the same
 bits: on the hosts that are left, with as many ranks as before.
 """
 
@@ -23,8 +23,8 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(rig.missing() is not None, reason=str(rig.missing())),
 ]
-# How long a peer behind a network that was cut may be silent.
-PATIENCE = {"HOROVOD_GLOO_TIMEOUT_SECONDS": "5", "DISTRIB_PEER_TIMEOUT_SECONDS": "5"}
+# How long a peer behind a cut network may be silent.
+TIMEOUTS = {"HOROVOD_GLOO_TIMEOUT_SECONDS": "5", "DISTRIB_PEER_TIMEOUT_SECONDS": "5"}
 
 
 @pytest.fixture
@@ -36,13 +36,13 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[rig.Host]]:
 def start(host: rig.Host, backend: str, run: Path, errors: Path) -> subprocess.Popen[bytes]:
     """Start three ranks on three hosts, and return when they have saved several checkpoints."""
     distrib = Path(sys.executable).with_name("distrib")
-    # There is room for all of them on two.
+    # Two hosts have enough slots for all ranks.
     options = ["run", "--backend", backend, "-np", "3", "--hostfile", str(errors.parent / "hosts")]
     (errors.parent / "hosts").write_text("h0 slots=1\nh1 slots=1\nh2 slots=2\n")
     with errors.open("wb") as file:
         job = host.start(
             [str(distrib), *options, *forked(JOB, "--run", str(run))],
-            env={**environment(), **PATIENCE},
+            env={**environment(), **TIMEOUTS},
             stdout=subprocess.DEVNULL,
             stderr=file,
         )
@@ -63,7 +63,7 @@ def start(host: rig.Host, backend: str, run: Path, errors: Path) -> subprocess.P
     ],
     indirect=["backend"],
 )
-def test_the_job_goes_on_without_a_host(
+def test_the_job_continues_without_a_host(
     fault: str, backend: str, three: list[rig.Host], tmp_path: Path
 ) -> None:
     run, errors = tmp_path / "run", tmp_path / "errors"
@@ -79,7 +79,7 @@ def test_the_job_goes_on_without_a_host(
     assert text.count("distrib: resuming from") == 1
     assert "Traceback" not in text
     assert result(run) == undisturbed(ranks=3, backend=backend)
-    for host in (three[0], three[2]):  # `test_run.py` waits for one that was cut off, too.
+    for host in (three[0], three[2]):  # `test_run.py` also checks the host that was cut off.
         deadline = time.monotonic() + 30
         while host.processes(JOB.name) and time.monotonic() < deadline:
             time.sleep(0.05)

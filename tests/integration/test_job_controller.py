@@ -1,4 +1,4 @@
-"""The emulated Job does with pods of a few lines of shell what Kubernetes was seen to do."""
+"""The emulated Job treats pods as Kubernetes does; the pods run a few lines of shell."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ RULES = [
     {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [78]}},
     {"action": "Ignore", "onExitCodes": {"operator": "In", "values": [75]}},
 ]
-# Answers SIGTERM, and has one more process.
+# Ends with 75 on SIGTERM, and has one more process.
 POLITE = "trap 'exit 75' TERM; sleep 600 & echo ready; touch ready; wait; exit 1"
-# The other pod, when that one is ready.
+# The other pod waits until that one is ready.
 UNTIL_READY = "if [ $(hostname) = job-0 ]; then until [ -e ready ]; do sleep 0.05; done; "
 
 Start = Callable[..., IndexedJob]
@@ -60,14 +60,14 @@ def ready(job: IndexedJob) -> Callable[[], bool]:
     return lambda: len(job.pods) == 2 and all("ready" in pod.log for pod in job.pods.values())
 
 
-def test_a_job_is_complete_when_all_pods_are(start: Start) -> None:
+def test_a_job_is_complete_when_all_pods_have_finished(start: Start) -> None:
     job = start("hostname; exit 0")
     job.finish()
     assert (job.condition, job.codes) == ("Complete", {0: [0], 1: [0]})
     assert [pod.log for pod in job.pods.values()] == ["job-0\n", "job-1\n"]
 
 
-def test_or_when_the_pods_are_that_its_success_needs(start: Start) -> None:
+def test_a_job_is_complete_when_its_success_policy_is_met(start: Start) -> None:
     success = {"rules": [{"succeededIndexes": "0"}]}
     job = start(f"{UNTIL_READY} exit 0; fi; {POLITE}", successPolicy=success)
     job.finish()
@@ -87,7 +87,7 @@ def test_an_eviction_costs_nothing_and_gives_a_new_address(start: Start) -> None
     assert before.address not in names
 
 
-def test_who_does_not_heed_sigterm_is_killed_after_the_grace_period(start: Start) -> None:
+def test_a_pod_that_ignores_sigterm_is_killed_after_the_grace_period(start: Start) -> None:
     job = start("sleep 600 & echo ready; wait", grace=0.2)
     job.until(ready(job))
     job.delete(1)
@@ -102,7 +102,7 @@ def test_one_failure_too_many_fails_the_job(start: Start) -> None:
     assert job.codes == {0: [3, 3, 3], 1: [75]}
 
 
-def test_what_is_ignored_never_ends(start: Start) -> None:
+def test_ignored_failures_never_fail_the_job(start: Start) -> None:
     job = start("exit 75")
     job.until(lambda: len(job.codes[0]) > 4)
     assert (job.condition, job.failed) == (None, {})

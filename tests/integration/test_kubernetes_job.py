@@ -1,9 +1,9 @@
-"""`distrib run` as the pods of an Indexed Job that Kubernetes disturbs, to the same end.
+"""`distrib run` in the pods of an Indexed Job that Kubernetes disturbs: the result is the same.
 
-The pods are started and judged by our own manifests, in an emulated Job (`job_controller.py`) whose
-pauses before a new pod are shorter. Whatever happens, weights and history are those of a run that
-nobody touched, and only those pods are replaced, and only those failures count, that must. All but
-the first one stay until the Job is complete, which ends them (75).
+Our own manifests start the pods and judge their exit codes, in an emulated Job
+(`job_controller.py`) with shorter pauses before a new pod. In each case weights and history are
+those of an undisturbed run, only pods that are lost are replaced, and only their failures count.
+All pods but the first one stay until the Job is complete, which ends them (75).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from harness import JOB, forked, result, undisturbed
 from job_controller import IndexedJob, indexed_job
 
 from distrib.checkpoint.directory import CheckpointDirectory
-from distrib.launch.k8s.objects import objects
+from distrib.launch.k8s.objects import build_objects
 from distrib.launch.k8s.settings import Settings
 from distrib.storage.locate import locate
 
@@ -66,12 +66,12 @@ class Disturbed:
             parallelism=pods,
             environment=variables,
         )
-        manifests = objects(settings)
+        manifests = build_objects(settings)
         manifests[-1]["spec"]["template"]["spec"]["containers"][0]["command"] += options
         return self._stack.enter_context(indexed_job(self._folder, manifests, IMAGE, scale))
 
     def reaches(self, step: int) -> Callable[[], bool]:
-        """Return what tells whether the checkpoint of a step, or a later one, is there."""
+        """Return a function that tells whether the checkpoint of a step, or a later one, exists."""
         checkpoints = CheckpointDirectory(locate(self.run, "directory"))
         return lambda: max(checkpoints.steps(), default=0) >= step
 
@@ -82,7 +82,7 @@ def disturbed(tmp_path: Path) -> Iterator[Disturbed]:
         yield Disturbed(stack, tmp_path)
 
 
-def test_a_member_and_then_the_coordinator_are_evicted(disturbed: Disturbed) -> None:
+def test_another_host_and_then_the_coordinator_are_evicted(disturbed: Disturbed) -> None:
     job = disturbed.start()
     job.until(disturbed.reaches(6))
     job.evict(1)
@@ -95,10 +95,10 @@ def test_a_member_and_then_the_coordinator_are_evicted(disturbed: Disturbed) -> 
     assert result(disturbed.run) == undisturbed(*SHORT, ranks=2)
 
 
-def test_memory_runs_out(disturbed: Disturbed) -> None:
+def test_ranks_and_pods_that_are_killed_for_memory(disturbed: Disturbed) -> None:
     job = disturbed.start()
     job.until(disturbed.reaches(6))
-    (rank,) = job.pods[1].processes("nursery.py")  # That is what it was forked from.
+    (rank,) = job.pods[1].processes("nursery.py")  # It was forked from that script.
     os.kill(rank, signal.SIGKILL)
     job.until(lambda: "was killed by SIGKILL. Starting again" in job.pods[0].log)
     job.until(disturbed.reaches(15))
@@ -115,7 +115,7 @@ def test_a_network_fails_for_a_while_and_a_node_for_good(disturbed: Disturbed) -
     job.until(disturbed.reaches(6))
     job.pods[1].cut()
     job.lose_node(2)
-    # The connections are given up, and nobody comes; all of the pods still run.
+    # The connections are given up and no host joins; all pods are still running.
     job.until(lambda: "waiting for hosts" in job.pods[0].log.partition("Starting again")[2])
     assert job.codes == {0: [], 1: [], 2: []}
     job.pods[1].mend()
@@ -147,7 +147,7 @@ def test_both_pods_are_evicted_at_the_very_end(disturbed: Disturbed) -> None:
     assert result(disturbed.run) == undisturbed(*SHORT, ranks=2)
 
 
-def test_two_of_three_pods_are_lost_when_only_they_know_the_end(disturbed: Disturbed) -> None:
+def test_two_of_three_pods_are_lost_after_the_job_has_finished(disturbed: Disturbed) -> None:
     job = disturbed.start(pods=3)
     job.until(disturbed.reaches(6))
     job.pods[0].send(signal.SIGSTOP)  # Process 1, and not the supervisor that is its child.
@@ -169,17 +169,17 @@ def test_a_bug_fails_the_job_after_some_attempts(disturbed: Disturbed) -> None:
     assert "given up: 2 attempts in a row" in job.pods[0].log
 
 
-def test_wrong_configuration_fails_it_at_once(disturbed: Disturbed) -> None:
+def test_wrong_configuration_fails_the_job_at_once(disturbed: Disturbed) -> None:
     job = disturbed.start("--save-freq", "5 parsecs")
     job.finish()
     assert (job.condition, job.codes) == ("Failed", {0: [78], 1: [78]}), job.describe()
     assert "5 parsecs" in job.pods[0].log
 
 
-def test_the_job_goes_on_with_fewer_pods_and_grows_again(disturbed: Disturbed) -> None:
+def test_the_job_continues_with_fewer_pods_and_grows_again(disturbed: Disturbed) -> None:
     """The same samples in the same global batches; what differs is the order of additions."""
     steady = ["--model", "steady", "--epochs", "20", "--patience", "1000"]
-    few = ["--min-np=1", "--join-timeout=8"]  # Less than a pod is away.
+    few = ["--min-np=1", "--join-timeout=8"]  # Shorter than a pod is away.
     job = disturbed.start(*steady, options=few, scale=1.2)
     job.until(disturbed.reaches(6))
     job.evict(1)

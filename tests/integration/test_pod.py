@@ -1,8 +1,8 @@
-"""`distrib run` as the first process of a container, where the kubelet would start and stop it.
+"""`distrib run` as the first process of a container, started and stopped as by the kubelet.
 
-Process 1 of a namespace is treated by the kernel as in a pod, whoever made the namespace: `unshare`
-everywhere, and podman where it can run, with all that a pod's security context forbids. The
-container shows this machine's own programs, so no image is needed.
+The kernel treats process 1 of any namespace as it does in a pod. So the tests make namespaces with
+`unshare` everywhere, and with podman, under the restrictions of a pod's security context, where it
+can run. The container uses this machine's own programs, so no image is needed.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ DISTRIB = [sys.executable, "-P", "-m", "distrib.launch.cli"]
 RUN = [*DISTRIB, "run", "-np", "1", "--backend", "multiworker"]
 UNSHARE = ["unshare", "--pid", "--fork", "--mount-proc"]
 UNSHARE += [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-# As in the manifests: no root, no capability, no file that can be written to but in /tmp. Limits of
-# the machine that are higher than a container may have are lowered.
+# As in the manifests: no root, no capabilities, no writable files except in /tmp. Limits that are
+# higher than a container may have are lowered.
 PODMAN = ["podman", "run", "--rm", "--user=1000:1000"]
 PODMAN += ["--read-only", "--read-only-tmpfs=false"]
 PODMAN += ["--cap-drop=all", "--security-opt=no-new-privileges", "--env=HOME=/tmp"]
@@ -49,7 +49,7 @@ print("ready")
 while True:
     time.sleep(600)
 """
-# Two ranks that stop together, as those that train do, and finish when they are started again.
+# Two ranks that stop together, as training ranks do, and finish when they are restarted.
 TWICE = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -63,7 +63,7 @@ while not (place / "stop").exists():
     time.sleep(0.05)
 sys.exit(75)
 """
-# Leaves a process without a parent, which then ends.
+# Leaves an orphan, which then ends.
 ORPHAN = """
 import os, sys, time
 from pathlib import Path
@@ -86,7 +86,7 @@ for _ in range(3000):
     time.sleep(0.01)
 sys.exit(f"{orphan} is {state(orphan)}")
 """
-# Kills the parent of the parent: the rank's keeper has it from the supervisor.
+# Kills the parent of its parent: the rank's agent is a child of the supervisor.
 MURDER = """
 import os, time
 from pathlib import Path
@@ -197,7 +197,7 @@ class Podman(Unshare):
 
 @lru_cache
 def missing(kind: type[Unshare]) -> str | None:
-    """Return why there are no such namespaces here, `None` if there are."""
+    """Return why these namespaces cannot be made here, `None` if they can."""
     with tempfile.TemporaryDirectory() as folder:
         command = kind(Path(folder)).probe()
         return _missing(command)
@@ -207,8 +207,8 @@ def _missing(command: list[str]) -> str | None:
     if shutil.which(command[0]) is None:
         return f"{command[0]} is not installed"
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    said = done.stderr.strip().splitlines() or ["it says nothing"]
-    return f"{command[0]} cannot run here: {said[-1]}" if done.returncode else None
+    errors = done.stderr.strip().splitlines() or ["no message"]
+    return f"{command[0]} cannot run here: {errors[-1]}" if done.returncode else None
 
 
 def made(kind: type[Maker], folder: Path) -> Iterator[Maker]:
@@ -234,7 +234,7 @@ def script(code: str) -> list[str]:
     return [sys.executable, "-u", "-c", code]
 
 
-def test_sigterm_is_passed_on_and_75_returned(unshare: Unshare) -> None:
+def test_sigterm_is_forwarded_and_75_returned(unshare: Unshare) -> None:
     pod = unshare.start([*RUN, *script(STOP)])
     pod.wait_for("ready")
     unshare.signal(pod, signal.SIGTERM)
@@ -253,14 +253,14 @@ def test_the_exit_code_is_the_jobs(unshare: Unshare) -> None:
     assert unshare.start([*RUN, *script("raise SystemExit(78)")]).wait() == 78
 
 
-def test_a_kill_is_no_exit_code_of_ours(unshare: Unshare) -> None:
-    """The kernel kills whoever takes the most memory; a pod whose supervisor it was has failed."""
+def test_a_killed_supervisor_ends_the_pod_with_137(unshare: Unshare) -> None:
+    """The kernel kills the process with the most memory, which may be the supervisor."""
     pod = unshare.start([*RUN, *script(MURDER)])
     assert pod.wait() == 137
 
 
 def test_the_pods_of_the_manifests(podman: Podman, tmp_path: Path) -> None:
-    """Two pods, as the kubelet would start them; one is evicted and made anew, and all finish."""
+    """Two pods, as the kubelet would start them; one is evicted and replaced, and both finish."""
     render = [*DISTRIB, "k8s", "render", "--name=digits", "--image=none", "--backend=multiworker"]
     render += ["--pvc=disk", "--checkpoint-dir=/runs/17", "--", "python", "-u", "-c", TWICE]
     manifests = subprocess.run(render, check=True, capture_output=True).stdout
@@ -270,12 +270,13 @@ def test_the_pods_of_the_manifests(podman: Podman, tmp_path: Path) -> None:
         **{each["name"]: each["value"] for each in container["env"] if "value" in each},
         **objects["ConfigMap"]["data"],
         "JOB_NAME": objects["Job"]["metadata"]["name"],
+        "DISTRIB_JOIN_TOKEN": "token of the test",  # From the Secret.
     }
     command = [expanded(word, environment) for word in container["command"] + container["args"]]
     runs = tmp_path / "runs"
     (runs / "17").mkdir(parents=True)
     (runs / "17").chmod(0o777)
-    # In place of the Service; they share a network for the want of one that leads to the other.
+    # In place of the Service: the pods share a network namespace.
     hosts = tmp_path / "hosts"
     hosts.write_text("127.0.0.1 localhost digits-0 digits-1 digits-0.digits\n")
     shared = [f"--volume={runs}:/runs", "--no-hosts", f"--volume={hosts}:/etc/hosts:ro"]

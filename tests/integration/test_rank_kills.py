@@ -1,7 +1,7 @@
 """SIGKILL of any rank at every kind of moment, and restarts on other ranks and backends.
 
-The launcher ends with 76 when a rank was killed, and the same command goes on. The weights,
-optimizer states, metrics and logs of all ranks must end as those of a job that nobody disturbed.
+The launcher ends with 76 when a rank was killed, and the same command resumes the job. The final
+weights, optimizer states, metrics and logs of all ranks must be those of an undisturbed job.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from harness import JOB, KILLED, launch, result, undisturbed
 from harness import start as start_alone
 
 from distrib.checkpoint.directory import CheckpointDirectory
-from distrib.errors import EXIT_CONFIGURATION, EXIT_LOST_PEER, EXIT_PREEMPTED
+from distrib.errors import EXIT_CONFIGURATION, EXIT_LOST_PEER, EXIT_PREEMPTED, RETRYABLE
 from distrib.storage.locate import locate
 
-# Of the ranks of each backend: which one dies, and where; see `job.py`.
+# By backend and number of ranks: which rank is killed, and where; see `job.py`.
 KILLS = {
     ("horovod", 2): [
         (1, "before_step:2"),
@@ -49,8 +49,8 @@ KILLS = {
     ],
 }
 
-# Backends and numbers of ranks that continue one run, each until the chief is killed. Two mirrored
-# replicas have no last batch of an epoch among theirs: Keras weighs uneven pieces of it alike.
+# Backends and numbers of ranks that continue one run, each until the chief is killed. The steps of
+# the two mirrored replicas exclude an epoch's last batch: Keras weighs uneven parts equally.
 MOVES = [
     ("horovod", 4, "after_step:7"),
     ("multiworker", 2, "after_step:15"),
@@ -64,17 +64,17 @@ pytestmark = pytest.mark.slow
 
 
 def start(backend: str, size: int, run: Path, *arguments: str) -> int:
-    """Run the job once and return its exit code, which is that of a finish, a kill or a stop."""
+    """Run the job once; return its exit code: of a finish, a kill or a request to stop."""
     if size == 1:
         done = start_alone(run, "--backend", backend, *arguments)
     else:
         done = launch(size, JOB, "--run", str(run), *arguments, backend=backend)
-    if done.returncode not in (0, KILLED, EXIT_LOST_PEER, EXIT_PREEMPTED):
+    if done.returncode not in (0, KILLED, *RETRYABLE):
         raise AssertionError(done.stderr[-4000:])
     return done.returncode
 
 
-# With three ranks `test_kubernetes_job.py` and `test_chaos.py` are killed as well.
+# `test_kubernetes_job.py` and `test_chaos.py` kill three ranks as well.
 @pytest.mark.parametrize(
     ("backend", "size"),
     [
@@ -84,7 +84,7 @@ def start(backend: str, size: int, run: Path, *arguments: str) -> int:
         pytest.param("horovod", 4, marks=pytest.mark.exhaustive),
     ],
 )
-def test_ranks_end_as_if_nothing_had_happened(backend: str, size: int, tmp_path: Path) -> None:
+def test_killed_ranks_resume_exactly(backend: str, size: int, tmp_path: Path) -> None:
     for rank, kill in KILLS[backend, size]:
         killed = ["--kill-rank", str(rank), "--kill", kill]
         code = start(backend, size, tmp_path / "run", *killed)
@@ -110,10 +110,10 @@ def test_other_models_resume_exactly(backend: str, model: str, tmp_path: Path) -
 
 
 def test_a_job_moves_to_other_ranks_and_backends(tmp_path: Path) -> None:
-    """The same samples in the same global batches: what differs is the order of additions.
+    """The samples and global batches are the same; only the order of additions differs.
 
-    In float32 one step differs by about 1e-7, and training carries that on; 1e-4 after 44 steps is
-    far below what a repeated, missing or differently weighted batch would make.
+    In float32 one step differs by about 1e-7, which training accumulates; 1e-4 after 44 steps is
+    far below the effect of a repeated, missing or differently weighted batch.
     """
     run = tmp_path / "run"
     model = ["--model", "steady"]
@@ -137,7 +137,7 @@ def test_all_ranks_fall_back_together(tmp_path: Path) -> None:
     damaged.write_bytes(damaged.read_bytes()[:-7] + b"garbage")
     done = launch(2, JOB, "--run", str(run))
     assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stderr.count("is damaged") == 1  # Only the chief looks at the storage.
+    assert done.stderr.count("is damaged") == 1  # Only the chief reads the storage.
     assert result(run) == undisturbed(ranks=2)
 
 
@@ -173,7 +173,7 @@ def test_a_rank_that_runs_out_of_data_ends_the_job(backend: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("backend", ["horovod", "multiworker"])
-def test_a_chief_that_evaluates_all_ranks_data_alone_is_told(backend: str, tmp_path: Path) -> None:
+def test_evaluating_on_the_chief_alone_is_an_error(backend: str, tmp_path: Path) -> None:
     done = launch(2, script(tmp_path, ALONE), backend=backend)
     assert done.returncode == EXIT_LOST_PEER
     assert "`model.evaluate` of a cluster.dataset, which all ranks have to call" in done.stderr

@@ -1,4 +1,4 @@
-"""A job that starts itself again: after kills and hangs, until it is given up."""
+"""A job that restarts itself after kills and hangs, until it is given up."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ pytestmark = pytest.mark.slow
     indirect=True,
     scope="module",
 )
-def test_a_bug_is_given_up_after_so_many_attempts_and_mended(backend: str, tmp_path: Path) -> None:
+def test_a_job_with_a_bug_is_given_up_and_then_fixed(backend: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     bug = ["--kill-rank", "1", "--kill", "bug:10"]
     done = launch(2, JOB, "--run", str(run), *bug, backend=backend, attempts=2)
     assert done.returncode == EXIT_NO_PROGRESS, done.stderr[-4000:]
-    # When those before had come to step 9, which one may not, two more gained nothing.
+    # The first attempts may end before step 9; from then on two more gain nothing.
     assert done.stderr.count(f"resuming from {run}/checkpoints/9:") == 2
     again = done.stderr.count("Starting again")
     assert done.stderr.count("[rank 1] ValueError: a bug in step 10") == again + 1
@@ -49,9 +49,9 @@ class Stuck(job.Killer):
     def at(self, point, number):
         if (point, number) == ("before_step", 8) and not Path(marker).exists():
             Path(marker).touch()
-            self.wait_for_ever()
+            self.wait_forever()
 
-    def wait_for_ever(self):
+    def wait_forever(self):
         lock = threading.Lock()
         lock.acquire()
         lock.acquire()
@@ -61,7 +61,7 @@ job.main()
 """
 
 
-def test_a_hang_shows_all_stacks_and_is_started_again(backend: str, tmp_path: Path) -> None:
+def test_a_hang_shows_all_stacks_and_the_job_restarts(backend: str, tmp_path: Path) -> None:
     script = tmp_path / "stuck.py"
     script.write_text(STUCK)
     run = tmp_path / "run"
@@ -74,8 +74,8 @@ def test_a_hang_shows_all_stacks_and_is_started_again(backend: str, tmp_path: Pa
         command, env=environment() | variables, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    assert "the job hangs: no rank has got on for 8 s (last step " in done.stderr
-    assert "in wait_for_ever" in done.stderr
+    assert "the job hangs: no rank has made progress for 8 s (last step " in done.stderr
+    assert "in wait_forever" in done.stderr
     assert done.stderr.count("Fatal Python error: Aborted") == 2
     assert "the job was hanging. Starting again now." in done.stderr
     assert result(run) == undisturbed(ranks=2, backend=backend)
@@ -98,12 +98,12 @@ model.fit(cluster.dataset((x, x[:, :1]), 4), verbose=0, callbacks=[Slow()])
 """
 
 
-def test_who_is_slow_is_named(backend: str, tmp_path: Path) -> None:
+def test_a_slow_rank_is_named(backend: str, tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(SLOW)
     launcher = (
-        "import sys; from distrib.launch import cli; from distrib.launch.run import liveness;"
-        "liveness.WINDOW_SECONDS = 2.0;"
+        "import sys; from distrib.launch import cli; from distrib.launch.run import hang_detector;"
+        "hang_detector.WINDOW_SECONDS = 2.0;"
         "sys.exit(cli.main(sys.argv[1:]))"
     )
     command = [sys.executable, "-P", "-c", launcher, "run", "-np", "2", "--backend", backend]

@@ -19,14 +19,14 @@ import pytest
 from harness import forked
 
 RUN = [sys.executable, "-P", "-m", "distrib.launch.cli", "run"]
-PLAIN = ["--backend", "multiworker"]  # Which asks nothing of a rank that wants nothing of it.
+PLAIN = ["--backend", "multiworker"]  # Only sets TF_CONFIG, so ranks need no TensorFlow.
 
 needs_horovod = pytest.mark.skipif(
     importlib.util.find_spec("horovod") is None, reason="Horovod is not installed"
 )
 needs_hosts = pytest.mark.skipif(rig.missing() is not None, reason=str(rig.missing()))
 
-# Adds up ranks for ever, or so many times; what goes wrong is named on the command line.
+# Adds up the ranks in each step. Arguments: what goes wrong, and the number of steps.
 ADD = """
 import os, sys
 what, steps = sys.argv[1], int(sys.argv[2])
@@ -50,7 +50,7 @@ except tf.errors.UnknownError as error:  # As distrib does.
     sys.exit(76)
 """
 
-# Waits to be asked to stop; all ranks but the first one take their time.
+# Waits for SIGTERM; all ranks but the first one take a second to save.
 WAIT = """
 import json, os, signal, sys, time
 rank = os.environ.get("HOROVOD_RANK") or os.environ.get("OMPI_COMM_WORLD_RANK")
@@ -68,7 +68,7 @@ while True:
 
 
 class Job:
-    """A launcher that runs, with its output in files."""
+    """A running launcher, with its output in files."""
 
     def __init__(self, folder: Path, start: Callable[..., Any], command: list[str]) -> None:
         self.out, self.err = folder / "out", folder / "err"
@@ -76,7 +76,7 @@ class Job:
             self.process = start(command, stdout=out, stderr=err)
 
     def wait_for(self, text: str, times: int) -> None:
-        """Wait until the ranks have written something so many times."""
+        """Wait until the ranks have written a text this many times."""
         deadline = time.monotonic() + 120
         while self.out.read_text().count(text) < times:
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -102,7 +102,7 @@ def write(tmp_path: Path) -> Callable[[str], str]:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Job]]:
-    """Start a command here, killed at the latest when the test ends."""
+    """Start a command here, which is killed when the test ends."""
     jobs = []
 
     def begin(command: list[str], env: Mapping[str, str] | None = None) -> Job:
@@ -139,11 +139,11 @@ def family(pid: int) -> list[int]:
     return [one for child in map(int, children) for one in (child, *family(child))]
 
 
-def wait_for_the_end_of(alive: Callable[[], list[int]]) -> None:
+def wait_for_the_end_of(running: Callable[[], list[int]]) -> None:
     deadline = time.monotonic() + 30
-    while left := alive():
+    while left := running():
         if time.monotonic() > deadline:
-            pytest.fail(f"processes {left} have survived")
+            pytest.fail(f"processes {left} are still running")
         time.sleep(0.02)
 
 
@@ -162,11 +162,11 @@ def test_sigterm_reaches_all_ranks_and_each_may_save(write: Any, start: Any) -> 
     job.process.terminate()
     assert job.end() == 75
     assert job.out.read_text().count("saved") == 3
-    assert job.errors()[-1].startswith("distrib: stopped as it was asked to.")
+    assert job.errors()[-1].startswith("distrib: stopped as requested.")
     assert of_these(pids)() == []
 
 
-def test_a_launcher_that_is_killed_takes_everything_along(write: Any, start: Any) -> None:
+def test_everything_dies_with_a_killed_launcher(write: Any, start: Any) -> None:
     script = "import subprocess; subprocess.Popen(['sleep', '600']); print('ready')\n" + WAIT
     job = start([*RUN, "-np", "2", *PLAIN, write(script)])
     job.wait_for("ready on", 2)
@@ -193,7 +193,7 @@ def test_lines_of_many_ranks_stay_whole(write: Any, start: Any) -> None:
             assert own == [f"{rank}{word} {number}" for number in range(3000)]
 
 
-def test_rank_0_has_the_terminal_and_others_are_logged(write: Any, tmp_path: Path) -> None:
+def test_rank_0_has_the_terminal_and_all_ranks_are_logged(write: Any, tmp_path: Path) -> None:
     script = (
         "import os, sys\n"
         "print(sys.stdout.isatty(), end='')\n"
@@ -201,9 +201,9 @@ def test_rank_0_has_the_terminal_and_others_are_logged(write: Any, tmp_path: Pat
     )
     logs = tmp_path / "logs"
     command = [*RUN, "-np", "2", *PLAIN, "--output-dir", str(logs), write(script)]
-    ours, its = pty.openpty()
-    process = subprocess.Popen(command, stdout=its)
-    os.close(its)
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(command, stdout=theirs)
+    os.close(theirs)
     shown = b""
     while chunk := read_terminal(ours):
         shown += chunk
@@ -219,7 +219,7 @@ def test_rank_0_has_the_terminal_and_others_are_logged(write: Any, tmp_path: Pat
 def read_terminal(fd: int) -> bytes:
     try:
         return os.read(fd, 4096)
-    except OSError:  # Nobody has it open any more.
+    except OSError:  # No process has it open any more.
         return b""
 
 
@@ -244,12 +244,12 @@ def test_three_ranks_add_up(write: Any, start: Any) -> None:
 @pytest.mark.parametrize(
     ("what", "code", "last"),
     [
-        ("raise", 1, "distrib: rank 1 on localhost ended with exit code 1, whose own output"),
-        ("absent", 5, "distrib: rank 1 on localhost ended with exit code 5, whose own output"),
+        ("raise", 1, "distrib: rank 1 on localhost ended with exit code 1; its own output"),
+        ("absent", 5, "distrib: rank 1 on localhost ended with exit code 5; its own output"),
         ("kill", 76, "distrib: rank 1 on localhost was killed by SIGKILL. Run the same command"),
     ],
 )
-def test_the_cause_is_told(what: str, code: int, last: str, write: Any, start: Any) -> None:
+def test_the_cause_is_reported(what: str, code: int, last: str, write: Any, start: Any) -> None:
     script = write(ADD)
     command = [*RUN, "-np", "3", "--attempts", "0", *forked(Path(script), what, "1000000")]
     # Ranks also wait as long for each other's start, which busy cores put seconds apart.
@@ -323,7 +323,7 @@ def test_a_signal_reaches_other_hosts(three: list[rig.Host], write: Any, tmp_pat
 def test_ranks_of_other_hosts_die_with_the_launcher(
     three: list[rig.Host], write: Any, tmp_path: Path
 ) -> None:
-    """The launcher's host need not have a rank."""
+    """The launcher's host needs no rank."""
     job = start_on(three[0], tmp_path, [*RUN, "-H", "h1:1,h2:1", *PLAIN, write(WAIT)])
     job.wait_for("ready on", 2)
     assert [len(host.processes("train.py")) for host in three[1:]] == [1, 1]
@@ -331,11 +331,11 @@ def test_ranks_of_other_hosts_die_with_the_launcher(
     os.kill(launcher, signal.SIGKILL)
     for host in three:
         wait_for_the_end_of(lambda host=host: host.processes("train.py"))
-        wait_for_the_end_of(lambda host=host: host.processes("keeper.py"))
+        wait_for_the_end_of(lambda host=host: host.processes("rank_agent.py"))
 
 
 @needs_hosts
-def test_the_environment_goes_along_unseen(
+def test_the_environment_reaches_other_hosts_on_no_command_line(
     three: list[rig.Host], write: Any, tmp_path: Path
 ) -> None:
     script = write(
@@ -361,7 +361,7 @@ def test_ssh_and_network_options(three: list[rig.Host], write: Any) -> None:
 
 
 @needs_hosts
-def test_a_host_that_is_off_is_found_before_anything_starts(
+def test_a_host_that_is_off_is_reported_before_any_rank_starts(
     three: list[rig.Host], write: Any
 ) -> None:
     three[2].kill()

@@ -1,6 +1,6 @@
-"""The launch scripts for one machine and for MPI: they start ranks, and start again what was lost.
+"""The launch scripts for one machine and for MPI: they start ranks and restart lost jobs.
 
-`test_slurm.py` has the one for Slurm; `make lint` has shellcheck read them all.
+`test_slurm.py` tests the script for Slurm; `make lint` checks all of them with shellcheck.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
-PLAIN = ["--backend", "multiworker"]  # Which asks nothing of a rank that wants nothing of it.
+PLAIN = ["--backend", "multiworker"]  # Only sets TF_CONFIG, so ranks need no TensorFlow.
 
 needs_horovod = pytest.mark.skipif(
     importlib.util.find_spec("horovod") is None, reason="Horovod is not installed"
@@ -35,7 +35,7 @@ total = hvd.allreduce(tf.constant(hvd.rank() + 1.0), op=hvd.Sum)
 print(f"rank {hvd.rank()}: {total.numpy()}")
 """
 
-# The second rank ends in a given way the first time, and all is well from then on.
+# In the first start the second rank ends in a given way; in later starts all ranks finish.
 ONCE = """
 import os, pathlib, sys, time
 rank = int(os.environ["OMPI_COMM_WORLD_RANK"])
@@ -47,7 +47,7 @@ print("ready", flush=True)
 if rank == 0:
     zero.touch()
 if rank == 1:
-    while not zero.exists():  # It has looked for the other one by then.
+    while not zero.exists():  # The first rank has checked for `been` by then.
         time.sleep(0.01)
     been.touch()
     os.kill(os.getpid(), 9) if sys.argv[1] == "kill" else sys.exit(int(sys.argv[1]))
@@ -60,7 +60,7 @@ def stop(number, frame):
     print("saved", flush=True)
     sys.exit(75)
 signal.signal(signal.SIGUSR1, stop)
-sys.stdout.write("ready\\n")  # In one piece: `print` would let the other rank's come between.
+sys.stdout.write("ready\\n")  # One write: the other rank's output could split a `print`.
 while True:
     time.sleep(600)
 """
@@ -107,7 +107,7 @@ def wait_for(line: str, process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: str(script.name))
-def test_without_a_script_they_say_how_to_use_them(script: Path) -> None:
+def test_without_arguments_they_print_their_usage(script: Path) -> None:
     done = subprocess.run(["bash", str(script)], capture_output=True, text=True)
     assert done.returncode == 64
     assert done.stderr.startswith("usage: ")
@@ -127,13 +127,13 @@ def test_they_start_ranks(script: str, start: Start) -> None:
 # On this machine
 
 
-def test_one_process_has_all_gpus(start: Start) -> None:
+def test_by_default_local_sh_starts_one_process(start: Start) -> None:
     script = "import os; print('alone' if 'HOROVOD_RANK' not in os.environ else 'one of many')"
     out, err = start("local.sh", script).communicate(timeout=120)
     assert out == "alone\n", err
 
 
-def test_as_many_processes_as_are_asked_for(start: Start) -> None:
+def test_local_sh_starts_np_processes(start: Start) -> None:
     out, err = start("local.sh", "print('here')", options=PLAIN, NP="3").communicate(timeout=120)
     assert out.count("here") == 3, err
 
@@ -143,7 +143,7 @@ def test_as_many_processes_as_are_asked_for(start: Start) -> None:
 
 @needs_mpirun
 @pytest.mark.parametrize(("end", "code"), [("kill", 137), ("76", 76)])
-def test_mpirun_is_started_again_after_a_loss(end: str, code: int, start: Start) -> None:
+def test_mpirun_restarts_after_a_loss(end: str, code: int, start: Start) -> None:
     job = start("mpirun.sh", ONCE, end, NP="2")
     out, err = job.communicate(timeout=120)
     assert job.returncode == 0, err
@@ -156,7 +156,7 @@ def test_mpirun_is_started_again_after_a_loss(end: str, code: int, start: Start)
 @pytest.mark.parametrize(
     ("end", "restarts", "code"), [("1", "100", 1), ("70", "100", 70), ("kill", "0", 137)]
 )
-def test_mpirun_is_not_started_again_when_a_person_is_wanted(
+def test_mpirun_does_not_restart_after_other_exit_codes(
     end: str, restarts: str, code: int, start: Start
 ) -> None:
     job = start("mpirun.sh", ONCE, end, NP="2", RESTARTS=restarts)
@@ -166,7 +166,7 @@ def test_mpirun_is_not_started_again_when_a_person_is_wanted(
 
 
 @needs_mpirun
-def test_mpirun_asks_before_it_kills(start: Start) -> None:
+def test_mpirun_lets_ranks_save_after_sigterm(start: Start) -> None:
     job = start("mpirun.sh", WAIT, NP="2")
     for _ in range(2):
         wait_for("ready", job)
@@ -177,7 +177,7 @@ def test_mpirun_asks_before_it_kills(start: Start) -> None:
 
 
 @needs_mpirun
-def test_mpirun_may_be_asked_to_stop_between_two_starts(start: Start) -> None:
+def test_mpirun_may_be_stopped_between_two_starts(start: Start) -> None:
     job = start("mpirun.sh", ONCE, "76", NP="2")
     assert job.stderr is not None
     while "starting again" not in job.stderr.readline():

@@ -1,4 +1,4 @@
-"""`launch/slurm.sbatch` on a real Slurm: what is queued again, and how it goes on then."""
+"""`launch/slurm.sbatch` on a real Slurm: which jobs are queued again, and how they resume."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.storage.locate import locate
 
 SCRIPT = str(Path(__file__).parents[2] / "launch" / "slurm.sbatch")
-PLAIN = ["--backend", "multiworker"]  # Which asks nothing of a rank that wants nothing of it.
+PLAIN = ["--backend", "multiworker"]  # Only sets TF_CONFIG, so ranks need no TensorFlow.
 
-# Ends with what is on its command line; without it, waits to be asked to stop, and saves. The first
-# one takes its time for that.
+# Ends with the exit code on its command line; without one, waits for SIGTERM, and saves. The first
+# rank takes some seconds for that.
 RANK = """
 import json, os, signal, sys, time
 here = os.uname().nodename
@@ -70,9 +70,7 @@ def test_a_preempted_run_comes_back_and_ends_with_the_same_weights(
     assert result(run) == undisturbed(samples, ranks=2)
 
 
-def test_what_may_go_on_is_queued_again_and_what_is_for_a_person_is_not(
-    cluster: Cluster, rank: str
-) -> None:
+def test_only_retryable_exit_codes_are_queued_again(cluster: Cluster, rank: str) -> None:
     def submit(code: str, **variables: str) -> Batch:
         return cluster.submit(SCRIPT, *PLAIN, "--attempts", "0", rank, code, **variables)
 
@@ -87,11 +85,11 @@ def test_what_may_go_on_is_queued_again_and_what_is_for_a_person_is_not(
     facts = often.wait_for_state("FAILED")
     assert (facts["Restarts"], facts["ExitCode"]) == ("0", "76:0")
     assert often.written().splitlines()[-1] == (
-        "slurm.sbatch: not queued again, it was 0 times already."
+        "slurm.sbatch: not queued again: it was restarted 0 times already."
     )
 
 
-def test_a_job_that_its_user_cancels_saves_and_stays_away(cluster: Cluster, rank: str) -> None:
+def test_a_cancelled_job_saves_and_is_not_queued_again(cluster: Cluster, rank: str) -> None:
     batch = cluster.submit(SCRIPT, *PLAIN, rank)
     batch.wait_for_text("ready on", 2)
     cluster.command("scancel", batch.number)
@@ -101,7 +99,7 @@ def test_a_job_that_its_user_cancels_saves_and_stays_away(cluster: Cluster, rank
 
 
 def test_a_signal_by_hand_saves_and_queues_again(cluster: Cluster, rank: str) -> None:
-    """It goes the way of the one two minutes before the end, for which a test will not wait."""
+    """Slurm delivers it like the signal two minutes before the time limit."""
     batch = cluster.submit(SCRIPT, *PLAIN, rank)
     batch.wait_for_text("ready on", 2)
     cluster.command("scancel", "--signal=TERM", batch.number)
@@ -118,7 +116,7 @@ def test_nodes_may_have_different_numbers_of_ranks(cluster: Cluster, rank: str) 
     assert sorted(nodes.count(node) for node in set(nodes)) == [1, 2]
 
 
-def test_a_job_that_loses_a_node_goes_on_with_another(
+def test_a_job_that_loses_a_node_resumes_on_another(
     tmp_path_factory: pytest.TempPathFactory, rank: str
 ) -> None:
     with slurm(tmp_path_factory.mktemp("slurm")) as cluster:
@@ -126,9 +124,9 @@ def test_a_job_that_loses_a_node_goes_on_with_another(
         batch.wait_for_text("ready on", 2)
         assert batch.facts()["NodeList"] == "h[0-1]"
         cluster.hosts[1].kill()
-        # What Slurm finds out by itself, after SlurmdTimeout.
+        # Slurm would notice by itself, after SlurmdTimeout.
         cluster.command("scontrol", "update", "nodename=h1", "state=down", "reason=silent")
         batch.wait_for("queued again", lambda: batch.facts()["Restarts"] == "1")
         batch.wait_for("back", lambda: batch.facts()["NodeList"] == "h[0,2]")
         batch.wait_for_text("ready on h2")
-        assert "ready on h1" in batch.written()  # What the first start wrote is still there.
+        assert "ready on h1" in batch.written()  # The output of the first start is kept.

@@ -23,12 +23,12 @@ from distrib.errors import CheckpointError
 from distrib.storage.locate import locate
 from distrib.storage.location import Location
 
-PATIENCE = 60.0
+RETRY_TIMEOUT = 60.0
 
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "PART", 1 << 20)
+    monkeypatch.setattr(layout, "MAX_FILE_BYTES", 1 << 20)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def proxy(ceph: Server) -> Iterator[FaultProxy]:
 @pytest.fixture
 def run(proxy: FaultProxy) -> Iterator[Location]:
     place = locate(proxy.server.bucket() + "/runs/17", "directory", proxy.server.storage_options)
-    yield replace(place, patience=PATIENCE)
+    yield replace(place, timeout=RETRY_TIMEOUT)
     proxy.heal()
 
 
@@ -113,7 +113,7 @@ def test_what_does_not_pass_is_said_and_the_one_before_is_intact(
     began = time.monotonic()
     with pytest.raises(CheckpointError, match=rf"(?s)step 2 .*({cause}).*step 1 is intact"):
         save(run, 1, 2, before_last=expire)
-    assert time.monotonic() - began < PATIENCE, "it was tried again and again"
+    assert time.monotonic() - began < RETRY_TIMEOUT, "it was tried again and again"
     proxy.heal()
     assert read_newest(run) == 1
     save(run, 2)
@@ -126,7 +126,7 @@ def test_a_server_that_stays_away_is_an_error_after_a_while(
 ) -> None:
     # botocore has a patience of its own, of half a minute.
     options = proxy.server.storage_options | {"config_kwargs": {"retries": {"max_attempts": 0}}}
-    hasty = replace(locate(run.url, "directory", options), patience=2.0)
+    hasty = replace(locate(run.url, "directory", options), timeout=2.0)
     with pytest.raises(CheckpointError, match=r"(?s)step 2 .*step 1 is intact"):
         save(hasty, 1, 2, before_last=lambda: proxy.fail("503", match="PUT", times=float("inf")))
     proxy.heal()

@@ -78,7 +78,7 @@ def test_an_older_chief_that_is_still_alive_stops_and_damages_nothing(
         checkpoint.verify()
     directory.remove_orphans(3)
     assert left_over(store) == []
-    assert commit.damaged(directory.location) == []
+    assert commit.quarantined(directory.location) == []
     # Whoever starts it once more finds it finished.
     assert finish(tmp_path / "again", *arguments) == undisturbed(*SHORT)
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from distrib.environment import (
-    NOBODY,
+    UNSUPERVISED,
     Supervision,
     grace_seconds,
     launched_as,
@@ -30,7 +30,7 @@ def variables(cluster: object) -> dict[str, str]:
         ({"HOROVOD_SIZE": "2", **variables({"worker": ["a:1", "b:1"]})}, "horovod"),
     ],
 )
-def test_the_launcher_is_recognized(environment: dict[str, str], backend: str | None) -> None:
+def test_the_launcher_is_detected(environment: dict[str, str], backend: str | None) -> None:
     assert launched_as(environment) == backend
 
 
@@ -46,23 +46,23 @@ def test_the_chief_is_the_first_worker() -> None:
         *('{"task": "worker"}', '{"task": {"type": "worker", "index": "x"}}'),
     ],
 )
-def test_a_wrong_tf_config_is_named(text: str) -> None:
+def test_an_invalid_tf_config(text: str) -> None:
     with pytest.raises(ConfigurationError, match=r"TF_CONFIG=.* is not of the form \{"):
         launched_as({"TF_CONFIG": text})
 
 
-def test_what_a_supervisor_says() -> None:
-    assert supervision({}) == NOBODY == supervision({"DISTRIB_ATTEMPTS": ""})
-    told = {
+def test_the_variables_of_the_supervisor() -> None:
+    assert supervision({}) == UNSUPERVISED == supervision({"DISTRIB_ATTEMPTS": ""})
+    variables = {
         "DISTRIB_ATTEMPTS": "5",
         "DISTRIB_STALLED_ATTEMPTS": "2",
         "DISTRIB_LAST_END": "rank 1 was killed",
     }
-    assert supervision(told) == Supervision(5, 2, "rank 1 was killed")
+    assert supervision(variables) == Supervision(5, 2, "rank 1 was killed")
 
 
 @pytest.mark.parametrize("text", ["-1", "five", "2.5"])
-def test_a_wrong_number_of_attempts_is_named(text: str) -> None:
+def test_an_invalid_number_of_attempts(text: str) -> None:
     with pytest.raises(ConfigurationError, match=f"DISTRIB_ATTEMPTS='{text}' is not a whole"):
         supervision({"DISTRIB_ATTEMPTS": text})
 
@@ -74,6 +74,6 @@ def test_the_grace_period(text: str, seconds: float | None) -> None:
 
 
 @pytest.mark.parametrize("text", ["-1", "nan", "inf", "1m"])
-def test_a_wrong_grace_period_is_named(text: str) -> None:
+def test_an_invalid_grace_period(text: str) -> None:
     with pytest.raises(ConfigurationError, match=f"DISTRIB_GRACE_SECONDS='{text}' is not"):
         grace_seconds({"DISTRIB_GRACE_SECONDS": text})

@@ -115,7 +115,7 @@ def test_what_it_has_removed_is_forgotten_at_its_next_commit(checkpoints: Locati
     begin(checkpoints)
     second = begin(checkpoints, Commit(3, 1), Commit(6, 1))
     second.committed(Commit(9, 2))
-    second.forget({3, 9})
+    second.drop({3, 9})
     second.committed(Commit(12, 2))
     assert newest(checkpoints).commits == (Commit(6, 1), Commit(12, 2))
 

@@ -15,7 +15,7 @@ from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.checkpoint.manifest import NAME, Manifest
 from distrib.checkpoint.orbax_format import DataFile
 from distrib.checkpoint.retention import LatestN
-from distrib.checkpoint.stored import StoredCheckpoint
+from distrib.checkpoint.stored_checkpoint import StoredCheckpoint
 from distrib.errors import ConfigurationError, NoLoadableCheckpointError, SupersededError
 from distrib.storage.locate import locate
 from distrib.storage.location import Location
@@ -37,7 +37,7 @@ def draft(directory: CheckpointDirectory, attempt: Attempt, step: int, text: str
     content = (text or f"state {step}").encode()
     place = commit.draft(directory.location, step, attempt.number)
     files = transfer.write([DataFile.of("a/data", content)], place, None)
-    root = commit.root_of(directory.location, step, attempt.number)
+    root = commit.data_root(directory.location, step, attempt.number)
     return Manifest(step, 0, step, 0.0, files, attempt.number, root=root)
 
 
@@ -109,7 +109,7 @@ def test_damaged_ones_are_set_aside_and_the_one_before_is_used(
         assert directory.load_newest(load) == "state 1"
     assert len(got) == 2
     assert directory.steps() == [1]
-    assert len(commit.damaged(directory.location)) == 2
+    assert len(commit.quarantined(directory.location)) == 2
     directory.remove_orphans(99)
     assert len(files(directory.location)) == len(damaged_data)  # Nothing was deleted.
     add(directory, directory.begin(1), 3)
@@ -123,7 +123,7 @@ def test_the_same_step_damaged_twice_keeps_both(directory: CheckpointDirectory) 
         data(directory, 2).write_bytes(content)
         with pytest.warns(UserWarning, match="damaged"):
             assert directory.load_newest(load) == "state 1"
-    assert len(commit.damaged(directory.location)) == 2
+    assert len(commit.quarantined(directory.location)) == 2
     place = directory.location
     contents = {place.filesystem.cat_file(path) for path in place.filesystem.find(place.path)}
     assert {b"first", b"second"} <= contents
@@ -326,9 +326,9 @@ def locked(folder: Path) -> Iterator["subprocess.Popen[str]"]:
 def test_another_process_is_kept_out_until_the_first_is_dead(tmp_path: Path) -> None:
     directory = CheckpointDirectory(locate(tmp_path, "directory"))
     with locked(tmp_path) as holder:
-        for patience in (0.0, 0.1):
+        for timeout in (0.0, 0.1):
             with pytest.raises(ConfigurationError, match=f"pid {holder.pid}"):
-                directory.lock(patience)
+                directory.lock(timeout)
     directory.lock()
     directory.lock()
     directory.unlock()
@@ -340,7 +340,7 @@ def test_a_process_that_is_about_to_end_is_waited_for(
     directory = CheckpointDirectory(locate(tmp_path, "directory"))
     with locked(tmp_path) as holder:
         threading.Timer(0.2, holder.kill).start()
-        directory.lock(patience=60)
+        directory.lock(timeout=60)
     assert f"process {holder.pid} still holds" in capfd.readouterr().err
     directory.unlock()
 

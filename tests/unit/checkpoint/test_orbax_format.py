@@ -1,4 +1,4 @@
-"""What is written here is read with Orbax and TensorStore, which know nothing of distrib."""
+"""Orbax and TensorStore read what distrib writes."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import orbax.checkpoint as ocp
 import pytest
 import tensorstore as ts
 
-from distrib.checkpoint import layout, orbax, orbax_format
+from distrib.checkpoint import layout, legacy_orbax, orbax_format
 
 DTYPES = [
     *("float32", "float16", "float64", "complex64", "bool"),
@@ -39,9 +39,11 @@ def arrays_of_all_kinds() -> dict[str, dict[str, np.ndarray[Any, Any]]]:
     return {"model": model, "other": {"größe": odd, "transposed": np.arange(6).reshape(2, 3).T}}
 
 
-@pytest.mark.parametrize("part", [64, 300, 1 << 20])
-def test_plain_orbax_reads_it(part: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "PART", part)
+@pytest.mark.parametrize("max_bytes", [64, 300, 1 << 20])
+def test_plain_orbax_reads_the_arrays(
+    max_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "MAX_FILE_BYTES", max_bytes)
     arrays = arrays_of_all_kinds()
     write(tmp_path, arrays, {"a": [1.5, float("nan")]})
     tree = ocp.PyTreeCheckpointer().restore(tmp_path / "arrays")
@@ -53,12 +55,12 @@ def test_plain_orbax_reads_it(part: int, tmp_path: Path, monkeypatch: pytest.Mon
             got = tree[group][name]
             assert (got.dtype, got.shape) == (value.dtype, value.shape), name
             assert got.tobytes() == value.tobytes(), name
-    training = orbax.read_training(tmp_path)
+    training = legacy_orbax.read_training(tmp_path)
     assert training["a"][0] == 1.5
     assert np.isnan(training["a"][1])
 
 
-def test_orbax_knows_what_the_items_are(tmp_path: Path) -> None:
+def test_orbax_recognizes_the_items(tmp_path: Path) -> None:
     write(tmp_path, {"model": {"w": np.ones(3, np.float32)}}, {})
     with ocp.CheckpointManager(tmp_path.parent) as manager:
         metadata = manager._checkpointer.metadata(tmp_path)
@@ -72,8 +74,8 @@ def test_many_arrays_take_few_files() -> None:
     assert sum(file.size for file in files if file.path == "arrays/d/000000") >= 3000 * 400
 
 
-def test_no_file_is_larger_than_a_part_or_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "PART", 1000)
+def test_no_file_is_larger_than_the_maximum_or_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "MAX_FILE_BYTES", 1000)
     arrays = {"model": {"a": np.zeros((1000, 30), np.uint8), "b": np.zeros((2, 3000), np.uint8)}}
     sizes = layout.plan(arrays).sizes
     assert sum(sizes) >= 36_000
@@ -81,18 +83,26 @@ def test_no_file_is_larger_than_a_part_or_a_row(monkeypatch: pytest.MonkeyPatch)
     assert len(sizes) == 2 + -(-30_000 // 990)
 
 
-def test_arrays_without_elements_are_in_the_index(tmp_path: Path) -> None:
+def test_empty_arrays_are_only_in_the_index(tmp_path: Path) -> None:
     arrays = {"model": {"full": np.ones(1), "empty": np.zeros((0, 3), np.float16)}}
     write(tmp_path, arrays, {})
-    restored = layout.allocate(orbax.read_training(tmp_path)["index"])
+    restored = layout.allocate(legacy_orbax.read_training(tmp_path)["index"])
     assert restored["model"]["empty"].shape == (0, 3)
     assert restored["model"]["empty"].dtype == np.float16
     tree = ocp.PyTreeCheckpointer().restore(tmp_path / "arrays")
     assert set(tree["model"]) == {"full"}
 
 
-def test_the_database_is_sound(tmp_path: Path) -> None:
-    """TensorStore checks the checksums of manifest and node when it opens the database."""
+def test_tensorstore_encodes_the_same_manifest(tmp_path: Path) -> None:
+    write(tmp_path, arrays_of_all_kinds(), {})
+    base = ts.KvStore.open(f"file://{tmp_path}/arrays/").result()
+    manifest = ts.ocdbt.dump(base).result()
+    assert ts.ocdbt.undump_manifest(manifest) == base[b"manifest.ocdbt"]
+    root = ts.ocdbt.dump(base, manifest["versions"][0]["root"]["location"]).result()
+    assert len(root["entries"]) == manifest["versions"][0]["root"]["statistics"]["num_keys"]
+
+
+def test_tensorstore_verifies_manifest_and_node(tmp_path: Path) -> None:
     write(tmp_path, {"model": {"w": np.arange(9, dtype=np.int32)}}, {})
     base = f"file://{tmp_path}/arrays/"
     store = ts.KvStore.open({"driver": "ocdbt", "base": base}).result()
@@ -100,15 +110,15 @@ def test_the_database_is_sound(tmp_path: Path) -> None:
     assert store[b"model.w/0"] == np.arange(9, dtype=np.int32).tobytes()
     for name in ("manifest.ocdbt", "d/tree"):
         path = tmp_path / "arrays" / name
-        sound = path.read_bytes()
-        path.write_bytes(sound[:-9] + bytes([sound[-9] ^ 1]) + sound[-8:])
+        intact = path.read_bytes()
+        path.write_bytes(intact[:-9] + bytes([intact[-9] ^ 1]) + intact[-8:])
         with pytest.raises(ValueError, match=r"CRC|checksum|corrupt"):
             ts.KvStore.open({"driver": "ocdbt", "base": base}).result().list().result()
-        path.write_bytes(sound)
+        path.write_bytes(intact)
 
 
-def test_what_orbax_wrote_is_still_read(tmp_path: Path) -> None:
-    """As distrib did before it wrote the format itself."""
+def test_format_1_is_still_read(tmp_path: Path) -> None:
+    """Orbax itself wrote the checkpoints of this format."""
     arrays = {"model": {"dense/kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}}
     handlers = {"arrays": ocp.PyTreeCheckpointHandler(), "training": ocp.JsonCheckpointHandler()}
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as checkpointer:
@@ -119,6 +129,7 @@ def test_what_orbax_wrote_is_still_read(tmp_path: Path) -> None:
             ),
         )
     np.testing.assert_array_equal(
-        orbax.read_arrays(tmp_path / "7")["model"]["dense/kernel"], arrays["model"]["dense/kernel"]
+        legacy_orbax.read_arrays(tmp_path / "7")["model"]["dense/kernel"],
+        arrays["model"]["dense/kernel"],
     )
-    assert orbax.read_training(tmp_path / "7") == {"step": 7}
+    assert legacy_orbax.read_training(tmp_path / "7") == {"step": 7}

@@ -7,7 +7,7 @@ import pytest
 
 from distrib.checkpoint import attempts, progress
 from distrib.checkpoint.attempts import FAILED, FOLDER, GIVEN_UP, PREEMPTED, Attempt
-from distrib.checkpoint.progress import note_failure, reason_to_give_up
+from distrib.checkpoint.progress import reason_to_give_up, record_failure
 from distrib.environment import Supervision
 from distrib.errors import SupersededError
 from distrib.storage.locate import locate
@@ -72,7 +72,7 @@ def test_it_tells_what_the_attempts_have_come_to(checkpoints: Location) -> None:
         "attempt 4 ended: rank 2 on h2 ended with exit code 1: ValueError: its own",
     ]
     assert told[-1].endswith("with 4 attempts. (exit code 70)")
-    assert re.search(r"\(pid \d+ on \S+, \d{4}-.*UTC, last heard of after .* s\)", reason)
+    assert re.search(r"\(pid \d+ on \S+, \d{4}-.*UTC, last update after .* s\)", reason)
 
 
 def test_an_attempt_that_left_no_word_or_no_entry(checkpoints: Location) -> None:
@@ -82,11 +82,11 @@ def test_an_attempt_that_left_no_word_or_no_entry(checkpoints: Location) -> None
     reason = reason_to_give_up(checkpoints, 20, THREE)
     assert reason is not None
     assert "\n  attempt 2\n" in reason
-    assert reason.count("ended without a word") == 2
+    assert reason.count("ended without a record") == 2
 
 
 def test_an_exception_is_noted_in_one_short_line(checkpoints: Location) -> None:
-    note_failure(begin(checkpoints), ValueError("a\nbug " + 999 * "x"))
+    record_failure(begin(checkpoints), ValueError("a\nbug " + 999 * "x"))
     entry = attempts.newest(checkpoints)
     assert entry is not None
     assert entry.end == FAILED
@@ -95,7 +95,7 @@ def test_an_exception_is_noted_in_one_short_line(checkpoints: Location) -> None:
 
 
 def test_who_was_superseded_notes_nothing(checkpoints: Location) -> None:
-    note_failure(begin(checkpoints), SupersededError("by another"))
+    record_failure(begin(checkpoints), SupersededError("by another"))
     entry = attempts.newest(checkpoints)
     assert entry is not None
     assert entry.end is None
@@ -111,7 +111,7 @@ def test_a_store_that_fails_only_costs_the_note(
 
     monkeypatch.setattr(Location, "write_bytes", refuse)
     with pytest.warns(UserWarning, match=r"why this attempt has failed \(no space left\)"):
-        note_failure(attempt, ValueError("a bug"))
+        record_failure(attempt, ValueError("a bug"))
 
 
 def test_a_store_that_does_not_answer_is_not_waited_for(
@@ -119,7 +119,7 @@ def test_a_store_that_does_not_answer_is_not_waited_for(
 ) -> None:
     attempt, answered = begin(checkpoints), threading.Event()
     monkeypatch.setattr(Location, "write_bytes", lambda place, content: answered.wait(30))
-    monkeypatch.setattr(progress, "_SECONDS_FOR_A_NOTE", 0.05)
+    monkeypatch.setattr(progress, "_RECORD_TIMEOUT_SECONDS", 0.05)
     with pytest.warns(UserWarning, match="it does not answer"):
-        note_failure(attempt, ValueError("a bug"))
+        record_failure(attempt, ValueError("a bug"))
     answered.set()

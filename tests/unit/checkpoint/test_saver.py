@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distrib.checkpoint import transfer
+from distrib.checkpoint import commit, transfer
 from distrib.checkpoint.attempts import Attempt
 from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.checkpoint.retention import LatestN
 from distrib.checkpoint.saver import Content, Saver
-from distrib.checkpoint.stored import StoredCheckpoint
+from distrib.checkpoint.stored_checkpoint import StoredCheckpoint
 from distrib.errors import CheckpointError, SupersededError
+from distrib.storage.local_files import fsync
 from distrib.storage.locate import locate
 from distrib.storage.uploads import uploads
 
@@ -58,6 +59,30 @@ def test_saves_commits_and_prunes(directory: CheckpointDirectory, attempt: Attem
     np.testing.assert_array_equal(loaded.arrays["model"]["w"], np.full(3, 3, np.float32))
     assert saver.write_time > 0
     assert [c.step for c in attempt.entry.commits] == [2, 3]
+
+
+def test_a_save_flushes_every_folder_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[Path] = []
+
+    def record(path: Path) -> None:
+        flushed.append(path)
+        fsync(path)
+
+    directory = CheckpointDirectory(locate(tmp_path, "directory"))
+    saver = Saver(directory, directory.begin(1), None)
+    for module in (commit, transfer):
+        monkeypatch.setattr(module, "fsync", record)
+    saver.save(content(1))
+    saver.close()
+    draft = tmp_path / "checkpoints" / ".1.attempt-1"
+    assert sorted(flushed) == [
+        tmp_path / "checkpoints",
+        draft,
+        draft / "arrays",
+        draft / "arrays/d",
+        draft / "manifest.json",
+        draft / "training",
+    ]
 
 
 def test_works_in_the_background_one_at_a_time(

@@ -11,7 +11,7 @@ from distrib.launch.arguments import positive, seconds, whole
     ("kind", "text", "value"),
     [(positive, "1", 1), (whole, "0", 0), (seconds, "0", 0.0), (seconds, "1.5", 1.5)],
 )
-def test_what_is_one(kind: Callable[[str], Any], text: str, value: Any) -> None:
+def test_valid_arguments(kind: Callable[[str], Any], text: str, value: Any) -> None:
     assert kind(text) == value
 
 
@@ -23,6 +23,6 @@ def test_what_is_one(kind: Callable[[str], Any], text: str, value: Any) -> None:
         *((seconds, text) for text in ("-1", "soon", "", "inf", "nan")),
     ],
 )
-def test_what_is_none(kind: Callable[[str], Any], text: str) -> None:
+def test_invalid_arguments(kind: Callable[[str], Any], text: str) -> None:
     with pytest.raises(ArgumentTypeError, match=f"^'{text}' is not a "):
         kind(text)

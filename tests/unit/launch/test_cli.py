@@ -6,7 +6,7 @@ import pytest
 from distrib.launch.cli import main
 
 
-def test_help_answers_without_tensorflow() -> None:
+def test_help_does_not_import_tensorflow() -> None:
     code = (
         "import sys\nfrom distrib.launch.cli import main\ncode = main(['--help'])\n"
         "heavy = {'tensorflow', 'keras', 'jax', 'orbax'} & set(sys.modules)\n"
@@ -26,5 +26,5 @@ def test_help_answers_without_tensorflow() -> None:
         ["checkpoints", "rm", "runs/17", "newest"],
     ],
 )
-def test_wrong_usage_is_64(arguments: list[str]) -> None:
+def test_wrong_usage_ends_with_64(arguments: list[str]) -> None:
     assert main(arguments) == 64

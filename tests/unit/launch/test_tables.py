@@ -5,7 +5,7 @@ import pytest
 from distrib.launch.tables import age, date, print_table
 
 
-def test_columns_are_as_wide_as_they_must_be(capsys: pytest.CaptureFixture[str]) -> None:
+def test_columns_are_as_wide_as_their_cells(capsys: pytest.CaptureFixture[str]) -> None:
     print_table([">step", "state", "x"], [["7", "committed", ""], ["1000", "late", "y"]])
     assert capsys.readouterr().out.splitlines() == [
         "step  state      x",

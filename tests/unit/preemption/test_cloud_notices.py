@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from distrib.environment import NOTICES_VARIABLE
 from distrib.errors import ConfigurationError
 from distrib.preemption import cloud_notices
 from distrib.preemption.cloud_notices import Ec2, Gce, NoticePoller, NoticeSource, sources
@@ -101,8 +102,8 @@ def test_after_the_end_of_training_nothing_is_asked() -> None:
 
 
 def test_which_cloud_is_asked() -> None:
-    assert sources({}) == sources({cloud_notices.VARIABLE: ""}) == []
-    assert [type(s) for s in sources({cloud_notices.VARIABLE: "gce"})] == [Gce, Gce]
-    assert [type(s) for s in sources({cloud_notices.VARIABLE: "ec2"})] == [Ec2]
+    assert sources({}) == sources({NOTICES_VARIABLE: ""}) == []
+    assert [type(s) for s in sources({NOTICES_VARIABLE: "gce"})] == [Gce, Gce]
+    assert [type(s) for s in sources({NOTICES_VARIABLE: "ec2"})] == [Ec2]
     with pytest.raises(ConfigurationError, match="DISTRIB_PREEMPTION_NOTICES='azure' must be"):
-        sources({cloud_notices.VARIABLE: "azure"})
+        sources({NOTICES_VARIABLE: "azure"})

@@ -5,7 +5,15 @@ import pytest
 
 from distrib.errors import ConfigurationError
 from distrib.save_policy import interval
-from distrib.save_policy.interval import Costs, Observed, best, choose, daly, goodput, young
+from distrib.save_policy.interval import (
+    Costs,
+    Observed,
+    best_interval,
+    choose_interval,
+    daly,
+    goodput,
+    young,
+)
 from distrib.units import format_duration
 
 HOUR = 3600.0
@@ -101,22 +109,22 @@ def test_being_wrong_is_cheap(factor: float, more: float) -> None:
 
 
 def test_the_optimum_where_no_bound_is_hit() -> None:
-    choice = best(Costs(1, write_time=10), 10 * HOUR)
-    assert choice.seconds == daly(1, 10 * HOUR)
-    assert choice.reason == "the least loss to be expected"
+    interval = best_interval(Costs(1, write_time=10), 10 * HOUR)
+    assert interval.seconds == daly(1, 10 * HOUR)
+    assert interval.reason == "the least loss to be expected"
 
 
 def test_saves_take_no_more_than_their_share() -> None:
-    choice = best(Costs(save_cost=35, write_time=10), HOUR)
-    assert choice.seconds == pytest.approx(1000)
-    assert "would be best, but saves would take more than 3.5 %" in choice.reason
-    assert best(Costs(save_cost=35), HOUR, max_overhead=0.07).seconds == pytest.approx(500)
+    interval = best_interval(Costs(save_cost=35, write_time=10), HOUR)
+    assert interval.seconds == pytest.approx(1000)
+    assert "would be best, but saves would take more than 3.5 %" in interval.reason
+    assert best_interval(Costs(save_cost=35), HOUR, max_overhead=0.07).seconds == pytest.approx(500)
 
 
 def test_never_shorter_than_a_write() -> None:
-    choice = best(Costs(save_cost=0.1, write_time=400), HOUR)
-    assert choice.seconds == 400
-    assert "26.8 s would be best, but a save is committed only after 400 s" in choice.reason
+    interval = best_interval(Costs(save_cost=0.1, write_time=400), HOUR)
+    assert interval.seconds == 400
+    assert "26.8 s would be best, but a save is committed only after 400 s" in interval.reason
 
 
 def test_before_the_first_failure_one_a_day_is_assumed() -> None:
@@ -128,27 +136,31 @@ def test_before_the_first_failure_one_a_day_is_assumed() -> None:
 
 
 def test_failures_make_saves_more_frequent_and_time_without_them_less() -> None:
-    seconds = [choose(Observed(1, 5, 10 * HOUR, failures)).seconds for failures in range(5)]
+    seconds = [
+        choose_interval(Observed(1, 5, 10 * HOUR, failures)).seconds for failures in range(5)
+    ]
     assert seconds == sorted(seconds, reverse=True)
     assert len(set(seconds)) == 5
-    assert choose(Observed(1, 5, 20 * HOUR, 2)).seconds > seconds[2]
+    assert choose_interval(Observed(1, 5, 20 * HOUR, 2)).seconds > seconds[2]
 
 
 @pytest.mark.parametrize(
     ("failures", "counted"), [(0, "no failures"), (1, "1 failure"), (3, "3 failures")]
 )
 def test_the_reason_names_all_that_was_known(failures: int, counted: str) -> None:
-    choice = choose(Observed(0.41, 30, 10.2 * HOUR, failures))
+    interval = choose_interval(Observed(0.41, 30, 10.2 * HOUR, failures))
     expected = format_duration((10.2 + 24) * HOUR / (failures + 1))
-    assert choice.reason == (
-        f"every {format_duration(choice.seconds)}: a save costs 0.41 s, {counted} in 10.2 h, "
+    assert interval.reason == (
+        f"every {format_duration(interval.seconds)}: a save costs 0.41 s, {counted} in 10.2 h, "
         f"the next expected after {expected}; the least loss to be expected"
     )
 
 
 def test_bounds_hold_for_what_was_observed() -> None:
-    assert choose(Observed(0.1, 4000, 0, 9)).seconds == 4000
-    assert choose(Observed(500, 0, 0, 9), max_overhead=0.05).seconds == pytest.approx(10_000)
+    assert choose_interval(Observed(0.1, 4000, 0, 9)).seconds == 4000
+    assert choose_interval(Observed(500, 0, 0, 9), max_overhead=0.05).seconds == pytest.approx(
+        10_000
+    )
 
 
 @pytest.mark.parametrize(
@@ -173,10 +185,10 @@ def test_nonsensical_costs_are_refused() -> None:
 @pytest.mark.parametrize("share", [0, 1, -0.1, math.nan])
 def test_a_share_is_between_0_and_1(share: float) -> None:
     with pytest.raises(ConfigurationError, match="`max_overhead="):
-        best(Costs(1), HOUR, share)
+        best_interval(Costs(1), HOUR, share)
 
 
 @pytest.mark.parametrize("mtbf", [0, -1, math.inf, math.nan])
 def test_an_mtbf_is_above_0(mtbf: float) -> None:
     with pytest.raises(ConfigurationError, match="`mtbf="):
-        best(Costs(1), mtbf)
+        best_interval(Costs(1), mtbf)

@@ -5,7 +5,7 @@ from distrib.save_policy.save_cost import SaveCost
 
 
 class Clock:
-    """Time that passes when a test says so."""
+    """A clock that a test sets."""
 
     now = 100.0
 
@@ -20,57 +20,57 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def steps(watch: SaveCost, clock: Clock, count: int, seconds: float, writing: bool = False) -> None:
+def steps(cost: SaveCost, clock: Clock, count: int, seconds: float, writing: bool = False) -> None:
     for _ in range(count):
         clock.now += seconds
-        watch.step(writing)
+        cost.step(writing)
 
 
-def save(watch: SaveCost, clock: Clock, seconds: float) -> None:
-    with watch.saving():
+def save(cost: SaveCost, clock: Clock, seconds: float) -> None:
+    with cost.saving():
         clock.now += seconds
 
 
-def test_without_a_slowdown_it_costs_what_the_loop_waits(clock: Clock) -> None:
-    watch = SaveCost()
-    assert watch.save_cost == 0
-    save(watch, clock, 0.3)
-    assert watch.save_cost == pytest.approx(0.3)
-    steps(watch, clock, 10, 0.1)
-    save(watch, clock, 0.5)
-    steps(watch, clock, 10, 0.1)
-    assert watch.save_cost == pytest.approx(0.4)
+def test_without_a_slowdown_the_cost_is_the_wait(clock: Clock) -> None:
+    cost = SaveCost()
+    assert cost.save_cost == 0
+    save(cost, clock, 0.3)
+    assert cost.save_cost == pytest.approx(0.3)
+    steps(cost, clock, 10, 0.1)
+    save(cost, clock, 0.5)
+    steps(cost, clock, 10, 0.1)
+    assert cost.save_cost == pytest.approx(0.4)
 
 
 def test_slower_steps_during_the_write_are_part_of_the_cost(clock: Clock) -> None:
-    watch = SaveCost()
-    steps(watch, clock, 11, 0.1)
+    cost = SaveCost()
+    steps(cost, clock, 11, 0.1)
     for _ in range(3):
-        save(watch, clock, 0.2)
-        watch._was_writing = True  # From here on the write runs.
-        steps(watch, clock, 3, 0.15, writing=True)
-        steps(watch, clock, 1, 0.15)
-        steps(watch, clock, 5, 0.1)
-    assert watch.save_cost == pytest.approx(0.2 + 4 * 0.05)
+        save(cost, clock, 0.2)
+        cost._was_writing = True  # The write runs from here on.
+        steps(cost, clock, 3, 0.15, writing=True)
+        steps(cost, clock, 1, 0.15)
+        steps(cost, clock, 5, 0.1)
+    assert cost.save_cost == pytest.approx(0.2 + 4 * 0.05)
 
 
-def test_a_pause_between_epochs_is_no_step(clock: Clock) -> None:
-    watch = SaveCost()
-    steps(watch, clock, 5, 0.1)
-    watch.pause()
+def test_the_time_between_epochs_is_no_step(clock: Clock) -> None:
+    cost = SaveCost()
+    steps(cost, clock, 5, 0.1)
+    cost.skip_next_step()
     clock.now += 1000
-    steps(watch, clock, 1, 0.1, writing=True)
-    steps(watch, clock, 2, 0.1, writing=True)
-    save(watch, clock, 0.1)
-    assert watch.save_cost == pytest.approx(0.1)
+    steps(cost, clock, 1, 0.1, writing=True)
+    steps(cost, clock, 2, 0.1, writing=True)
+    save(cost, clock, 0.1)
+    assert cost.save_cost == pytest.approx(0.1)
 
 
-def test_the_time_of_a_step_is_that_of_all_steps(clock: Clock) -> None:
-    watch = SaveCost()
-    assert (watch.step_time, watch.last_pause) == (0, 0)
-    steps(watch, clock, 4, 0.1)
-    save(watch, clock, 0.3)
-    watch._was_writing = True
-    steps(watch, clock, 1, 0.5)
-    assert watch.step_time == pytest.approx(0.1)
-    assert watch.last_pause == pytest.approx(0.3)
+def test_step_time_is_the_median_of_all_steps(clock: Clock) -> None:
+    cost = SaveCost()
+    assert (cost.step_time, cost.last_wait) == (0, 0)
+    steps(cost, clock, 4, 0.1)
+    save(cost, clock, 0.3)
+    cost._was_writing = True
+    steps(cost, clock, 1, 0.5)
+    assert cost.step_time == pytest.approx(0.1)
+    assert cost.last_wait == pytest.approx(0.3)

@@ -16,11 +16,11 @@ import pytest
 from gcsfs.retry import ChecksumError, HttpError, validate_response
 from s3fs.errors import translate_boto_error
 
-from distrib.storage.errors import MEANINGS, UNKNOWN, StorageError, meaning, retrying
+from distrib.storage.errors import ERROR_KINDS, UNKNOWN, StorageError, classify, retry
 from distrib.storage.locate import locate
 from distrib.storage.location import describe_error
 
-PLACE = locate(
+LOCATION = locate(
     "s3://bucket/runs/17",
     "directory",
     {
@@ -52,10 +52,10 @@ def os_error(number: int) -> OSError:
     return OSError(number, os.strerror(number))
 
 
-LASTING: list[tuple[Exception, str]] = [
+PERMANENT: list[tuple[Exception, str]] = [
     (s3("NoSuchBucket", 404), "the bucket 'bucket' does not exist"),
     (s3("InvalidAccessKeyId", 403), "does not know the access key id"),
-    (s3("SignatureDoesNotMatch", 403), "the secret key does not belong"),
+    (s3("SignatureDoesNotMatch", 403), "the secret key does not match"),
     (s3("ExpiredToken"), "the credentials have expired"),
     (s3("RequestTimeTooSkewed", 403), "this machine's clock"),
     (s3("QuotaExceeded", 403), "the quota is used up"),
@@ -73,12 +73,12 @@ LASTING: list[tuple[Exception, str]] = [
     (os_error(errno.EDQUOT), "the quota is used up"),
     (os_error(errno.EROFS), "the file system is read-only"),
     (os_error(errno.EACCES), "access is denied"),
-    (os_error(errno.ENOTDIR), "a file is where a folder should be"),
+    (os_error(errno.ENOTDIR), "a file exists where a folder should be"),
     (os_error(errno.ENOENT), "it does not exist"),
     (os_error(errno.ENAMETOOLONG), "the name is too long"),
-    (ValueError("a fault of ours"), "the store failed"),
+    (ValueError("a bug"), "the store failed"),
 ]
-PASSING: list[tuple[Exception, str]] = [
+TRANSIENT: list[tuple[Exception, str]] = [
     (s3("SlowDown", 503), "the server is overloaded"),
     (s3("ServiceUnavailable", 503), "the server is overloaded"),
     (s3("Strange", 503), "the server is overloaded"),
@@ -105,13 +105,13 @@ PASSING: list[tuple[Exception, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("error", "cause"), LASTING + PASSING, ids=repr)
+@pytest.mark.parametrize(("error", "cause"), PERMANENT + TRANSIENT, ids=repr)
 def test_every_error_has_a_cause_in_plain_words(error: Exception, cause: str) -> None:
-    assert cause in describe_error(error, PLACE)
+    assert cause in describe_error(error, LOCATION)
 
 
-@pytest.mark.parametrize("error", [error for error, _ in LASTING], ids=repr)
-def test_what_lasts_is_not_tried_again(error: Exception) -> None:
+@pytest.mark.parametrize("error", [error for error, _ in PERMANENT], ids=repr)
+def test_permanent_errors_are_not_retried(error: Exception) -> None:
     calls = []
 
     def operation() -> None:
@@ -119,14 +119,14 @@ def test_what_lasts_is_not_tried_again(error: Exception) -> None:
         raise error
 
     with pytest.raises(type(error)) as caught:
-        retrying(operation)
+        retry(operation)
     assert caught.value is error
     assert calls == [1]
 
 
-@pytest.mark.parametrize("error", [error for error, _ in PASSING], ids=repr)
-def test_what_may_pass_is_tried_again(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distrib.storage.errors._FIRST_PAUSE", 0.0)
+@pytest.mark.parametrize("error", [error for error, _ in TRANSIENT], ids=repr)
+def test_transient_errors_are_retried(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distrib.storage.errors._FIRST_BACKOFF", 0.0)
     failures = [error] * 3
 
     def operation() -> str:
@@ -134,10 +134,10 @@ def test_what_may_pass_is_tried_again(error: Exception, monkeypatch: pytest.Monk
             raise failures.pop()
         return "done"
 
-    assert retrying(operation) == "done"
+    assert retry(operation) == "done"
 
 
-def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retries_end_at_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     now, pauses = [0.0], []
 
     def sleep(seconds: float) -> None:
@@ -151,41 +151,41 @@ def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         raise TimeoutError
 
     with pytest.raises(TimeoutError):
-        retrying(operation, patience=60.0)
+        retry(operation, timeout=60.0)
     assert 50.0 < now[0] <= 60.0
     assert all(0.1 * 2**n <= pause <= 0.2 * 2**n for n, pause in enumerate(pauses[:5]))
     assert max(pauses) <= 10.0
     pauses.clear()
     with pytest.raises(TimeoutError):
-        retrying(operation, patience=0.0)
+        retry(operation, timeout=0.0)
     assert pauses == []
 
 
-def test_the_cause_of_the_cause_counts() -> None:
+def test_the_cause_of_the_cause_is_classified() -> None:
     outer = StorageError("s3://bucket: ...")
     outer.__cause__ = s3("ExpiredToken")
-    assert describe_error(outer, PLACE) == "the credentials have expired (said the server)"
+    assert describe_error(outer, LOCATION) == "the credentials have expired (said the server)"
     hidden = ValueError("x")
     hidden.__context__, hidden.__suppress_context__ = s3("ExpiredToken"), True
-    assert meaning(hidden) is UNKNOWN
+    assert classify(hidden) is UNKNOWN
 
 
-def test_one_line_without_secrets() -> None:
+def test_secrets_are_redacted_and_only_one_line_is_shown() -> None:
     message = "at http://me:word@host with the-key-id, hush-hush, whisper and psst!\nand more"
-    assert describe_error(ValueError(message), PLACE) == (
+    assert describe_error(ValueError(message), LOCATION) == (
         "the store failed (at http://***@host with ***, ***, *** and ***)"
     )
-    assert len(describe_error(ValueError("x" * 1000), PLACE)) < 300
+    assert len(describe_error(ValueError("x" * 1000), LOCATION)) < 300
 
 
-def test_the_table_has_each_sign_once() -> None:
-    signs = [sign for known in MEANINGS for sign in known.signs]
-    assert len(signs) == len(set(signs))
+def test_every_code_is_in_the_table_once() -> None:
+    codes = [code for kind in ERROR_KINDS for code in kind.codes]
+    assert len(codes) == len(set(codes))
 
 
 @contextmanager
 def forwarding(port: int, to: int) -> Iterator[None]:
-    """Listen on `port`, and pass on what comes."""
+    """Forward connections from `port` to another port."""
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
@@ -210,25 +210,25 @@ def forwarding(port: int, to: int) -> Iterator[None]:
         thread.join()
 
 
-def test_a_server_that_is_down_for_a_while_is_waited_for(s3_server: Any) -> None:
+def test_a_server_that_is_down_for_a_while_is_retried(s3_server: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     remote = s3_server.folder()
     elsewhere = {
         "endpoint_url": f"http://127.0.0.1:{port}",
-        "config_kwargs": {"retries": {"max_attempts": 0}},  # Else botocore itself would wait.
+        "config_kwargs": {"retries": {"max_attempts": 0}},  # Otherwise botocore itself retries.
     }
-    place = locate(f"{remote.url}/x", "directory", remote.options | elsewhere)
+    location = locate(f"{remote.url}/x", "directory", remote.options | elsewhere)
     has_failed = threading.Event()
 
     def write() -> None:
         try:
-            place.filesystem.pipe_file(place.path, b"content")
+            location.filesystem.pipe_file(location.path, b"content")
         except botocore.exceptions.EndpointConnectionError:
             has_failed.set()
             raise
 
-    writer = threading.Thread(target=retrying, args=(write,))
+    writer = threading.Thread(target=retry, args=(write,))
     writer.start()
     assert has_failed.wait(60)
     with forwarding(port, urlsplit(s3_server.endpoint).port or 0):

@@ -11,7 +11,7 @@ from distrib.storage import local_files
 from distrib.storage.local_files import replacing
 
 
-def test_replacing_makes_folders_and_keeps_suffixes(tmp_path: Path) -> None:
+def test_replacing_creates_folders_and_keeps_suffixes(tmp_path: Path) -> None:
     target = tmp_path / "a" / "b" / "model.weights.h5"
     with replacing(target) as temporary:
         assert temporary.name.endswith(".weights.h5")
@@ -22,7 +22,7 @@ def test_replacing_makes_folders_and_keeps_suffixes(tmp_path: Path) -> None:
     assert list(target.parent.iterdir()) == [target]
 
 
-def test_failed_replacement_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+def test_a_failed_replacement_leaves_only_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "log.csv"
     target.write_text("old")
 
@@ -38,7 +38,9 @@ def test_failed_replacement_leaves_the_old_file_and_no_other(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_a_file_is_made_once(tmp_path: Path, links: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_created_once(
+    tmp_path: Path, links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_links(*_: object) -> None:
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
 
@@ -53,7 +55,7 @@ def test_a_file_is_made_once(tmp_path: Path, links: bool, monkeypatch: pytest.Mo
     assert list(target.parent.iterdir()) == [target]
 
 
-def test_another_error_of_a_link_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_of_a_link_are_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -60,11 +60,11 @@ def test_what_the_environment_says_counts_when_a_location_is_made(
         ("", "`log_dir` is empty"),
         ("  ", "`log_dir` is empty"),
         ("s3:/bucket/run", "one slash where a URL has two"),
-        ("s3://", "must name a place in a bucket"),
-        ("s3://bucket/../other", "must name a place in a bucket"),
+        ("s3://", "must be a path in a bucket"),
+        ("s3://bucket/../other", "must be a path in a bucket"),
         ("s3://bucket/run*", r"without any of \* \? \[ \]"),
-        ("simplecache::s3://bucket/run", "must name one place: without `::`"),
-        ("sss://bucket/run", "'sss' is not a protocol that fsspec knows. It knows .*, s3, "),
+        ("simplecache::s3://bucket/run", "must be a single path: without `::`"),
+        ("sss://bucket/run", "fsspec does not know the protocol 'sss'. It knows .*, s3, "),
     ],
 )
 def test_urls_that_do_not_fit(url: str, message: str) -> None:
@@ -133,5 +133,5 @@ def test_another_place_in_the_same_file_system(tmp_path: Path) -> None:
     assert other.filesystem is place.filesystem
     assert other.url == "s3://bucket/3.keras"
     assert relocate(locate("{e}", "filepath"), "3", "filepath").local == tmp_path / "3"
-    with pytest.raises(ConfigurationError, match="must name one place"):
+    with pytest.raises(ConfigurationError, match="must be a single path"):
         relocate(place, "s3://bucket/*", "filepath")

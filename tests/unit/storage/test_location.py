@@ -62,7 +62,7 @@ def test_a_folder_is_listed_and_removed(folder: Location) -> None:
     assert folder.names() == []
 
 
-def test_a_file_is_carried_there_and_back(folder: Location, tmp_path: Path) -> None:
+def test_upload_and_download(folder: Location, tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "new" / "target"
     content = bytes(range(256)) * 1000
     source.write_bytes(content)
@@ -79,7 +79,7 @@ def test_a_file_is_carried_there_and_back(folder: Location, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("folder", ["local", "memory", "s3"], indirect=True)
-def test_of_many_that_create_a_file_one_wins(folder: Location) -> None:
+def test_one_of_many_writers_creates_a_file(folder: Location) -> None:
     start = threading.Barrier(8)
 
     def create(number: int) -> bool:
@@ -94,7 +94,7 @@ def test_of_many_that_create_a_file_one_wins(folder: Location) -> None:
         (folder / "claim").remove()
 
 
-def test_the_store_itself_refuses_the_second(s3_server: Any) -> None:
+def test_the_store_itself_rejects_the_second_writer(s3_server: Any) -> None:
     """Both writers have seen that there is no file, and then one is faster."""
     remote = s3_server.folder()
     faster, slower = (remote.location() / "claim" for _ in range(2))
@@ -109,9 +109,7 @@ def test_the_store_itself_refuses_the_second(s3_server: Any) -> None:
     assert faster.read_bytes() == b"faster"
 
 
-def test_in_memory_nobody_comes_between_looking_and_writing(
-    memory_folder: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_create_in_memory_is_atomic(memory_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     place = memory_folder.location() / "claim"
     made: list[bool] = []
     second = threading.Thread(target=lambda: made.append(place.create(b"second")))
@@ -129,7 +127,7 @@ def test_in_memory_nobody_comes_between_looking_and_writing(
     assert made == [False]
 
 
-def test_what_is_created_stays(folder: Location) -> None:
+def test_a_created_file_stays(folder: Location) -> None:
     place = folder / "claim"
     assert place.create(b"one")
     assert not place.create(b"two")
@@ -137,7 +135,7 @@ def test_what_is_created_stays(folder: Location) -> None:
     assert place.read_bytes() == b"one"
 
 
-def test_a_download_that_breaks_leaves_the_old_file(
+def test_a_failed_download_leaves_the_old_file(
     memory_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def half(self: Any, path: str, target: str) -> None:
@@ -246,12 +244,12 @@ def test_errors_of_libraries_become_oserrors(
     assert isinstance(caught.value.__cause__, HttpError)
 
 
-def test_patience_can_be_shorter_and_is_no_part_of_the_place(memory_folder: Any) -> None:
+def test_the_timeout_is_no_part_of_the_identity(memory_folder: Any) -> None:
     place = memory_folder.location()
-    hasty = replace(place, patience=1.0)
+    hasty = replace(place, timeout=1.0)
     assert hasty == place
     assert hash(hasty) == hash(place)
-    assert (hasty / "x").patience == (hasty / "x").parent.patience == 1.0
+    assert (hasty / "x").timeout == (hasty / "x").parent.timeout == 1.0
 
 
 def test_a_bucket_is_its_own_parent() -> None:

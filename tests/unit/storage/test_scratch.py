@@ -29,14 +29,14 @@ def make(environment: dict[str, str], after: str = "") -> subprocess.CompletedPr
     )
 
 
-def test_it_goes_with_the_process(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_the_folder_is_removed_at_exit(tmp_path: Path, environment: dict[str, str]) -> None:
     result = make(environment)
     assert result.returncode == 0, result.stderr
     assert Path(result.stdout.strip()).parent == tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_process_left_is_removed_by_the_next(
+def test_the_folder_of_a_killed_process_is_removed_by_the_next(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
     killed = make(environment, f"import os; os.kill(os.getpid(), {signal.SIGKILL.value})")
@@ -46,7 +46,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next(
     assert [path.name for path in tmp_path.iterdir()] == ["of another program"]
 
 
-def test_what_a_living_process_has_stays(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_the_folder_of_a_live_process_stays(tmp_path: Path, environment: dict[str, str]) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", CODE + "sys.stdin.read()"],
         env=environment,
@@ -61,7 +61,7 @@ def test_what_a_living_process_has_stays(tmp_path: Path, environment: dict[str, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_forked_process_has_its_own_and_leaves_its_parents(environment: dict[str, str]) -> None:
+def test_a_forked_process_has_its_own_folder(environment: dict[str, str]) -> None:
     after = """
 import os
 pid = os.fork()

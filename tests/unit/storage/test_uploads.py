@@ -13,14 +13,14 @@ from fsspec.implementations.memory import MemoryFileSystem
 from distrib.storage.locate import locate
 from distrib.storage.location import Location
 from distrib.storage.scratch import scratch
-from distrib.storage.uploads import UploadError, Uploads
+from distrib.storage.uploads import UploadError, UploadQueue
 
 
 class Gate:
-    """Lets uploads to the memory file system pass when told to, and keeps count."""
+    """Blocks and records uploads to the memory file system."""
 
     def __init__(self) -> None:
-        self.arrived: list[tuple[str, bytes]] = []
+        self.uploaded: list[tuple[str, bytes]] = []
         self.reached = threading.Semaphore(0)
         self.open = threading.Semaphore(0)
         self.failing: set[str] = set()
@@ -32,7 +32,7 @@ class Gate:
         if name in self.failing:
             raise PermissionError(f"not to {name}")
         content = Path(source).read_bytes()
-        self.arrived.append((name, content))
+        self.uploaded.append((name, content))
         filesystem.pipe_file(path, content)
 
 
@@ -46,12 +46,12 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
 
 
 @pytest.fixture
-def uploads() -> Uploads:
-    return Uploads()
+def uploads() -> UploadQueue:
+    return UploadQueue()
 
 
 @pytest.fixture
-def send(uploads: Uploads, memory_folder: Any) -> Callable[[str, bytes], None]:
+def send(uploads: UploadQueue, memory_folder: Any) -> Callable[[str, bytes], None]:
     folder: Location = memory_folder.location()
 
     def send(name: str, content: bytes) -> None:
@@ -64,7 +64,7 @@ def send(uploads: Uploads, memory_folder: Any) -> Callable[[str, bytes], None]:
 Send = Callable[[str, bytes], None]
 
 
-def test_a_file_arrives_and_leaves_nothing_behind(uploads: Uploads, remote: Any) -> None:
+def test_an_upload_leaves_no_local_file(uploads: UploadQueue, remote: Any) -> None:
     before = set(scratch().iterdir())
     place = remote.location() / "deep" / "best.weights.h5"
     with uploads.replacing(place) as temporary:
@@ -75,7 +75,7 @@ def test_a_file_arrives_and_leaves_nothing_behind(uploads: Uploads, remote: Any)
     assert set(scratch().iterdir()) == before
 
 
-def test_on_the_local_disk_it_is_in_place_at_once(uploads: Uploads, tmp_path: Path) -> None:
+def test_a_local_file_is_replaced_at_once(uploads: UploadQueue, tmp_path: Path) -> None:
     place = locate(tmp_path / "new" / "log.csv", "filename")
     with uploads.replacing(place) as temporary:
         temporary.write_bytes(b"x")
@@ -84,7 +84,7 @@ def test_on_the_local_disk_it_is_in_place_at_once(uploads: Uploads, tmp_path: Pa
     assert uploads.pending().uploads == []
 
 
-def test_a_block_that_raises_sends_nothing(uploads: Uploads, remote: Any) -> None:
+def test_a_block_that_raises_uploads_nothing(uploads: UploadQueue, remote: Any) -> None:
     before = set(scratch().iterdir())
 
     def fail() -> None:
@@ -100,31 +100,31 @@ def test_a_block_that_raises_sends_nothing(uploads: Uploads, remote: Any) -> Non
 
 
 def test_the_caller_does_not_wait_and_the_order_is_kept(
-    uploads: Uploads, gate: Gate, send: Send
+    uploads: UploadQueue, gate: Gate, send: Send
 ) -> None:
     for name in ("a", "b", "c"):
         send(name, b"1")
-    assert gate.arrived == []
+    assert gate.uploaded == []
     gate.open.release(3)
     uploads.finish()
-    assert gate.arrived == [("a", b"1"), ("b", b"1"), ("c", b"1")]
+    assert gate.uploaded == [("a", b"1"), ("b", b"1"), ("c", b"1")]
 
 
-def test_only_the_newest_content_is_sent(uploads: Uploads, gate: Gate, send: Send) -> None:
+def test_only_the_newest_content_is_uploaded(uploads: UploadQueue, gate: Gate, send: Send) -> None:
     before = set(scratch().iterdir())
     send("a", b"1")
-    gate.reached.acquire()  # It is on its way, and can no longer be exchanged.
+    gate.reached.acquire()  # It is being uploaded, and can no longer be replaced.
     for content in (b"2", b"3"):
         send("b", content)
         send("a", content)
     gate.open.release(5)
     uploads.finish()
-    assert gate.arrived == [("a", b"1"), ("b", b"3"), ("a", b"3")]
+    assert gate.uploaded == [("a", b"1"), ("b", b"3"), ("a", b"3")]
     assert set(scratch().iterdir()) == before
 
 
-def test_pending_waits_for_what_was_there_and_for_no_more(
-    uploads: Uploads, gate: Gate, send: Send
+def test_pending_waits_only_for_earlier_uploads(
+    uploads: UploadQueue, gate: Gate, send: Send
 ) -> None:
     send("a", b"1")
     gate.reached.acquire()
@@ -136,36 +136,36 @@ def test_pending_waits_for_what_was_there_and_for_no_more(
     waiter.start()
     gate.open.release()
     gate.reached.acquire()
-    assert waiter.is_alive()  # b has not arrived.
+    assert waiter.is_alive()  # b is not uploaded yet.
     gate.open.release()
     waiter.join(60)
-    assert not waiter.is_alive()  # c need not.
+    assert not waiter.is_alive()  # Although c is not uploaded yet.
     gate.open.release()
     uploads.finish()
     assert uploads.pending().uploads == []
 
 
-def test_a_failure_is_raised_by_all_that_must_know(
-    uploads: Uploads, gate: Gate, send: Send
+def test_an_error_is_raised_in_every_wait_and_once_in_the_step_loop(
+    uploads: UploadQueue, gate: Gate, send: Send
 ) -> None:
     before = set(scratch().iterdir())
     gate.failing = {"bad"}
     gate.open.release(10)
     send("bad", b"1")
     pending = uploads.pending()
-    wanted = r"Could not write memory://.*/bad: access is denied \(not to bad\); ask for .* start"
-    with pytest.raises(UploadError, match=wanted) as caught:
+    message = r"Could not write memory://.*/bad: access is denied \(not to bad\); ask for .* start"
+    with pytest.raises(UploadError, match=message) as caught:
         pending.wait()
     assert isinstance(caught.value.__cause__, PermissionError)
     with pytest.raises(UploadError, match="bad"):
-        uploads.pending().wait()  # A checkpoint must not know of the file either.
+        uploads.pending().wait()  # A checkpoint must not refer to the file.
     with pytest.raises(UploadError, match="bad"):
         send("good", b"1")
-    uploads.check()  # It has been raised.
+    uploads.check()  # The error has been raised already.
     uploads.pending().wait()
-    send("good", b"1")  # And the others go on.
+    send("good", b"1")  # Other uploads continue.
     uploads.finish()
-    assert gate.arrived == [("good", b"1")]
+    assert gate.uploaded == [("good", b"1")]
     send("bad", b"2")
     with pytest.raises(UploadError, match="bad"):
         uploads.finish()
@@ -173,7 +173,7 @@ def test_a_failure_is_raised_by_all_that_must_know(
     assert set(scratch().iterdir()) == before
 
 
-def test_all_failures_are_told(uploads: Uploads, gate: Gate, send: Send) -> None:
+def test_all_errors_are_raised(uploads: UploadQueue, gate: Gate, send: Send) -> None:
     gate.failing = {"a", "b"}
     for name in ("a", "b", "c"):
         send(name, b"1")
@@ -182,11 +182,11 @@ def test_all_failures_are_told(uploads: Uploads, gate: Gate, send: Send) -> None
         uploads.finish()
     (note,) = caught.value.__notes__
     assert "/b: access is denied" in note
-    assert gate.arrived == [("c", b"1")]
+    assert gate.uploaded == [("c", b"1")]
 
 
-def test_file_that_somebody_removed_is_a_failure_and_not_the_end(
-    uploads: Uploads, gate: Gate, send: Send, memory_folder: Any
+def test_a_removed_source_is_an_error_and_the_queue_continues(
+    uploads: UploadQueue, gate: Gate, send: Send, memory_folder: Any
 ) -> None:
     send("a", b"1")
     gate.reached.acquire()
@@ -197,7 +197,7 @@ def test_file_that_somebody_removed_is_a_failure_and_not_the_end(
         uploads.finish()
     send("b", b"1")
     uploads.finish()
-    assert gate.arrived == [("b", b"1")]
+    assert gate.uploaded == [("b", b"1")]
 
 
 FORKING = """
@@ -219,11 +219,11 @@ os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
 
 
-def test_forked_process_does_not_wait_for_its_parents_files() -> None:
+def test_a_forked_process_does_not_wait_for_its_parents_uploads() -> None:
     assert subprocess.run([sys.executable, "-c", FORKING], timeout=100).returncode == 5
 
 
-LEAVING = """
+EXITING = """
 import sys, time
 from distrib.storage.locate import locate
 from distrib.storage.uploads import uploads
@@ -236,25 +236,25 @@ exec(last)
 """
 
 
-@pytest.mark.parametrize("last", ["pass", "sys.exit(7)", "raise ValueError('a fault')"])
-def test_a_process_ends_when_all_has_arrived(s3_server: Any, last: str) -> None:
+@pytest.mark.parametrize("last", ["pass", "sys.exit(7)", "raise ValueError('a bug')"])
+def test_a_process_exits_after_all_uploads(s3_server: Any, last: str) -> None:
     remote = s3_server.folder()
-    # A name, because to look it up takes a thread, which cannot be started late at exit.
+    # A host name, because resolving it takes a thread, which cannot be started late at exit.
     endpoint = s3_server.endpoint.replace("127.0.0.1", "localhost")
-    command = [sys.executable, "-c", LEAVING, remote.url, endpoint, last]
+    command = [sys.executable, "-c", EXITING, remote.url, endpoint, last]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == {"p": 0, "s": 7, "r": 1}[last[0]]
     assert remote.contents() == dict.fromkeys(("0", "1", "2"), b"content")
-    assert ("a fault" in result.stderr) == last.startswith("raise")
+    assert ("a bug" in result.stderr) == last.startswith("raise")
 
 
-def test_at_the_end_little_patience_is_left(
-    uploads: Uploads, memory_folder: Any, monkeypatch: pytest.MonkeyPatch
+def test_retries_are_shorter_at_exit(
+    uploads: UploadQueue, memory_folder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started, go_on, patience = threading.Event(), threading.Event(), []
+    started, go_on, timeouts = threading.Event(), threading.Event(), []
 
-    def upload(place: Location, source: Path) -> None:
-        patience.append(place.patience)
+    def upload(location: Location, source: Path) -> None:
+        timeouts.append(location.timeout)
         started.set()
         assert go_on.wait(60)
 
@@ -265,12 +265,12 @@ def test_at_the_end_little_patience_is_left(
         assert started.wait(60)
     finish = uploads.finish
     monkeypatch.setattr(uploads, "finish", lambda: (go_on.set(), finish()))
-    uploads._leave()
-    assert patience == [120.0, 10.0, 10.0]
+    uploads._finish_at_exit()
+    assert timeouts == [120.0, 10.0, 10.0]
 
 
-def test_all_failures_at_the_end_are_said(s3_server: Any) -> None:
-    command = [sys.executable, "-c", LEAVING, "s3://no-such-bucket/x", s3_server.endpoint, "pass"]
+def test_all_errors_at_exit_are_logged(s3_server: Any) -> None:
+    command = [sys.executable, "-c", EXITING, "s3://no-such-bucket/x", s3_server.endpoint, "pass"]
     result = subprocess.run(command, capture_output=True, text=True)
     for number in range(3):
         assert f"distrib: Could not write s3://no-such-bucket/x/{number}: the b" in result.stderr

@@ -9,6 +9,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from distrib.storage.locate import locate
+from distrib.storage.location import Location
 from distrib.storage.uploads import uploads
 from distrib.storage.working_copy import WorkingCopy
 
@@ -22,7 +23,7 @@ def everything(_: str) -> bool:
     return True
 
 
-def test_on_the_local_disk_it_is_the_folder_itself(tmp_path: Path) -> None:
+def test_the_working_copy_of_a_local_folder_is_the_folder(tmp_path: Path) -> None:
     copy = WorkingCopy(locate(tmp_path, "log_dir"))
     assert copy.path == tmp_path
     (tmp_path / "log.csv").write_text("x")
@@ -32,7 +33,7 @@ def test_on_the_local_disk_it_is_the_folder_itself(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
 
 
-def test_what_has_changed_is_sent(remote: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_files_are_uploaded(remote: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[str] = []
     upload = uploads.upload
     monkeypatch.setattr(
@@ -54,7 +55,7 @@ def test_what_has_changed_is_sent(remote: Any, monkeypatch: pytest.MonkeyPatch) 
     assert sorted(sent) == ["events", "events", "log.csv"]
 
 
-def test_what_is_sent_is_the_file_as_it_was(memory_folder: Any) -> None:
+def test_the_upload_is_a_snapshot(memory_folder: Any) -> None:
     copy = WorkingCopy(memory_folder.location())
     path = copy.path / "log.csv"
     path.write_bytes(b"as published")
@@ -64,7 +65,7 @@ def test_what_is_sent_is_the_file_as_it_was(memory_folder: Any) -> None:
     assert memory_folder.contents() == {"log.csv": b"as published"}
 
 
-def test_another_machine_fetches_what_there_is(remote: Any) -> None:
+def test_another_machine_fetches_a_file(remote: Any) -> None:
     (remote.location() / "log.csv").write_bytes(b"rows")
     copy = WorkingCopy(remote.location())
     assert list(copy.path.iterdir()) == []
@@ -82,7 +83,7 @@ def test_another_machine_fetches_what_there_is(remote: Any) -> None:
 
 @pytest.mark.parametrize("same_process", [True, False])
 @pytest.mark.parametrize("kind", ["local", "memory", "s3"])
-def test_files_are_cut_back(
+def test_roll_back_truncates_and_removes_files(
     request: pytest.FixtureRequest, tmp_path: Path, kind: str, same_process: bool
 ) -> None:
     if kind == "local":
@@ -104,8 +105,8 @@ def test_files_are_cut_back(
         copy = WorkingCopy(folder)
     sizes = {"train/grown": 2, "train/same": 4, "train/lost": 7, "train/short": 99}
     for _ in range(2):
-        copy.cut_back("train", sizes, lambda name: name != "other")
-        copy.cut_back("validation", sizes, everything)
+        copy.roll_back("train", sizes, lambda name: name != "other")
+        copy.roll_back("validation", sizes, everything)
         uploads.finish()
         train = folder / "train"
         assert {name: (train / name).read_bytes() for name in train.names()} == {
@@ -121,6 +122,17 @@ def test_files_are_cut_back(
         assert os.listdir(copy.path / "train") == ["grown"]  # The others were not carried here.
 
 
+def test_roll_back_lists_a_local_folder_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "later").write_bytes(b"x")
+    copy = WorkingCopy(locate(tmp_path, "log_dir"))
+    monkeypatch.delattr(Location, "names")
+    copy.roll_back("train", {}, everything)
+    assert list((tmp_path / "train").iterdir()) == []
+
+
 @pytest.fixture
 def _slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are under way for a while."""
@@ -134,7 +146,7 @@ def _slow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_slow")
-def test_what_is_under_way_is_waited_for(memory_folder: Any) -> None:
+def test_fetch_and_roll_back_wait_for_uploads(memory_folder: Any) -> None:
     copy = WorkingCopy(memory_folder.location())
     (copy.path / "train").mkdir()
     (copy.path / "train" / "events").write_bytes(b"x")
@@ -143,6 +155,6 @@ def test_what_is_under_way_is_waited_for(memory_folder: Any) -> None:
     assert (copy.path / "train" / "events").read_bytes() == b"x"
     (copy.path / "train" / "later").write_bytes(b"x")
     copy.publish()
-    copy.cut_back("train", {"train/events": 1}, everything)
+    copy.roll_back("train", {"train/events": 1}, everything)
     uploads.finish()
     assert memory_folder.contents() == {"train/events": b"x"}

@@ -21,10 +21,10 @@ from distrib.storage.location import Location
 from distrib.storage.write_check import check_writable
 
 
-def refusal(location: Location, may_pass: bool = False, **arguments: Any) -> str:
-    with pytest.raises(StoreUnavailableError if may_pass else ConfigurationError) as caught:
+def refusal(location: Location, transient: bool = False, **arguments: Any) -> str:
+    with pytest.raises(StoreUnavailableError if transient else ConfigurationError) as caught:
         check_writable(location, "directory", **arguments)
-    assert caught.value.exit_code == (76 if may_pass else 78)
+    assert caught.value.exit_code == (76 if transient else 78)
     message = str(caught.value)
     assert message.startswith("`directory`: ")
     assert location.url in message
@@ -32,7 +32,7 @@ def refusal(location: Location, may_pass: bool = False, **arguments: Any) -> str
     return message
 
 
-def test_a_sound_folder_is_left_as_it_was(remote: Any, tmp_path: Path) -> None:
+def test_a_writable_folder_stays_as_it_was(remote: Any, tmp_path: Path) -> None:
     for folder in (remote.location(), locate(tmp_path / "new" / "run", "directory")):
         check_writable(folder, "directory")
         assert folder.names() == []
@@ -51,7 +51,7 @@ check_writable(locate({folder!r}, "directory"), "directory")
 """
 
 
-def test_what_a_killed_one_left_is_gone_after_the_next(tmp_path: Path) -> None:
+def test_the_probe_of_a_killed_process_is_removed_by_the_next(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", KILLED.format(folder=str(tmp_path))], check=False)
     assert os.listdir(tmp_path)
     check_writable(locate(tmp_path, "directory"), "directory")
@@ -65,9 +65,9 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("x")
     message = refusal(locate(tmp_path / "run", "directory"))
     assert "a file is in the way" in message
-    assert "remove it, or give another place" in message
+    assert "remove it, or give another path" in message
     message = refusal(locate(tmp_path / "run" / "17", "directory"))
-    assert "a file is where a folder should be" in message
+    assert "a file exists where a folder should be" in message
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def mounted(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_file_system(mounted: Path) -> None:
     (mounted / "filler").write_bytes(bytes(16384))
-    message = refusal(locate(mounted, "directory"), may_pass=True)
+    message = refusal(locate(mounted, "directory"), transient=True)
     assert "cannot write to" in message
     assert "no space is left" in message
     assert "free some space" in message
@@ -95,7 +95,7 @@ def test_a_read_only_file_system(mounted: Path) -> None:
     assert "the file system is read-only" in refusal(locate(mounted, "directory"))
 
 
-def test_a_folder_of_somebody_else(tmp_path: Path) -> None:
+def test_a_folder_of_another_user(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     user = os.geteuid()
     if user == 0:  # Root may write everywhere.
@@ -131,7 +131,7 @@ def test_no_credentials(s3_server: Any, monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 @pytest.fixture
 def guarded(s3_server: Any) -> Iterator[Any]:
-    """A function that returns a folder that a new user may use for some actions only."""
+    """A function that returns a folder, and options of a user with the given permissions."""
     iam = s3_server.client("iam")
 
     def make(*actions: str) -> tuple[str, dict[str, Any]]:
@@ -163,11 +163,11 @@ def test_a_wrong_key_id(guarded: Any) -> None:
 def test_a_wrong_secret(guarded: Any) -> None:
     url, options = guarded("s3:*")
     message = refusal(locate(url, "directory", options | {"secret": "hush-hush"}))
-    assert "the secret key does not belong to the access key id" in message
+    assert "the secret key does not match the access key id" in message
 
 
 @pytest.mark.parametrize(
-    ("missing", "doing"),
+    ("missing", "operation"),
     [
         ("s3:PutObject", "write to"),
         ("s3:GetObject", "read from"),
@@ -175,11 +175,11 @@ def test_a_wrong_secret(guarded: Any) -> None:
         ("s3:DeleteObject", "remove from"),
     ],
 )
-def test_each_permission_is_needed(guarded: Any, missing: str, doing: str) -> None:
+def test_each_permission_is_needed(guarded: Any, missing: str, operation: str) -> None:
     actions = {"s3:PutObject", "s3:GetObject", "s3:ListBucket", "s3:DeleteObject"}
     url, options = guarded(*(actions - {missing}))
     message = refusal(locate(url, "directory", options))
-    assert f"cannot {doing} {url}: access is denied" in message
+    assert f"cannot {operation} {url}: access is denied" in message
     assert "ask for the permission, or use other credentials" in message
 
 
@@ -195,41 +195,41 @@ def at(endpoint: str, **options: Any) -> Location:
 
 
 @pytest.fixture(autouse=True)
-def _little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distrib.storage.write_check.PATIENCE", 0.5)
+def _short_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distrib.storage.write_check.RETRY_TIMEOUT", 0.5)
 
 
-# Else botocore itself would try five times.
+# Otherwise botocore itself tries five times.
 ONCE = {"config_kwargs": {"retries": {"max_attempts": 0}}}
 
 
 def test_a_server_that_is_not_there() -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
-    message = refusal(at(f"http://127.0.0.1:{port}", **ONCE), may_pass=True)
+    message = refusal(at(f"http://127.0.0.1:{port}", **ONCE), transient=True)
     assert "the server refuses connections" in message
     assert "start it, or correct the endpoint's address" in message
 
 
-def test_a_server_whose_name_is_not_known() -> None:
-    message = refusal(at("http://no-such-host.invalid", **ONCE), may_pass=True)
-    assert "the name of the server is not known" in message
+def test_a_server_name_that_cannot_be_resolved() -> None:
+    message = refusal(at("http://no-such-host.invalid", **ONCE), transient=True)
+    assert "the server's name cannot be resolved" in message
 
 
 def test_a_server_that_never_answers() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        message = refusal(at(f"http://127.0.0.1:{port}"), may_pass=True, limit=0.5)
+        message = refusal(at(f"http://127.0.0.1:{port}"), transient=True, timeout=0.5)
     assert "did not answer within 0.5 s" in message
 
 
 @pytest.fixture
 def answering(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A server that answers everything with one error."""
+    """A server that answers every request with one error."""
     status, code = request.param
 
     class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"  # Clients expect to be told to send the body.
+        protocol_version = "HTTP/1.1"  # Clients wait for `100 Continue` before the body.
 
         def do_PUT(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -251,35 +251,35 @@ def answering(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("answering", "cause", "may_pass"),
+    ("answering", "cause", "transient"),
     [
         ((400, "ExpiredToken"), "the credentials have expired (told so); renew them.", False),
         ((403, "QuotaExceeded"), "remove what is no longer needed, or raise the quota.", True),
         ((403, "RequestTimeTooSkewed"), "clock differs too much", False),
-        ((500, "InternalError"), "the server failed (told so); look into its logs.", True),
+        ((500, "InternalError"), "the server failed (told so); check its logs.", True),
     ],
     indirect=["answering"],
 )
-def test_what_the_server_says(answering: str, cause: str, may_pass: bool) -> None:
-    assert cause in refusal(at(answering, **ONCE), may_pass)
+def test_an_error_code_of_the_server(answering: str, cause: str, transient: bool) -> None:
+    assert cause in refusal(at(answering, **ONCE), transient)
 
 
-def test_a_store_that_forgets_is_refused(
+def test_a_store_that_loses_writes_is_rejected(
     memory_folder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = memory_folder.location()
     kind = type(folder.filesystem)
     with monkeypatch.context() as patch:
         patch.setattr(kind, "ls", lambda *_, **__: [])
-        assert "does not list what was written to it a moment ago" in refusal(folder)
+        assert "does not list what was just written to it" in refusal(folder)
     monkeypatch.setattr(kind, "cat_file", lambda *_: b"something else")
-    assert "does not return what was written to it a moment ago" in refusal(folder)
+    assert "does not return what was just written to it" in refusal(folder)
 
 
 def test_a_bucket_of_gcs_that_does_not_exist(
     memory_folder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its answer to a write is 404 without more, which gcsfs makes a FileNotFoundError."""
+    """Its answer is a plain 404, which gcsfs raises as FileNotFoundError."""
 
     def missing(self: Any, path: str, *_: Any, **__: Any) -> None:
         raise FileNotFoundError(path)

@@ -12,17 +12,17 @@ from distrib.checkpoint import attempts, transfer
 from distrib.checkpoint.attempts import FINISHED
 from distrib.checkpoint.manifest import NAME, FileEntry, Manifest
 from distrib.checkpoint.orbax_format import DataFile
-from distrib.launch.checkpoints.lookup import second_place
+from distrib.launch.checkpoints.options import second_location
 
 
 @pytest.fixture
-def target(run: Any, run_at: Any, tmp_path: Path, elsewhere: str) -> Any:
+def target(run: Any, make_run: Any, tmp_path: Path, memory_url: str) -> Any:
     """A directory that does not exist yet, in the other kind of store."""
     local = run.location.local is not None
-    return run_at(f"{elsewhere}/copy" if local else str(tmp_path / "copy"))
+    return make_run(f"{memory_url}/copy" if local else str(tmp_path / "copy"))
 
 
-def test_the_newest_by_default(run: Any, target: Any, checkpoints: Any) -> None:
+def test_copies_the_newest_by_default(run: Any, target: Any, checkpoints: Any) -> None:
     run.save(7, 250)
     before = run.contents()
     result = checkpoints("copy", run.url, target.url)
@@ -38,9 +38,9 @@ def test_the_newest_by_default(run: Any, target: Any, checkpoints: Any) -> None:
     assert checkpoints("diff", run.url, 250, 250, "--other", target.url).code == 0
 
 
-def test_a_run_goes_on_from_a_copy(run: Any, target: Any, checkpoints: Any) -> None:
+def test_a_run_resumes_from_a_copy(run: Any, target: Any, checkpoints: Any) -> None:
     run.save(7, 250)
-    run.save_late(300)
+    run.save_superseded(300)
     assert checkpoints("copy", run.url, target.url, "--all").code == 0
     assert target.directory.steps() == [7, 250]
     attempt = target.save(260)
@@ -57,28 +57,26 @@ def test_one_step(run: Any, target: Any, checkpoints: Any) -> None:
     assert target.directory.steps() == [7]
 
 
-def test_what_is_there_already_is_left_alone(run: Any, target: Any, checkpoints: Any) -> None:
+def test_existing_steps_are_left_alone(run: Any, target: Any, checkpoints: Any) -> None:
     run.save(7)
     checkpoints("copy", run.url, target.url)
     before = target.contents()
     result = checkpoints("copy", run.url, target.url)
-    assert (result.code, result.out.split(":")[0]) == (0, "7 is there already")
+    assert (result.code, result.out.split(":")[0]) == (0, "7 already exists")
     assert target.contents() == before
 
 
-def test_another_checkpoint_of_that_step_is_not_replaced(
-    run: Any, target: Any, checkpoints: Any
-) -> None:
+def test_other_content_of_a_step_is_not_replaced(run: Any, target: Any, checkpoints: Any) -> None:
     run.save(7, 8)
     target.save(8, values=1.5).ended(FINISHED)
     before = target.contents()
     result = checkpoints("copy", run.url, target.url, "--all")
     assert result.code == 78
-    assert f"{target.location}/8 exists and is another checkpoint" in result.err
+    assert f"{target.location}/8 exists and differs from" in result.err
     assert target.contents() == before
 
 
-def test_damage_is_found_on_the_way(run: Any, target: Any, checkpoints: Any) -> None:
+def test_damage_is_found_while_copying(run: Any, target: Any, checkpoints: Any) -> None:
     run.save(7)
     place = run.damage(7)
     result = checkpoints("copy", run.url, target.url)
@@ -88,16 +86,20 @@ def test_damage_is_found_on_the_way(run: Any, target: Any, checkpoints: Any) -> 
     entry = attempts.newest(target.location)
     assert entry is not None
     assert entry.end == FINISHED
-    run.damage(7)  # Once more: it is sound again.
+    run.damage(7)  # The bit is flipped back.
     assert checkpoints("copy", run.url, target.url).code == 0
 
 
-def test_many_files_go_a_few_at_a_time(
-    local_run: Any, run_at: Any, elsewhere: str, checkpoints: Any, monkeypatch: pytest.MonkeyPatch
+def test_files_are_copied_a_few_at_a_time(
+    local_run: Any,
+    make_run: Any,
+    memory_url: str,
+    checkpoints: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("distrib.checkpoint.layout.PART", 12)
+    monkeypatch.setattr("distrib.checkpoint.layout.MAX_FILE_BYTES", 12)
     local_run.save(7)
-    target = run_at(elsewhere)
+    target = make_run(memory_url)
     (stored,) = local_run.directory.checkpoints()
     held = []
     write = transfer.write
@@ -116,24 +118,24 @@ def test_many_files_go_a_few_at_a_time(
     copied.verify()
 
 
-def test_a_local_run_that_is_alive_is_left_alone(
-    run: Any, run_at: Any, tmp_path: Path, in_use: Any, checkpoints: Any
+def test_a_live_local_run_is_left_alone(
+    run: Any, make_run: Any, tmp_path: Path, training_into: Any, checkpoints: Any
 ) -> None:
     run.save(7)
-    target = run_at(str(tmp_path / "alive"))
+    target = make_run(str(tmp_path / "alive"))
     target.save(1)
-    with in_use(target) as pid:
+    with training_into(target) as pid:
         result = checkpoints("copy", run.url, target.url)
     assert result.code == 78
     assert f"pid {pid}" in result.err
     assert target.directory.steps() == [1]
 
 
-def test_a_run_elsewhere_that_may_be_alive_is_left_alone(
-    run: Any, run_at: Any, elsewhere: str, checkpoints: Any
+def test_a_run_on_a_store_that_may_be_alive_is_left_alone(
+    run: Any, make_run: Any, memory_url: str, checkpoints: Any
 ) -> None:
     run.save(7)
-    target = run_at(f"{elsewhere}/alive")
+    target = make_run(f"{memory_url}/alive")
     alive = target.save(1)
     result = checkpoints("copy", run.url, target.url)
     assert result.code == 78
@@ -143,27 +145,27 @@ def test_a_run_elsewhere_that_may_be_alive_is_left_alone(
     assert target.directory.steps() == [1, 7]
 
 
-def test_to_itself(run: Any, checkpoints: Any) -> None:
+def test_the_source_as_target_is_refused(run: Any, checkpoints: Any) -> None:
     run.save(7)
     result = checkpoints("copy", run.url, run.url)
     assert result.code == 78
-    assert "is where they are already" in result.err
+    assert "is the source directory" in result.err
 
 
 def test_plain_orbax_reads_a_copy(
-    run_at: Any, elsewhere: str, tmp_path: Path, checkpoints: Any
+    make_run: Any, memory_url: str, tmp_path: Path, checkpoints: Any
 ) -> None:
-    run_at(elsewhere).save(7)
-    checkpoints("copy", elsewhere, tmp_path / "copy")
+    make_run(memory_url).save(7)
+    checkpoints("copy", memory_url, tmp_path / "copy")
     tree = ocp.PyTreeCheckpointer().restore(tmp_path / "copy/checkpoints/7/arrays")
     np.testing.assert_array_equal(tree["model"]["bn/mean@0"], np.full(3, 7, np.float32))
 
 
-def test_what_orbax_wrote_can_go_anywhere(
-    local_run: Any, run_at: Any, elsewhere: str, checkpoints: Any, tmp_path: Path
+def test_format_1_can_be_copied_to_a_store(
+    local_run: Any, make_run: Any, memory_url: str, checkpoints: Any, tmp_path: Path
 ) -> None:
-    """Checkpoints of the first version could be read on the local disk only."""
-    target = run_at(elsewhere)
+    """Orbax wrote it, and reads it on a local disk only."""
+    target = make_run(memory_url)
     weights = np.arange(6, dtype=np.float32).reshape(2, 3)
     place = tmp_path / "run/checkpoints/7"
     handlers = {"arrays": ocp.PyTreeCheckpointHandler(), "training": ocp.JsonCheckpointHandler()}
@@ -188,11 +190,9 @@ def test_what_orbax_wrote_can_go_anywhere(
     np.testing.assert_array_equal(copied.read().arrays["model"]["w"], weights)
 
 
-def test_from_one_place_to_another_of_the_same_kind(
-    run: Any, run_at: Any, checkpoints: Any
-) -> None:
+def test_within_one_kind_of_store(run: Any, make_run: Any, checkpoints: Any) -> None:
     run.save(7)
-    target = run_at(f"{run.url}-copy")
+    target = make_run(f"{run.url}-copy")
     assert checkpoints("copy", run.url, target.url).code == 0
     assert checkpoints("diff", run.url, 7, 7, "--other", target.url).code == 0
 
@@ -205,12 +205,14 @@ def test_to_s3(local_run: Any, s3_server: Any, checkpoints: Any) -> None:
     assert checkpoints("ls", place, "--storage-options", options).table[1][0] == "7"
 
 
-def test_which_storage_options_hold_for_the_second_place() -> None:
+def test_storage_options_of_the_second_location() -> None:
     first, second = {"endpoint_url": "http://one"}, {"endpoint_url": "http://two"}
 
     def used(directory: str, url: str, given: Any) -> Any:
         options = Namespace(directory=directory, storage_options=first, second_options=given)
-        return second_place(options, url, "target").filesystem.storage_options.get("endpoint_url")
+        return second_location(options, url, "target").filesystem.storage_options.get(
+            "endpoint_url"
+        )
 
     assert used("s3://bucket/a", "s3://bucket/b", None) == "http://one"
     assert used("s3://bucket/a", "s3://bucket/b", second) == "http://two"

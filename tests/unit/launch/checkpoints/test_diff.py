@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 
 from distrib.checkpoint.layout import Array
-from distrib.checkpoint.stored import Loaded
-from distrib.launch.checkpoints.diff import compare_arrays, compare_facts
+from distrib.checkpoint.stored_checkpoint import LoadedCheckpoint
+from distrib.launch.checkpoints.diff import compare_arrays, compare_state
 
 
-def loaded(**arrays: Array) -> Loaded:
-    return Loaded({}, {"model": arrays})
+def loaded(**arrays: Array) -> LoadedCheckpoint:
+    return LoadedCheckpoint({}, {"model": arrays})
 
 
 def test_equal_to_itself(run: Any, checkpoints: Any) -> None:
     run.save(7)
     result = checkpoints("diff", run.url, 7, "newest")
     assert result.code == 0
-    assert "3 arrays have the same bits, 0 differ." in result.out
+    assert "3 arrays are bit-identical, 0 differ." in result.out
 
 
 def test_different_steps(run: Any, checkpoints: Any) -> None:
@@ -30,13 +30,11 @@ def test_different_steps(run: Any, checkpoints: Any) -> None:
     assert ["position.step", "4", "7"] in result.table
     assert ["logs.batch.loss", "0.5", "0.25"] in result.table
     assert ["model", "bn/mean@0", "3", "0.75", "values"] in result.table
-    assert "1 arrays have the same bits, 2 differ." in result.out
+    assert "1 arrays are bit-identical, 2 differ." in result.out
 
 
-def test_two_runs_that_did_the_same(
-    run: Any, run_at: Any, tmp_path: Path, checkpoints: Any
-) -> None:
-    other = run_at(str(tmp_path / "other"))
+def test_equal_runs(run: Any, make_run: Any, tmp_path: Path, checkpoints: Any) -> None:
+    other = make_run(str(tmp_path / "other"))
     run.save(7)
     other.save(1)
     other.save(7)
@@ -74,7 +72,7 @@ def test_damaged(run: Any, checkpoints: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.int64, np.uint8])
-def test_how_much_values_differ(dtype: Any) -> None:
+def test_size_of_a_difference(dtype: Any) -> None:
     a, b = np.array([3, 4, 0], dtype), np.array([3, 0, 3], dtype)
     (found,) = compare_arrays(loaded(w=a), loaded(w=b))
     assert (found.group, found.name, found.what) == ("model", "w", "values")
@@ -88,7 +86,7 @@ def test_half_precision_does_not_overflow() -> None:
     assert (found.max_abs, found.relative) == (400, 1)
 
 
-def test_bits_count_and_not_values() -> None:
+def test_bits_are_compared_not_values() -> None:
     nan = np.array([np.nan, 1], np.float32)
     assert list(compare_arrays(loaded(w=nan), loaded(w=nan.copy()))) == []
     zero = np.zeros(2, np.float32)
@@ -97,7 +95,7 @@ def test_bits_count_and_not_values() -> None:
     assert np.isnan(found.relative)
 
 
-def test_arrays_that_cannot_be_compared() -> None:
+def test_missing_reshaped_and_retyped_arrays() -> None:
     a = loaded(gone=np.ones(1), reshaped=np.ones((2, 3)), retyped=np.ones(2, np.float32))
     b = loaded(reshaped=np.ones(6), retyped=np.ones(2, np.int32), new=np.ones(1))
     found = [(one.name, one.what, one.max_abs) for one in compare_arrays(a, b)]
@@ -109,8 +107,8 @@ def test_arrays_that_cannot_be_compared() -> None:
     ]
 
 
-def test_facts_of_one_only_and_nan() -> None:
+def test_state_with_nan_or_in_one_checkpoint_only() -> None:
     a = {"logs": {"loss": float("nan"), "acc": 1}, "data": None, "model": {"a": 1}}
     b = {"logs": {"loss": float("nan")}, "data": {"seed": 1}, "model": {"a": 2}}
-    found = {one.name: (one.first, one.second) for one in compare_facts(a, b)}
+    found = {one.name: (one.first, one.second) for one in compare_state(a, b)}
     assert found == {"logs.acc": (1, None), "data.seed": (None, 1)}

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from distrib.callbacks import BackupAndRestore
 from distrib.checkpoint.saver import Content, Saver
-from distrib.checkpoint.stored import Loaded
+from distrib.checkpoint.stored_checkpoint import LoadedCheckpoint
 from distrib.data.dataset import make_dataset
 from distrib.errors import ConfigurationError
 from distrib.launch.checkpoints.export import rebuild
@@ -22,7 +22,7 @@ from distrib.storage.locate import locate
 X = np.random.default_rng(0).normal(size=(24, 5)).astype("float32")
 Y = (X.sum(axis=1) > 0).astype("float32")
 
-OWN_LAYER = """
+CUSTOM_LAYER = """
 import keras
 
 @keras.saving.register_keras_serializable(package="mine")
@@ -62,13 +62,13 @@ def save(run: Any, model: keras.Model) -> None:
     saver.close()
 
 
-def loaded(model: keras.Model) -> Loaded:
+def loaded(model: keras.Model) -> LoadedCheckpoint:
     content = captured(model)
     copies = {
         group: {name: array.copy() for name, array in arrays.items()}
         for group, arrays in content.arrays.items()
     }
-    return Loaded(dict(json.loads(json.dumps(content.training))), copies)
+    return LoadedCheckpoint(dict(json.loads(json.dumps(content.training))), copies)
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +82,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, keras.Model
     return directory, model
 
 
-def test_the_file_is_the_model_in_plain_keras(
-    trained: Any, tmp_path: Path, checkpoints: Any
-) -> None:
+def test_plain_keras_loads_the_same_model(trained: Any, tmp_path: Path, checkpoints: Any) -> None:
     directory, model = trained
     result = checkpoints("export", directory, "newest", tmp_path / "out/m.keras")
     assert result.code == 0, result.err
@@ -98,10 +96,10 @@ def test_the_file_is_the_model_in_plain_keras(
 
 
 def test_weights_of_an_earlier_step_to_a_url(
-    trained: Any, tmp_path: Path, elsewhere: str, checkpoints: Any
+    trained: Any, tmp_path: Path, memory_url: str, checkpoints: Any
 ) -> None:
     directory, _ = trained
-    url = f"{elsewhere}/m.weights.h5"
+    url = f"{memory_url}/m.weights.h5"
     result = checkpoints("export", directory, 0, url, "--json")
     found = json.loads(result.out)
     assert (found["step"], found["path"], found["left_out"]) == (0, url, None)
@@ -116,10 +114,10 @@ def test_weights_of_an_earlier_step_to_a_url(
     np.testing.assert_array_equal(model.predict(X, verbose=0), untrained.predict(X, verbose=0))
 
 
-def test_layers_of_your_own(
+def test_custom_layers(
     local_run: Any, tmp_path: Path, checkpoints: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "own_layers.py").write_text(OWN_LAYER)
+    (tmp_path / "own_layers.py").write_text(CUSTOM_LAYER)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     from own_layers import Scale  # type: ignore[import-not-found]
@@ -143,7 +141,9 @@ def test_layers_of_your_own(
     np.testing.assert_array_equal(exported(X), model(X))
 
 
-def test_a_loss_of_your_own_is_left_out(local_run: Any, tmp_path: Path, checkpoints: Any) -> None:
+def test_a_model_with_a_custom_loss_is_not_compiled(
+    local_run: Any, tmp_path: Path, checkpoints: Any
+) -> None:
     def own_loss(y_true: Any, y_pred: Any) -> Any:
         return tf.reduce_mean(tf.abs(y_true - y_pred))
 
@@ -152,20 +152,20 @@ def test_a_loss_of_your_own_is_left_out(local_run: Any, tmp_path: Path, checkpoi
     save(local_run, model)
     result = checkpoints("export", local_run.url, 7, tmp_path / "m.keras")
     assert result.code == 0
-    assert "without what `compile` was given: Could not locate function 'own_loss'" in result.out
+    assert "not compiled: Could not locate function 'own_loss'" in result.out
     exported = keras.models.load_model(tmp_path / "m.keras")
     np.testing.assert_array_equal(exported(X), model(X))
     assert not exported.compiled
 
 
-def test_layers_that_would_not_be_one_object_any_more() -> None:
-    """Keras writes a layer that two models within a model share as two, and cannot load that."""
+def test_a_layer_shared_between_submodels_is_refused() -> None:
+    """Keras saves the layer twice, once for each submodel, and cannot load that."""
     shared = keras.layers.Dense(5)
     halves = [keras.Sequential([keras.Input((5,)), shared]) for _ in range(2)]
     inputs = keras.Input((5,))
     model = keras.Model(inputs, halves[0](inputs) - halves[1](2 * inputs))
     model.compile("sgd", "mse")
-    with pytest.raises(ConfigurationError, match="leads to other variables"):
+    with pytest.raises(ConfigurationError, match="gives other variables"):
         rebuild(loaded(model))
 
 
@@ -186,7 +186,7 @@ class Described(Undescribed):
         return {"units": self.units, "name": self.name}
 
 
-def test_a_subclass(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_subclassed_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(keras.saving.get_custom_objects(), "Described", Described)
     model = Described(3)
     model(X)
@@ -195,7 +195,7 @@ def test_a_subclass(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(rebuilt(X), model(X))
 
 
-def test_a_model_that_cannot_describe_itself(
+def test_a_model_without_get_config_is_refused(
     local_run: Any, tmp_path: Path, checkpoints: Any
 ) -> None:
     model = Undescribed(3)
@@ -208,9 +208,9 @@ def test_a_model_that_cannot_describe_itself(
     assert "Build the model in your script instead" in result.err
 
 
-def test_a_lambda_neither_warns_nor_stops_a_run(recwarn: pytest.WarningsRecorder) -> None:
+def test_a_lambda_loss_neither_warns_nor_raises(recwarn: pytest.WarningsRecorder) -> None:
     scope: dict[str, Any] = {}
-    exec("loss = lambda y, p: (y - p) ** 2", scope)  # Its source is nowhere.
+    exec("loss = lambda y, p: (y - p) ** 2", scope)  # Keras finds no source code of it.
     for loss, described in ((lambda y, p: (y - p) ** 2, True), (scope["loss"], False)):
         model = make()
         model.compile("sgd", loss)
@@ -234,7 +234,7 @@ def test_replicas_are_merged() -> None:
     np.testing.assert_array_equal(rebuilt.layers[2].moving_mean, np.full(8, 1.5, np.float32))
 
 
-def test_half_precision_keeps_its_loss_scale(tmp_path: Path) -> None:
+def test_mixed_precision_keeps_the_loss_scale(tmp_path: Path) -> None:
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_float16")
     try:
@@ -252,7 +252,7 @@ def test_half_precision_keeps_its_loss_scale(tmp_path: Path) -> None:
     np.testing.assert_array_equal(rebuilt(X), model(X))
 
 
-def test_a_vocabulary_that_was_learnt_is_not_lost_silently() -> None:
+def test_an_adapted_vocabulary_is_refused() -> None:
     lookup = keras.layers.StringLookup()
     lookup.adapt(np.array(["a", "b"]))
     inputs = keras.Input((1,), dtype="string")
@@ -271,7 +271,7 @@ def test_a_vocabulary_that_was_learnt_is_not_lost_silently() -> None:
         (None, "instead of none"),
     ],
 )
-def test_a_config_that_leads_to_other_variables(change: Any, shown: str) -> None:
+def test_a_config_that_gives_other_variables_is_refused(change: Any, shown: str) -> None:
     content = loaded(make())
     variables = content.training["state"]["variables"]
     (number,) = (
@@ -283,11 +283,13 @@ def test_a_config_that_leads_to_other_variables(change: Any, shown: str) -> None
         )
     else:
         variables[number].update(change)
-    with pytest.raises(ConfigurationError, match=f"leads to other variables: .*{shown}"):
+    with pytest.raises(ConfigurationError, match=f"gives other variables: .*{shown}"):
         rebuild(content)
 
 
-def test_damaged(trained: Any, local_run: Any, tmp_path: Path, checkpoints: Any) -> None:
+def test_a_damaged_checkpoint_is_65(
+    trained: Any, local_run: Any, tmp_path: Path, checkpoints: Any
+) -> None:
     local_run.save(7)
     place = local_run.damage(7)
     result = checkpoints("export", local_run.url, 7, tmp_path / "m.keras")
@@ -295,7 +297,9 @@ def test_damaged(trained: Any, local_run: Any, tmp_path: Path, checkpoints: Any)
     assert str(place) in result.err
 
 
-def test_an_old_checkpoint_has_no_config(local_run: Any, tmp_path: Path, checkpoints: Any) -> None:
+def test_a_checkpoint_without_a_config_is_refused(
+    local_run: Any, tmp_path: Path, checkpoints: Any
+) -> None:
     local_run.save(7)
     result = checkpoints("export", local_run.url, 7, tmp_path / "m.keras")
     assert result.code == 78
@@ -303,7 +307,9 @@ def test_an_old_checkpoint_has_no_config(local_run: Any, tmp_path: Path, checkpo
 
 
 @pytest.mark.parametrize("name", ["m.h5", "m", "m.keras/"])
-def test_other_formats(name: str, local_run: Any, tmp_path: Path, checkpoints: Any) -> None:
+def test_other_file_formats_are_refused(
+    name: str, local_run: Any, tmp_path: Path, checkpoints: Any
+) -> None:
     result = checkpoints("export", local_run.url, 7, f"{tmp_path}/{name}")
     assert result.code == 64
     assert "does not end in .keras or .weights.h5" in result.err

@@ -8,7 +8,7 @@ from distrib.launch.cli import main
 from distrib.launch.horovod.build import default_cache
 
 
-def test_help_answers_without_tensorflow() -> None:
+def test_help_imports_no_tensorflow() -> None:
     code = (
         "import sys\nfrom distrib.launch.cli import main\n"
         "code = main(['horovod', 'build', '--help'])\n"
@@ -24,7 +24,7 @@ def test_wrong_usage_is_64(arguments: list[str]) -> None:
     assert main(arguments) == 64
 
 
-def test_the_cache_is_where_the_system_wants_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_cache_follows_xdg(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert default_cache() == Path("/somewhere/distrib/horovod")
     monkeypatch.delenv("XDG_CACHE_HOME")

@@ -1,22 +1,18 @@
-"""The cache and the build's environment, with a stand-in for pip: the real build takes minutes and
-the network, and is what `make setup` does.
+"""The cache and the build's environment, with a fake pip: the real build, which `make setup` runs,
+takes minutes and the network.
 """
 
 import json
 import os
 import subprocess
 import sys
-import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from distrib.errors import ConfigurationError
-from distrib.launch.horovod.wheel import MODULES, provide, recipe
-
-# Notes what it was called with, does what a test wants in between, and leaves a wheel.
+# Records its environment, runs the test's own code, and writes a wheel.
 PIP = """
 import json, os, signal, sys, time, zipfile
 from pathlib import Path
@@ -34,7 +30,7 @@ with zipfile.ZipFile(folder / "horovod-0.28.1-none.whl", "w") as archive:
 
 @dataclass
 class Builder:
-    """The command, with another pip."""
+    """The command, with a fake pip."""
 
     folder: Path
 
@@ -55,7 +51,7 @@ class Builder:
         (package / "__init__.py").touch()  # Without it, the real one would be found.
         program = PIP.format(record=str(self.folder / "record"), middle=middle)
         (package / "__main__.py").write_text(program)
-        # Should the real one be found all the same, it finds nothing to build.
+        # If Python finds the real pip all the same, that finds nothing to build.
         path = {"PYTHONPATH": str(package.parent), "PIP_NO_INDEX": "1"}
         command = [sys.executable, "-P", "-m", "distrib.launch.cli", "horovod", "build"]
         return subprocess.Popen(
@@ -83,56 +79,6 @@ def builder(tmp_path: Path) -> Builder:
     return Builder(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"horovod": "0.29.0"},
-        {"tensorflow": "2.99.0"},
-        {"python": "cpython-399-x86_64-linux-gnu"},
-        {"libc": "glibc-9.99"},
-        {"mpi": "/opt/mpi/bin/mpicxx"},
-        {"flags": {"HOROVOD_WITH_GLOO": "1"}},
-    ],
-)
-def test_whatever_decides_about_a_wheel_decides_about_its_place(change: dict[str, object]) -> None:
-    wanted = recipe({})
-    assert replace(wanted, **change).key != wanted.key
-    assert replace(wanted).key == wanted.key
-
-
-def test_variables_for_running_do_not_decide_about_a_wheel() -> None:
-    running = ("RANK", "LOG_LEVEL", "GLOO_TIMEOUT_SECONDS", "NUM_NCCL_STREAMS", "CONTROLLER")
-    assert recipe({f"HOROVOD_{name}": "1" for name in running}) == recipe({})
-
-
-def test_flags_that_are_given_are_kept() -> None:
-    given = {"HOROVOD_GPU_OPERATIONS": "NCCL", "HOROVOD_NCCL_HOME": "/opt/nccl", "CXX": "g++-13"}
-    wanted = recipe(given)
-    assert given.items() <= wanted.flags.items()
-    assert wanted.flags["HOROVOD_WITH_GLOO"] == "1"
-    assert wanted.is_for_gpu
-    assert not recipe({}).is_for_gpu
-
-
-def test_a_flag_replaces_the_default_that_contradicts_it() -> None:
-    flags = recipe({"HOROVOD_WITH_PYTORCH": "1", "HOROVOD_WITH_MPI": "1"}).flags
-    assert not {"HOROVOD_WITHOUT_PYTORCH", "HOROVOD_WITHOUT_MPI"} & set(flags)
-    assert "HOROVOD_WITHOUT_MXNET" in flags
-
-
-@pytest.mark.parametrize(("finds_headers", "flag"), [(True, "WITH_MPI"), (False, "WITHOUT_MPI")])
-def test_mpi_is_built_in_if_its_compiler_finds_its_headers(
-    tmp_path: Path, finds_headers: bool, flag: str
-) -> None:
-    compiler = tmp_path / "mpicxx"
-    compiler.write_text(f"#!/bin/sh\ncat > {tmp_path}/program\nexit {0 if finds_headers else 1}\n")
-    compiler.chmod(0o755)
-    wanted = recipe({"PATH": f"{tmp_path}:/bin:/usr/bin"})
-    assert wanted.flags[f"HOROVOD_{flag}"] == "1"
-    assert wanted.mpi == (str(compiler.resolve()) if finds_headers else "")
-    assert "mpi.h" in (tmp_path / "program").read_text()
-
-
 def test_the_build_sees_the_flags_and_the_moved_headers(builder: Builder) -> None:
     given = {"HOROVOD_WITHOUT_MPI": "1", "HOROVOD_NCCL_HOME": "/x", "MAKEFLAGS": "s -- A=b"}
     code, output = builder.run(environment={**given, "CMAKE_BUILD_PARALLEL_LEVEL": "3"})
@@ -151,7 +97,7 @@ def test_the_build_sees_the_flags_and_the_moved_headers(builder: Builder) -> Non
     assert f"built {builder.wheel()}" in output
 
 
-def test_a_build_for_gpus_has_no_empty_headers_but_those_that_are_given(builder: Builder) -> None:
+def test_a_gpu_build_gets_the_given_headers_and_no_empty_ones(builder: Builder) -> None:
     given = {"HOROVOD_GPU_OPERATIONS": "NCCL", "CPLUS_INCLUDE_PATH": "/real"}
     code, output = builder.run(environment=given)
     assert code == 0, output
@@ -194,7 +140,7 @@ def test_a_damaged_wheel_is_built_again(builder: Builder, damage: Callable[[byte
     assert builder.run() == (0, f"reusing {wheel}\n")
 
 
-def test_a_build_that_was_killed_leaves_no_wheel(builder: Builder) -> None:
+def test_a_killed_build_leaves_no_wheel(builder: Builder) -> None:
     half = "(folder / 'horovod-0.28.1-none.whl').write_bytes(b'PK')\n"
     code, _ = builder.run(middle=half + "os.kill(os.getppid(), signal.SIGKILL); os._exit(1)")
     assert code == -9
@@ -207,7 +153,7 @@ def test_a_build_that_was_killed_leaves_no_wheel(builder: Builder) -> None:
     assert list(builder.cache.glob("*/scratch-*")) == []
 
 
-def test_two_builders_build_one_wheel(builder: Builder) -> None:
+def test_concurrent_builds_build_one_wheel(builder: Builder) -> None:
     go = builder.folder / "go"
     wait = f"while not os.path.exists({str(go)!r}): time.sleep(0.01)"
     first = builder.start(middle=wait)
@@ -225,7 +171,7 @@ def test_two_builders_build_one_wheel(builder: Builder) -> None:
     assert len(builder.builds) == 1
 
 
-def test_a_build_that_fails_says_where_and_why(builder: Builder) -> None:
+def test_a_failed_build_shows_its_errors(builder: Builder) -> None:
     half = "(folder / 'horovod-0.28.1-none.whl').write_bytes(b'PK')\n"
     fail = "print('a.cc:1: fatal error: b.h: No such file')\nprint('more\\n' * 99)\nsys.exit('end')"
     code, output = builder.run(middle=half + fail)
@@ -238,7 +184,7 @@ def test_a_build_that_fails_says_where_and_why(builder: Builder) -> None:
     assert list(builder.cache.glob("*/scratch-*")) == []
 
 
-def test_a_cache_that_cannot_be_is_refused(builder: Builder) -> None:
+def test_an_unusable_cache_is_refused(builder: Builder) -> None:
     builder.cache.touch()
     code, output = builder.run()
     assert code == 78
@@ -251,18 +197,3 @@ def test_missing_tools_are_named_with_their_packages(builder: Builder, tmp_path:
     assert "building Horovod needs g++, make" in output
     assert "  apt-get install g++ make\n" in output
     assert not (tmp_path / "record").exists()
-
-
-def test_missing_modules_are_named_with_their_packages(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setitem(sys.modules, "yaml", None)
-    with pytest.raises(ConfigurationError, match=r"python\S* -m pip install pyyaml"):
-        provide(recipe({}), tmp_path)
-
-
-def test_the_extra_has_what_the_build_needs() -> None:
-    project = tomllib.loads((Path(__file__).parents[4] / "pyproject.toml").read_text())["project"]
-    extra = {line.partition(">")[0] for line in project["optional-dependencies"]["horovod"]}
-    assert {*MODULES.values(), "cmake"} <= extra

@@ -8,16 +8,22 @@ import pytest
 
 from distrib.errors import ConfigurationError
 from distrib.launch.hosts import network, probe
-from distrib.launch.hosts.network import Ssh, UnreachableHostError, View, beside, survey
+from distrib.launch.hosts.network import (
+    Ssh,
+    UnreachableHostError,
+    View,
+    probe_hosts,
+    script_command,
+)
 from distrib.launch.hosts.placement import Host
 
 HERE, FAR = Host("localhost", 1), Host("far", 2)
 
 
-def ask(interface: str | None = None) -> dict[Host, View]:
-    """Ask two hosts for their views, and raise what is wrong with the other one."""
-    views, wrong = survey([HERE, FAR], Ssh(), interface)
-    for error in wrong:
+def probe_both(interface: str | None = None) -> dict[Host, View]:
+    """Return the views of two hosts, or raise the error of the other host."""
+    views, errors = probe_hosts([HERE, FAR], Ssh(), interface)
+    for error in errors:
         assert FAR not in views or HERE not in views
         raise error
     return views
@@ -25,7 +31,7 @@ def ask(interface: str | None = None) -> dict[Host, View]:
 
 @pytest.fixture
 def ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A program called `ssh`, first on the path, that does what its file says; default: nothing."""
+    """A program called `ssh`, first on the path, which a test fills; it does nothing by default."""
     program = tmp_path / "ssh"
     program.touch(mode=0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
@@ -51,9 +57,9 @@ def test_the_ssh_command() -> None:
     assert not {"-p", "-i"} & set(Ssh().command("h1", ["true"]))
 
 
-def test_hosts_see_each_other_as_ssh_does(ssh: Path) -> None:
+def test_hosts_use_the_addresses_of_the_ssh_connection(ssh: Path) -> None:
     answering(ssh)
-    views = ask()
+    views = probe_both()
     assert views[FAR] == View("10.1.1.2", "ib0", "127.0.0.1", (4001, 4002))
     own = views[HERE]
     assert (own.address, own.interface, own.launcher) == ("127.0.0.1", "lo", "127.0.0.1")
@@ -63,35 +69,35 @@ def test_hosts_see_each_other_as_ssh_does(ssh: Path) -> None:
 def test_an_interface_by_name(ssh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answering(ssh)
     monkeypatch.setattr(probe, "interface_addresses", lambda: {"eth0": "10.2.2.1"})
-    views = ask("eth0")
+    views = probe_both("eth0")
     assert views[HERE].address == "10.2.2.1"
     assert views[FAR] == View("10.2.2.2", "eth0", "10.2.2.1", (4001, 4002))
 
 
-def test_all_on_this_host_needs_no_network() -> None:
-    views, wrong = survey([Host("localhost", 3)], Ssh(), None)
+def test_ranks_on_this_host_alone_use_loopback() -> None:
+    views, errors = probe_hosts([Host("localhost", 3)], Ssh(), None)
     (view,) = views.values()
-    assert not wrong
+    assert not errors
     assert (view.address, view.interface, view.launcher) == ("127.0.0.1", "lo", "127.0.0.1")
     assert len(set(view.ports)) == 3
 
 
-def test_an_interface_that_is_not_there(ssh: Path) -> None:
+def test_an_interface_that_does_not_exist(ssh: Path) -> None:
     answering(ssh)
     with pytest.raises(ConfigurationError, match=r"wlan0: far has no such interface.*ib0, eth0"):
-        ask("wlan0")
+        probe_both("wlan0")
 
 
 def test_an_address_of_no_interface(ssh: Path) -> None:
     answering(ssh, launcher="192.0.2.1")
     with pytest.raises(ConfigurationError, match=r"reached at 192\.0\.2\.1.*--network-interface"):
-        ask()
+        probe_both()
 
 
 def test_without_ssh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ConfigurationError, match="far is another host, and there is no ssh"):
-        ask()
+    with pytest.raises(ConfigurationError, match=r"far is another host, .* no ssh command"):
+        probe_both()
 
 
 def test_a_host_that_cannot_be_reached(ssh: Path) -> None:
@@ -99,7 +105,7 @@ def test_a_host_that_cannot_be_reached(ssh: Path) -> None:
     with pytest.raises(
         UnreachableHostError, match=r"cannot reach far: Host key .*failed"
     ) as caught:
-        ask()
+        probe_both()
     assert caught.value.exit_code == 76
     assert "ssh -o BatchMode=yes far true" in str(caught.value)
 
@@ -108,24 +114,24 @@ def test_a_host_that_does_not_answer(ssh: Path, monkeypatch: pytest.MonkeyPatch)
     ssh.write_text("#!/bin/sh\nexec sleep 600\n")
     monkeypatch.setattr(network, "ANSWER_SECONDS", 0.2)
     with pytest.raises(UnreachableHostError, match="far accepts the connection but has not"):
-        ask()
+        probe_both()
 
 
 def test_a_host_without_this_environment(ssh: Path) -> None:
     ssh.write_text("#!/bin/sh\necho 'python: not found' >&2\nexit 127\n")
     with pytest.raises(ConfigurationError, match=r"far lacks .*python.*probe\.py: python: not"):
-        ask()
+        probe_both()
 
 
 def test_a_host_without_this_folder(ssh: Path) -> None:
     answering(ssh, directory=False)
     with pytest.raises(ConfigurationError, match=f"far has no folder {os.getcwd()}"):
-        ask()
+        probe_both()
 
 
 def test_the_probe(tmp_path: Path) -> None:
-    """Run as ssh runs it: alone, and told of the connection by the environment."""
-    command = [*beside("probe.py"), "--ports=3", f"--directory={tmp_path}"]
+    """Run as ssh runs it, with the connection in an environment variable."""
+    command = [*script_command("probe.py"), "--ports=3", f"--directory={tmp_path}"]
     environment = {"SSH_CONNECTION": "10.0.0.1 50000 127.0.0.1 22"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     answer = json.loads(done.stdout)
@@ -134,5 +140,5 @@ def test_the_probe(tmp_path: Path) -> None:
     assert answer["directory"] is True
     assert len(set(answer["ports"])) == 3
     for port in answer["ports"]:
-        with socket.socket() as one:
-            one.bind(("", port))
+        with socket.socket() as free:
+            free.bind(("", port))

@@ -3,13 +3,13 @@ import socket
 import pytest
 
 from distrib.errors import UsageError
-from distrib.launch.hosts.placement import Host, assign, parse_hosts
+from distrib.launch.hosts.placement import Host, parse_hosts, place_ranks
 
 
 def places(text: str, size: int) -> list[tuple[object, ...]]:
     return [
-        (s.hostname, s.local_rank, s.local_size, s.cross_rank, s.cross_size)
-        for s in assign(parse_hosts(text), size)
+        (p.hostname, p.local_rank, p.local_size, p.cross_rank, p.cross_size)
+        for p in place_ranks(parse_hosts(text), size)
     ]
 
 
@@ -32,15 +32,15 @@ def test_hosts_with_different_numbers_of_ranks() -> None:
     ]
 
 
-def test_hosts_that_are_not_needed_get_nothing() -> None:
+def test_hosts_that_are_not_needed_get_no_rank() -> None:
     assert places("h0:2,h1:2", 2) == [("h0", 0, 2, 0, 1), ("h0", 1, 2, 0, 1)]
 
 
-def test_the_same_as_horovods_own() -> None:
+def test_placements_match_horovods() -> None:
     hosts = pytest.importorskip("horovod.runner.common.util.hosts")
     text = "h0:1,h1:3,h2:2"
     theirs = hosts.get_host_assignments(hosts.parse_hosts(text), 6)
-    ours = assign(parse_hosts(text), 6)
+    ours = place_ranks(parse_hosts(text), 6)
     names = ("hostname", "rank", "size", "local_rank", "local_size", "cross_rank", "cross_size")
     for own, other in zip(ours, theirs, strict=True):
         assert [getattr(own, name) for name in names] == [getattr(other, name) for name in names]
@@ -51,7 +51,7 @@ def test_a_name_alone_has_one_slot() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "h0:", "h0:0", "h0:x", "h0:1:2", "h0:1,,h1:1", "-oProxy:1"])
-def test_what_is_not_a_host(text: str) -> None:
+def test_invalid_hosts(text: str) -> None:
     with pytest.raises(UsageError, match="is not of the form host:slots"):
         parse_hosts(text)
 
@@ -64,7 +64,7 @@ def test_one_host_under_two_names(text: str) -> None:
 
 def test_too_few_slots() -> None:
     with pytest.raises(UsageError, match=r"-np 3: the hosts have 2 slots \(h0:1,h1:1\)"):
-        assign(parse_hosts("h0:1,h1:1"), 3)
+        place_ranks(parse_hosts("h0:1,h1:1"), 3)
 
 
 @pytest.mark.parametrize("name", ["localhost", "127.0.0.1", socket.gethostname()])

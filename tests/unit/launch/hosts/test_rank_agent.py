@@ -11,73 +11,84 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from distrib.launch.hosts.channel import Frames
-from distrib.launch.hosts.network import beside
+from distrib import heartbeat
+from distrib.errors import EXIT_USAGE
+from distrib.launch.hosts import rank_agent
+from distrib.launch.hosts.channel import FrameParser
+from distrib.launch.hosts.network import script_command
 
 FOREVER = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
 
 
 def start(command: list[str], **spec: Any) -> "subprocess.Popen[bytes]":
     pipe = subprocess.PIPE
-    process = subprocess.Popen(beside("rank_agent.py"), stdin=pipe, stdout=pipe, stderr=pipe)
+    process = subprocess.Popen(
+        script_command("rank_agent.py"), stdin=pipe, stdout=pipe, stderr=pipe
+    )
     full = {"command": command, "directory": "/", "environment": {}, "terminals": {}, "lease": None}
-    tell(process, json.dumps({**full, **spec}) + "\n")
+    send(process, json.dumps({**full, **spec}) + "\n")
     return process
 
 
-def tell(process: "subprocess.Popen[bytes]", text: str) -> None:
+def send(process: "subprocess.Popen[bytes]", text: str) -> None:
     assert process.stdin
     process.stdin.write(text.encode())
     process.stdin.flush()
 
 
-class End(NamedTuple):
+class AgentResult(NamedTuple):
     code: int | None
     out: bytes
     err: bytes
-    beats: list[Any]
-    complaints: bytes
+    heartbeats: list[Any]
+    agent_errors: bytes
 
 
-class Heard:
-    """What a keeper has passed on."""
+class Received:
+    """What a rank agent has forwarded."""
 
     def __init__(self) -> None:
-        self.frames = Frames()
+        self.parser = FrameParser()
         self.streams = {1: b"", 2: b""}
-        self.beats: list[Any] = []
+        self.heartbeats: list[Any] = []
 
-    def take(self, data: bytes) -> None:
-        output, beats = self.frames.take(data)
-        self.beats += beats
+    def feed(self, data: bytes) -> None:
+        output, heartbeats = self.parser.feed(data)
+        self.heartbeats += heartbeats
         for stream, content in output:
             self.streams[stream] += content
 
 
-heard: dict["subprocess.Popen[bytes]", Heard] = {}
+received_from: dict["subprocess.Popen[bytes]", Received] = {}
 
 
-def end(process: "subprocess.Popen[bytes]") -> End:
-    """Wait for the keeper without closing its standard input, which would kill the rank."""
+def end(process: "subprocess.Popen[bytes]") -> AgentResult:
+    """Wait for the rank agent without closing its standard input, which would kill the rank."""
     assert process.stdout
     assert process.stderr
-    said = heard.pop(process, None) or Heard()
+    received = received_from.pop(process, None) or Received()
     while data := os.read(process.stdout.fileno(), 65536):
-        said.take(data)
-    complaints = process.stderr.read()
+        received.feed(data)
+    agent_errors = process.stderr.read()
     process.wait()
-    return End(said.frames.exit_code, said.streams[1], said.streams[2], said.beats, complaints)
+    return AgentResult(
+        received.parser.exit_code,
+        received.streams[1],
+        received.streams[2],
+        received.heartbeats,
+        agent_errors,
+    )
 
 
 def first_line(process: "subprocess.Popen[bytes]", stream: int = 1) -> bytes:
     """Wait for the first line that the rank writes on a stream."""
     assert process.stdout
-    said = heard.setdefault(process, Heard())
-    while b"\n" not in said.streams[stream]:
+    received = received_from.setdefault(process, Received())
+    while b"\n" not in received.streams[stream]:
         data = os.read(process.stdout.fileno(), 65536)
         assert data
-        said.take(data)
-    return said.streams[stream].partition(b"\n")[0]
+        received.feed(data)
+    return received.streams[stream].partition(b"\n")[0]
 
 
 def started(process: "subprocess.Popen[bytes]") -> None:
@@ -85,7 +96,7 @@ def started(process: "subprocess.Popen[bytes]") -> None:
 
 
 def wait_for_the_end_of(pid: int) -> None:
-    """Return when there is no such process, or only its exit code."""
+    """Return when the process does not exist, or is a zombie."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         try:
@@ -96,7 +107,12 @@ def wait_for_the_end_of(pid: int) -> None:
             return
         time.sleep(0.01)
     os.kill(pid, signal.SIGKILL)
-    pytest.fail(f"process {pid} has survived")
+    pytest.fail(f"process {pid} is still running")
+
+
+def test_constants_that_the_agent_cannot_import() -> None:
+    assert rank_agent.HEARTBEAT_VARIABLE == heartbeat.VARIABLE
+    assert rank_agent.EXIT_USAGE == EXIT_USAGE
 
 
 def test_output_exit_code_directory_and_environment(tmp_path: Path) -> None:
@@ -112,7 +128,7 @@ def test_exit_codes(script: str, code: int) -> None:
     assert end(start(["sh", "-c", script]))[0] == code
 
 
-def test_signals_reach_the_rank_and_no_other() -> None:
+def test_signals_reach_the_rank_but_not_its_children() -> None:
     """A pool of data workers must not die while the chief saves."""
     script = (
         "import os, signal, sys, time\n"
@@ -127,27 +143,27 @@ def test_signals_reach_the_rank_and_no_other() -> None:
     )
     process = start([sys.executable, "-c", script])
     started(process)
-    tell(process, f"{signal.SIGTERM:d}\n")
+    send(process, f"{signal.SIGTERM:d}\n")
     assert end(process)[0] == 75
 
 
-def test_signals_to_the_keeper_are_passed_over() -> None:
-    """Slurm, for one, signals every process there is."""
+def test_signals_to_the_agent_are_ignored() -> None:
+    """Slurm, for one, signals every process of a job."""
     process = start(FOREVER)
     started(process)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         process.send_signal(number)
-    tell(process, "\n9\n")
+    send(process, "\n9\n")
     assert end(process)[0] == 137
 
 
-def test_the_rank_does_not_inherit_what_the_keeper_ignores() -> None:
+def test_the_rank_does_not_inherit_ignored_signals() -> None:
     script = "import signal; print(signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)"
     assert end(start([sys.executable, "-c", script]))[1] == b"True\n"
 
 
-@pytest.mark.parametrize("death", ["launcher", "keeper"])
-def test_the_rank_dies_with_the_launcher_and_with_the_keeper(death: str) -> None:
+@pytest.mark.parametrize("death", ["launcher", "agent"])
+def test_the_rank_dies_with_the_launcher_and_with_the_agent(death: str) -> None:
     script = "import os; print(os.getpid(), flush=True); import time; time.sleep(600)"
     process = start([sys.executable, "-c", script])
     assert process.stdin
@@ -161,69 +177,71 @@ def test_the_rank_dies_with_the_launcher_and_with_the_keeper(death: str) -> None
 
 
 @pytest.mark.parametrize("how", ["exit 3", "kill -KILL $$"])
-def test_nothing_is_left_of_the_ranks_group(how: str) -> None:
+def test_no_process_of_the_ranks_group_is_left(how: str) -> None:
     process = start(["sh", "-c", f"sleep 600 & echo $!; {how}"])
     code, out, *_ = end(process)
     assert code in (3, 137)
     wait_for_the_end_of(int(out))
 
 
-def test_a_process_that_has_left_the_group_does_not_hold_the_keeper_up() -> None:
+def test_a_process_that_has_left_the_group_does_not_block_the_agent() -> None:
     process = start(["sh", "-c", "setsid sleep 600 & echo $!; echo last >&2"])
     code, out, err, *_ = end(process)
     assert (code, err) == (0, b"last\n")
     os.kill(int(out), signal.SIGKILL)
 
 
-def test_an_end_by_any_error_is_one() -> None:
-    """A network that is silent gives another error than a connection that was closed."""
-    ours, its = pty.openpty()
-    tty.setraw(its)
-    order = {"command": FOREVER, "directory": "/", "environment": {}, "terminals": {}}
-    os.write(its, json.dumps({**order, "lease": None}).encode() + b"\n")
+def test_any_read_error_ends_the_connection() -> None:
+    """A silent network gives another error than a closed connection."""
+    ours, theirs = pty.openpty()
+    tty.setraw(theirs)
+    spec = {"command": FOREVER, "directory": "/", "environment": {}, "terminals": {}}
+    os.write(theirs, json.dumps({**spec, "lease": None}).encode() + b"\n")
     pipe = subprocess.PIPE
-    process = subprocess.Popen(beside("rank_agent.py"), stdin=ours, stdout=pipe, stderr=pipe)
+    process = subprocess.Popen(
+        script_command("rank_agent.py"), stdin=ours, stdout=pipe, stderr=pipe
+    )
     started(process)
-    os.close(its)
-    code, *_, complaints = end(process)
-    assert (code, complaints) == (137, b"")
+    os.close(theirs)
+    code, *_, agent_errors = end(process)
+    assert (code, agent_errors) == (137, b"")
     os.close(ours)
 
 
-def test_a_launcher_that_is_silent_is_gone() -> None:
+def test_the_rank_dies_when_the_lease_ends() -> None:
     process = start(FOREVER, lease=0.5)
     assert end(process)[:2] == (137, b"up\n")
 
 
-def test_a_launcher_that_beats_is_there() -> None:
+def test_keepalives_renew_the_lease() -> None:
     process = start(["sh", "-c", "sleep 3; echo done"], lease=2.0)
     while process.poll() is None:
         time.sleep(0.05)
         if process.poll() is None:
-            tell(process, "\n")
+            send(process, "\n")
     assert end(process)[:2] == (0, b"done\n")
 
 
-def test_beats_are_heard_while_the_output_is_blocked() -> None:
-    """Whoever pauses the launcher's output, with `less` for one, must not kill the job."""
+def test_keepalives_count_while_the_output_is_blocked() -> None:
+    """A user who pauses the launcher's output, with `less` for one, must not kill the job."""
     process = start(["sh", "-c", "head -c 1000000 /dev/zero"], lease=2.0)
     for _ in range(60):
         time.sleep(0.05)
-        tell(process, "\n")
+        send(process, "\n")
     assert process.poll() is None
     code, out, *_ = end(process)
     assert (code, len(out)) == (0, 1000000)
 
 
-def test_orders_are_heard_while_the_output_is_blocked() -> None:
+def test_signals_reach_the_rank_while_the_output_is_blocked() -> None:
     process = start(["sh", "-c", "echo $$ >&2; exec head -c 1000000 /dev/zero"])
     pid = int(first_line(process, stream=2))
-    tell(process, "9\n")
+    send(process, "9\n")
     wait_for_the_end_of(pid)
     assert end(process)[0] == 137
 
 
-def test_a_terminal_leaves_the_bytes_as_they_are() -> None:
+def test_a_terminal_does_not_change_the_bytes() -> None:
     script = "test -t 1 && test ! -t 2 && stty size <&1; printf 'a\\r\\nb\\n\\tc'; tty; true"
     process = start(["sh", "-c", script], terminals={"1": [33, 99]})
     assert end(process)[:2] == (0, b"33 99\na\r\nb\n\tcnot a tty\n")
@@ -237,34 +255,36 @@ def test_much_output_through_a_terminal() -> None:
 @pytest.mark.parametrize(
     "spec", [{"command": ["no-such-program"]}, {"command": ["true"], "directory": "/no/such"}]
 )
-def test_what_cannot_be_started(spec: dict[str, Any]) -> None:
+def test_a_command_that_cannot_be_started(spec: dict[str, Any]) -> None:
     process = start(**spec)
-    complaints = end(process).complaints
+    agent_errors = end(process).agent_errors
     assert process.returncode == 64
-    assert complaints.startswith(b"distrib: cannot start on ")
-    assert b"No such file or directory: '" in complaints
+    assert agent_errors.startswith(b"distrib: cannot start on ")
+    assert b"No such file or directory: '" in agent_errors
 
 
-def test_signs_of_life() -> None:
+def test_heartbeats() -> None:
     script = (
         "from distrib.heartbeat import TRAINING, heartbeat\n"
         "heartbeat.note(step=7)\nheartbeat.enter(TRAINING)\nheartbeat.committed(5)\n"
     )
-    assert end(start([sys.executable, "-c", script])).beats == [
+    assert end(start([sys.executable, "-c", script])).heartbeats == [
         {"phase": "training", "step": 7},
         {"phase": "training", "step": 7, "committed": 5},
     ]
 
 
-def test_a_host_that_has_come_by_itself_knows_its_command() -> None:
+def test_the_command_may_be_on_the_command_line() -> None:
     pipe = subprocess.PIPE
-    command = [*beside("rank_agent.py"), "echo", "mine"]
+    command = [*script_command("rank_agent.py"), "echo", "mine"]
     process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)
     spec = {"command": None, "directory": None, "environment": {}, "terminals": {}, "lease": None}
-    tell(process, json.dumps(spec) + "\n")
+    send(process, json.dumps(spec) + "\n")
     assert end(process)[:2] == (0, b"mine\n")
 
 
-def test_no_orders() -> None:
-    done = subprocess.run(beside("rank_agent.py"), stdin=subprocess.DEVNULL, capture_output=True)
+def test_no_spec() -> None:
+    done = subprocess.run(
+        script_command("rank_agent.py"), stdin=subprocess.DEVNULL, capture_output=True
+    )
     assert (done.returncode, done.stdout, done.stderr) == (64, b"", b"")

@@ -1,6 +1,6 @@
-"""The manifests: valid, and the same from `kubectl kustomize` and from `distrib k8s render`.
+"""Manifests are valid, and `kubectl kustomize` and `distrib k8s render` give the same.
 
-After a change of k8s/ the files in golden/ are written anew:
+After a change of k8s/ write the files in golden/ again:
 
     kubectl kustomize k8s/overlays/cpu > tests/unit/launch/k8s/golden/cpu.yaml
 """
@@ -23,23 +23,23 @@ import pytest
 import yaml
 
 from distrib.launch.cli import main
-from distrib.launch.k8s.lint_rules import problems
+from distrib.launch.k8s.lint_rules import find_problems
 
 HERE = Path(__file__).parent
 K8S = HERE.parents[3] / "k8s"
-# From the first that heeds all fields (`successPolicy`), past that which was tried, to the newest.
+# From the first version that has all fields (`successPolicy`) to the newest.
 VERSIONS = ["1.31", "1.33", "1.36", "1.37"]
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-# What `distrib k8s render` is told to get the objects of k8s/.
+# Options of `distrib k8s render` that give the objects of k8s/.
 COMMON = ["--name=distrib", "--image=distrib"]
 TRAIN = ["--", "train.py", "--run=$(CHECKPOINT_DIR)"]
 CLAIM = ["--pvc=distrib-runs", "--storage=50Gi", "--checkpoint-dir=/runs/digits"]
 DIGITS = ["--", "examples/digits.py", "--run=$(CHECKPOINT_DIR)"]
 STORE = ["--checkpoint-dir=s3://BUCKET/runs/distrib"]
 SPOT = ["--name=distrib", "--image=distrib-gpu", "--gpus=1", "--spot=gce"]
-AGAIN = "RestartJobSetAndIgnoreMaxRestarts"
+RESTART = "RestartJobSetAndIgnoreMaxRestarts"
 QUEUE = ["--queue=training", "--priority-class=training"]
-SAME = {
+RENDER_OPTIONS = {
     "overlays/cpu": [*COMMON, *CLAIM, *DIGITS],
     "overlays/gpu-spot": [*SPOT, *STORE, *TRAIN],
     "variants/jobset": [*COMMON, "--variant=jobset", *STORE, *TRAIN],
@@ -82,33 +82,31 @@ def render(capsys: pytest.CaptureFixture[str]) -> Any:
     return call
 
 
-@pytest.mark.parametrize("folder", SAME)
-def test_kustomize_makes_what_is_kept(folder: str) -> None:
+@pytest.mark.parametrize("folder", RENDER_OPTIONS)
+def test_kustomize_gives_the_golden_objects(folder: str) -> None:
     assert kustomize(K8S / folder) == golden(folder)
 
 
-@pytest.mark.parametrize(("folder", "arguments"), SAME.items())
-def test_render_makes_the_same_objects(folder: str, arguments: list[str], render: Any) -> None:
+@pytest.mark.parametrize(("folder", "arguments"), RENDER_OPTIONS.items())
+def test_render_gives_the_golden_objects(folder: str, arguments: list[str], render: Any) -> None:
     assert render(*arguments) == golden(folder)
 
 
-@pytest.mark.parametrize("folder", SAME)
+@pytest.mark.parametrize("folder", RENDER_OPTIONS)
 @pytest.mark.parametrize("version", VERSIONS)
-def test_kubernetes_knows_all_fields(folder: str, version: str) -> None:
+def test_schemas_accept_all_fields(folder: str, version: str) -> None:
     for each in golden(folder).values():
         validate(each, version)
 
 
-@pytest.mark.parametrize("folder", SAME)
-def test_nothing_is_wrong_that_schemas_miss(folder: str) -> None:
-    assert problems(list(golden(folder).values())) == []
+@pytest.mark.parametrize("folder", RENDER_OPTIONS)
+def test_lint_finds_no_fault(folder: str) -> None:
+    assert find_problems(list(golden(folder).values())) == []
 
 
-@pytest.mark.parametrize("folder", SAME)
-def test_a_queue_and_a_second_job_beside_the_first(
-    folder: str, tmp_path: Path, render: Any
-) -> None:
-    """By Kueue's component and `nameSuffix`, which has to reach every place that names another."""
+@pytest.mark.parametrize("folder", RENDER_OPTIONS)
+def test_kueue_and_a_second_job_by_name_suffix(folder: str, tmp_path: Path, render: Any) -> None:
+    """`nameSuffix` must reach every place where an object names another."""
     (tmp_path / "kustomization.yaml").write_text(
         json.dumps(
             {
@@ -118,13 +116,13 @@ def test_a_queue_and_a_second_job_beside_the_first(
             }
         )
     )
-    arguments = [word.replace("distrib-runs", "distrib-runs-17") for word in SAME[folder]]
+    arguments = [word.replace("distrib-runs", "distrib-runs-17") for word in RENDER_OPTIONS[folder]]
     rendered = render(*QUEUE, *arguments[:1], "--name=distrib-17", *arguments[1:])
     assert kustomize(tmp_path) == rendered
 
 
 @pytest.mark.parametrize("variant", ["job", "jobset", "mpijob", "trainjob"])
-def test_all_that_can_be_asked_for(variant: str, render: Any) -> None:
+def test_all_options_together(variant: str, render: Any) -> None:
     objects = render(
         *(f"--variant={variant}", "--name=big", "--image=registry.example/train:3", "--gpus=8"),
         *("--namespace=ml", "--replicas=4", "--min-replicas=3", "--backend=multiworker"),
@@ -147,26 +145,26 @@ def test_all_that_can_be_asked_for(variant: str, render: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "action"),
+    ("message", "action"),
     [
         ("Container train for pod ml/distrib-node-0-1-x failed with exit code 78 ", "FailJobSet"),
-        ("Container train for pod ml/distrib-node-0-1-x failed with exit code 75 ", AGAIN),
-        ("Pod ml/distrib-node-0-1-x has condition DisruptionTarget ", AGAIN),
+        ("Container train for pod ml/distrib-node-0-1-x failed with exit code 75 ", RESTART),
+        ("Pod ml/distrib-node-0-1-x has condition DisruptionTarget ", RESTART),
         ("Container train for pod ml/distrib-node-0-1-x failed with exit code 7 ", None),
     ],
 )
-def test_a_jobset_reads_its_jobs_message(how: str, action: str | None) -> None:
+def test_a_jobset_acts_on_its_jobs_failure_message(message: str, action: str | None) -> None:
     policy = golden("variants/jobset")["JobSet", "distrib"]["spec"]["failurePolicy"]
     found = [
         rule["action"]
         for rule in policy["rules"]
         for pattern in rule.get("onJobFailureMessagePatterns", ())
-        if re.search(pattern, f"{how}matching FailJob rule at index 0")
+        if re.search(pattern, f"{message}matching FailJob rule at index 0")
     ]
     assert found == ([action] if action else [])
 
 
-def test_the_liveness_probe_looks_at_the_files_age(tmp_path: Path) -> None:
+def test_the_liveness_probe_checks_the_heartbeats_age(tmp_path: Path) -> None:
     (container,) = golden("overlays/cpu")["Job", "distrib"]["spec"]["template"]["spec"][
         "containers"
     ]
@@ -180,7 +178,7 @@ def test_the_liveness_probe_looks_at_the_files_age(tmp_path: Path) -> None:
     assert subprocess.run(here).returncode != 0
 
 
-def test_a_field_that_kubernetes_does_not_know_is_found() -> None:
+def test_schemas_refuse_unknown_fields() -> None:
     job = golden("overlays/cpu")["Job", "distrib"]
     job["spec"]["podFailurePolicy"]["rules"][0]["onPodCondition"] = []
     with pytest.raises(kubernetes_validate.ValidationError, match="onPodCondition"):
@@ -192,17 +190,17 @@ def test_a_field_that_kubernetes_does_not_know_is_found() -> None:
 
 
 def validate(each: dict[str, Any], version: str) -> None:
-    """Check an object, and what it is a template for, against the schemas of a version."""
+    """Check an object, and the objects in its templates, against the schemas of a version."""
     schema = HERE / "crds" / f"{each['kind'].lower()}.yaml"
     if not schema.exists():
         kubernetes_validate.validate(each, version, strict=True)
         return
     jsonschema.Draft202012Validator(yaml.load(schema.read_text(), LOADER)).validate(each)
-    for made in made_from(each):
+    for made in objects_in_templates(each):
         validate(made, version)
 
 
-def made_from(each: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def objects_in_templates(each: dict[str, Any]) -> Iterator[dict[str, Any]]:
     head = {"metadata": {"name": "made"}}
     if each["kind"] == "TrainingRuntime":
         template = each["spec"]["template"]

@@ -1,4 +1,4 @@
-"""Faults that Kubernetes' schemas let pass, each put into manifests that have none."""
+"""Faults that Kubernetes' schemas accept, each put into correct manifests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from distrib.launch.cli import main
-from distrib.launch.k8s.lint_rules import problems
+from distrib.launch.k8s.lint_rules import find_problems
 
 GOLDEN = Path(__file__).parent / "golden"
 Objects = dict[str, Any]
@@ -49,26 +49,32 @@ def set_env(objects: Objects, name: str, value: str) -> None:
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        # Refused by an API server, but by no schema.
+        # An API server refuses these, no schema does.
         (lambda o: pod(o).update(restartPolicy="OnFailure"), "restartPolicy 'OnFailure'"),
-        (lambda o: rules(o)[1].update(action="Fail"), "no action 'Fail'"),
-        (lambda o: rules(o)[1]["onExitCodes"].update(operator="Is"), "no operator 'Is'"),
-        (lambda o: rules(o)[1]["onExitCodes"].update(values=[78, 64, 65, 70]), "in order"),
-        (lambda o: rules(o)[1]["onExitCodes"]["values"].insert(0, 0), "0 is no failure"),
+        (lambda o: rules(o)[1].update(action="Fail"), "action 'Fail' does not exist"),
+        (
+            lambda o: rules(o)[1]["onExitCodes"].update(operator="Is"),
+            "operator 'Is' does not exist",
+        ),
+        (lambda o: rules(o)[1]["onExitCodes"].update(values=[78, 64, 65, 70]), "sorted and unique"),
+        (lambda o: rules(o)[1]["onExitCodes"]["values"].insert(0, 0), "0 is not a failure"),
         (lambda o: rules(o)[0].pop("onPodConditions"), "one of onExitCodes and onPodConditions"),
-        (lambda o: job(o).update(podReplacementPolicy="TerminatingOrFailed"), "it is Failed"),
-        (lambda o: job(o).pop("backoffLimitPerIndex"), "maxFailedIndexes goes with"),
+        (lambda o: job(o).update(podReplacementPolicy="TerminatingOrFailed"), "must be Failed"),
+        (lambda o: job(o).pop("backoffLimitPerIndex"), "maxFailedIndexes requires"),
         (lambda o: job(o).update(completionMode="NonIndexed"), "must be Indexed"),
         (lambda o: o["Job"]["metadata"].update(name="a" * 62), "longer than 63"),
-        # Taken, and then wrong.
+        # An API server accepts these.
         (lambda o: job(o).update(completions=4), "completions 4 and parallelism 2"),
         (lambda o: job(o).pop("podFailurePolicy"), "no podFailurePolicy"),
-        (lambda o: job(o).pop("activeDeadlineSeconds"), "restarts for ever"),
+        (lambda o: job(o).pop("activeDeadlineSeconds"), "restart forever"),
         (lambda o: job(o).update(maxFailedIndexes=1), "must be 0"),
         (lambda o: rules(o).append(rules(o).pop(0)), "first rule must be Ignore"),
-        (lambda o: rules(o).pop(2), "exit code 75 means"),
-        (lambda o: rules(o)[1]["onExitCodes"]["values"].remove(70), "exit code 70 is for a person"),
-        (lambda o: rules(o)[1].update(action="FailIndex"), "exit code 64 is for a person"),
+        (lambda o: rules(o).pop(2), "exit code 75 is retryable"),
+        (
+            lambda o: rules(o)[1]["onExitCodes"]["values"].remove(70),
+            "exit code 70 is not retryable",
+        ),
+        (lambda o: rules(o)[1].update(action="FailIndex"), "exit code 64 is not retryable"),
         (
             lambda o: pod(o).pop("terminationGracePeriodSeconds"),
             "terminationGracePeriodSeconds=30",
@@ -84,8 +90,8 @@ def set_env(objects: Objects, name: str, value: str) -> None:
         (lambda o: o["ConfigMap"]["data"].update(CHECKPOINT_DIR="/tmp/1"), "the pod's own disk"),
         (lambda o: job(o).pop("successPolicy"), "needs a successPolicy"),
         (lambda o: container(o)["command"].remove("--linger"), "the pods need --linger"),
-        (lambda o: o["Job"]["metadata"].update(name="other"), "the subdomain 'distrib'"),
-        (lambda o: o["Service"]["metadata"].update(name="other"), "no Service is called so"),
+        (lambda o: o["Job"]["metadata"].update(name="other"), "subdomain is 'distrib'"),
+        (lambda o: o["Service"]["metadata"].update(name="other"), "no Service has the name"),
         (lambda o: o["Service"]["spec"].pop("clusterIP"), "clusterIP: None"),
         (
             lambda o: o["Service"]["spec"].pop("publishNotReadyAddresses"),
@@ -97,7 +103,7 @@ def set_env(objects: Objects, name: str, value: str) -> None:
         ),
         (
             lambda o: container(o)["resources"]["requests"].update({"nvidia.com/gpu": 1}),
-            "for limits only",
+            "set the limit only",
         ),
         (
             lambda o: o["Job"]["metadata"].update(
@@ -107,27 +113,27 @@ def set_env(objects: Objects, name: str, value: str) -> None:
         ),
     ],
 )
-def test_a_fault_is_found(change: Callable[[Objects], None], word: str) -> None:
+def test_each_fault_is_found(change: Callable[[Objects], None], word: str) -> None:
     objects = copy.deepcopy(CPU)
     change(objects)
-    assert any(word in line for line in problems(list(objects.values())))
+    assert any(word in line for line in find_problems(list(objects.values())))
 
 
-def test_a_jobsets_job_ends_with_the_first_of_its_pods() -> None:
+def test_a_jobsets_job_must_fail_with_its_first_pod() -> None:
     objects = copy.deepcopy(JOBSET)
     (replicated,) = objects["JobSet"]["spec"]["replicatedJobs"]
     found = replicated["template"]["spec"]["podFailurePolicy"]["rules"]
     found[0]["action"] = "Ignore"
     found[1]["onExitCodes"]["values"].remove(76)
-    lines = problems(list(objects.values()))
+    lines = find_problems(list(objects.values()))
     assert any("JobSet/distrib node: exit code 76" in line and "FailJob" in line for line in lines)
 
 
-def test_a_shell_that_gives_way_is_no_fault() -> None:
+def test_a_shell_with_exec_is_no_fault() -> None:
     objects = copy.deepcopy(CPU)
     words = container(objects)["command"]
     words[:] = ["sh", "-c", f"exec {' '.join(words)} train.py"]
-    assert problems(list(objects.values())) == []
+    assert find_problems(list(objects.values())) == []
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,12 +150,12 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        ("a: [", "is no YAML"),
-        ("- 1", "not all of its documents are objects"),
+        ("a: [", "is not YAML"),
+        ("- 1", "not all documents are objects"),
         ("kind: ConfigMap\nmetadata: {name: a}", "no Job, JobSet"),
     ],
 )
-def test_what_cannot_be_looked_at(
+def test_input_without_workloads_is_refused(
     text: str,
     word: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -160,6 +166,6 @@ def test_what_cannot_be_looked_at(
     assert word in capsys.readouterr().err
 
 
-def test_a_file_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["k8s", "lint", "nowhere.yaml"]) == 64
     assert "nowhere.yaml" in capsys.readouterr().err

@@ -14,8 +14,8 @@ from distrib.heartbeat import VARIABLE
 from distrib.launch.cli import main
 from distrib.launch.k8s import pre_stop
 
-# It has a child of its own, which is not to be asked: that is the rank's affair.
-RANK = """
+# The rank has a child process, which must not get SIGTERM: stopping it is up to the rank.
+RANK_SCRIPT = """
 import signal, subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 def stop(number, frame):
@@ -38,7 +38,7 @@ def start() -> Iterator[Start]:
 
     def call(kind: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-c", RANK, kind],
+            [sys.executable, "-c", RANK_SCRIPT, kind],
             env={**os.environ, VARIABLE: "3:1"},
             stdout=subprocess.PIPE,
             text=True,
@@ -58,23 +58,25 @@ def start() -> Iterator[Start]:
 
 @pytest.fixture
 def only(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int]], None]:
-    """Keeps the command from ranks that other tests have started on this machine."""
-    find = pre_stop.ranks
+    """Hides ranks of other tests on this machine from the command."""
+    find = pre_stop.find_ranks
 
     def call(mine: set[int]) -> None:
-        monkeypatch.setattr(pre_stop, "ranks", lambda: find() & mine)
+        monkeypatch.setattr(pre_stop, "find_ranks", lambda: find() & mine)
 
     return call
 
 
-def test_ranks_are_asked_and_waited_for(start: Start, only: Callable[[set[int]], None]) -> None:
+def test_ranks_get_sigterm_and_are_waited_for(
+    start: Start, only: Callable[[set[int]], None]
+) -> None:
     processes = [start("saves"), start("saves")]
     only({process.pid for process in processes})
     assert main(["k8s", "leave", "--seconds=60"]) == 0
     assert [process.wait() for process in processes] == [75, 75]
 
 
-def test_one_that_does_not_end_is_told_of(
+def test_a_rank_that_does_not_end_is_reported(
     start: Start, only: Callable[[set[int]], None], capfd: pytest.CaptureFixture[str]
 ) -> None:
     pid = start("deaf").pid

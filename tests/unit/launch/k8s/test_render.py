@@ -1,4 +1,4 @@
-"""What `distrib k8s render` refuses, and how."""
+"""Options that `distrib k8s render` refuses, and its messages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from distrib.errors import UsageError
 from distrib.launch.cli import main
-from distrib.launch.k8s.settings import quantity
+from distrib.launch.k8s.settings import parse_quantity
 
 Refusal = Callable[..., str]
 STORE = "--checkpoint-dir=s3://bucket/runs/17"
@@ -18,7 +18,7 @@ STORE = "--checkpoint-dir=s3://bucket/runs/17"
 
 @pytest.fixture
 def refusal(capsys: pytest.CaptureFixture[str]) -> Refusal:
-    """Returns what is said of options that cannot work."""
+    """Returns the message for options that cannot work."""
 
     def call(*options: str, name: str = "digits", script: tuple[str, ...] = ("train.py",)) -> str:
         code = main(["k8s", "render", f"--name={name}", "--image=i", *options, "--", *script])
@@ -37,61 +37,59 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> Refusal:
         (["--completions=4"], ["--completions 4", "--parallelism 2", "--replicas"]),
         (["--parallelism=4"], ["--completions 2", "--parallelism 4"]),
         (["--min-replicas=3"], ["--min-replicas 3", "2 replicas"]),
-        (["--gpus=4", "--slots=8"], ["--slots 8", "--gpus 4", "one rank on each GPU"]),
+        (["--gpus=4", "--slots=8"], ["--slots 8", "--gpus 4", "each GPU has one rank"]),
         (["--shm=4Gi"], ["--shm 4Gi", "--memory 4Gi"]),
         (["--memory=4 GB"], ["--memory 4 GB", "16Gi"]),
         (["--deadline=400"], ["--deadline 400", "900 s"]),
         (["--priority-class=high"], ["--priority-class high", "--queue"]),
         (["--storage=1Gi"], ["--storage 1Gi", "--pvc"]),
-        (["--env=HOME=/root"], ["--env HOME", "set already"]),
+        (["--env=HOME=/root"], ["--env HOME", "already set"]),
         (["--env=RANKS=3"], ["--env RANKS", "--replicas and --slots"]),
         (["--env=A"], ["--env A", "NAME=VALUE"]),
-        (["--env=1A=2"], ["--env 1A", "no name of a variable"]),
+        (["--env=1A=2"], ["--env 1A", "not a valid variable name"]),
     ],
 )
-def test_what_cannot_work_is_refused(
-    options: list[str], words: list[str], refusal: Refusal
-) -> None:
+def test_refused_options(options: list[str], words: list[str], refusal: Refusal) -> None:
     said = refusal(STORE, *options)
     for word in words:
         assert word in said
 
 
 @pytest.mark.parametrize("mode", ["ReadWriteOnce", "ReadWriteOncePod"])
-def test_a_volume_that_one_node_can_mount_is_for_one_pod(mode: str, refusal: Refusal) -> None:
+def test_a_single_node_volume_is_for_one_pod(mode: str, refusal: Refusal) -> None:
     options = ("--pvc=disk", f"--access-mode={mode}", "--checkpoint-dir=/runs/17")
     assert "ReadWriteMany" in refusal(*options)
     command = ["k8s", "render", "--name=digits", "--image=i", *options, "--replicas=1", "train.py"]
     assert main(command) == 0
 
 
-def test_checkpoints_outlive_the_pod(refusal: Refusal) -> None:
-    assert "gone with the pod" in refusal("--checkpoint-dir=/tmp/run")
-    assert "gone with the pod" in refusal("--checkpoint-dir=memory://run")
-    assert "is at /runs" in refusal("--checkpoint-dir=/data/run", "--pvc=disk")
-    assert "is at /runs" in refusal("--checkpoint-dir=file:///data/run", "--pvc=disk")
+def test_checkpoints_must_outlive_the_pod(refusal: Refusal) -> None:
+    assert "lost with the pod" in refusal("--checkpoint-dir=/tmp/run")
+    assert "lost with the pod" in refusal("--checkpoint-dir=memory://run")
+    assert "is mounted at /runs" in refusal("--checkpoint-dir=/data/run", "--pvc=disk")
+    assert "is mounted at /runs" in refusal("--checkpoint-dir=file:///data/run", "--pvc=disk")
 
 
 @pytest.mark.parametrize("name", ["Digits", "digits.17", "17", "digits-"])
-def test_a_name_must_be_a_hosts(name: str, refusal: Refusal) -> None:
-    assert "a name has small letters" in refusal(STORE, name=name)
+def test_the_name_must_be_valid_in_host_names(name: str, refusal: Refusal) -> None:
+    assert "lowercase letters" in refusal(STORE, name=name)
 
 
 @pytest.mark.parametrize(
     ("variant", "longest"), [("job", 61), ("jobset", 48), ("trainjob", 48), ("mpijob", 54)]
 )
-def test_the_last_pods_name_must_fit(variant: str, longest: int, refusal: Refusal) -> None:
+def test_the_last_pods_host_name_must_fit(variant: str, longest: int, refusal: Refusal) -> None:
     said = refusal(STORE, f"--variant={variant}", name="a" * (longest + 1))
-    assert "take 1 away" in said
+    assert "shorten the name by 1." in said
     fits = ["k8s", "render", f"--name={'a' * longest}", "--image=i", f"--variant={variant}", STORE]
     assert main([*fits, "train.py"]) == 0
 
 
-def test_there_must_be_a_script(refusal: Refusal) -> None:
-    assert "which script?" in refusal(STORE, script=())
+def test_a_script_is_required(refusal: Refusal) -> None:
+    assert "no script given" in refusal(STORE, script=())
 
 
-def test_without_pyyaml_it_says_what_to_install() -> None:
+def test_without_pyyaml_the_error_names_the_extra() -> None:
     code = (
         "import sys\nsys.modules['yaml'] = None\nfrom distrib.launch.cli import main\n"
         f"sys.exit(main(['k8s', 'render', '--name=a', '--image=i', '{STORE}', 'train.py']))"
@@ -104,7 +102,7 @@ def test_without_pyyaml_it_says_what_to_install() -> None:
 def test_quantities() -> None:
     texts = ["2", "500m", "1.5", "1k", "1Ki", "16Gi", "2T"]
     expected = [2, 0.5, 1.5, 1000, 1024, 16 * 2**30, 2e12]
-    assert [quantity("--cpu", text) for text in texts] == expected
+    assert [parse_quantity("--cpu", text) for text in texts] == expected
     for text in ("", "4GB", "-1", "1e3x", "four"):
         with pytest.raises(UsageError, match="--cpu"):
-            quantity("--cpu", text)
+            parse_quantity("--cpu", text)

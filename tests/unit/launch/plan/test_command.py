@@ -5,7 +5,7 @@ import pytest
 
 from distrib.launch.cli import main
 from distrib.launch.plan.simulation import simulate
-from distrib.save_policy.interval import Costs, best, daly, goodput
+from distrib.save_policy.interval import Costs, best_interval, daly, goodput
 
 JOB = {"--nodes": "4096", "--mtbf": "5y", "--checkpoint-size": "1.2TB", "--bandwidth": "200GB/s"}
 YEAR = 365.25 * 86400
@@ -39,27 +39,27 @@ def row(text: str, label: str) -> str:
     return line
 
 
-def test_what_was_understood_comes_first(out: Any) -> None:
+def test_the_inputs_come_first(out: Any) -> None:
     assert out().splitlines()[:4] == [
         "4096 nodes, each fails every 5 y: the job fails every 10.7 h",
         "checkpoints of 1.2 TB at 200 GB/s: 6 s to write or read",
-        "a save holds the training up for 1 s (assumed; --step-block)",
-        "a restart takes 306 s, reading included",
+        "a save blocks training for 1 s (assumed; --step-block)",
+        "a restart takes 306 s, including the read",
     ]
 
 
-def test_what_is_given_is_not_assumed(out: Any) -> None:
+def test_given_values_are_not_marked_as_assumed(out: Any) -> None:
     text = out(step_block="1", restart_time="1h", checkpoint_size="64GiB", bandwidth="500MB/s")
-    assert "a save holds the training up for 1 s\n" in text
+    assert "a save blocks training for 1 s\n" in text
     assert "checkpoints of 68.72 GB at 500 MB/s: 137 s to write or read" in text
-    assert "a restart takes 62.3 min, reading included" in text
+    assert "a restart takes 62.3 min, including the read" in text
 
 
-def test_the_answer(out: Any) -> None:
+def test_the_recommended_interval(out: Any) -> None:
     text = out()
     share = goodput(daly(1, 5 * YEAR / 4096), Costs(1, 6, 306), 5 * YEAR / 4096)
     assert "Save every 277 s: the least loss to be expected." in text
-    assert f"{100 * share:.2f} % of the time is training that lasts." in text
+    assert f"Expected goodput: {100 * share:.2f} %." in text
     assert row(text, "277 s").endswith("Daly's optimum")
     assert row(text, "4096").endswith("save every 277 s, --nodes")
 
@@ -74,25 +74,25 @@ def test_json_has_both_curves(answer: Any) -> None:
     ratios = [point["interval"] / found["optimum"] for point in found["intervals"]]
     assert ratios == pytest.approx([2.0**power for power in range(-4, 5)])
     for point in found["intervals"]:
-        spent = simulate(point["interval"], costs, mtbf)
+        time = simulate(point["interval"], costs, mtbf)
         assert point["goodput"] == goodput(point["interval"], costs, mtbf)
-        assert point["simulated"] == spent.goodput
-        assert point["saves"] == spent.saves / spent.total
+        assert point["simulated"] == time.goodput
+        assert point["saves"] == time.saves / time.total
         lost = point["saves"] + point["repeated"] + point["restarts"]
         assert lost == pytest.approx(1 - point["simulated"])
     assert max(point["goodput"] for point in found["intervals"]) == found["goodput"]
     nodes = [256, 512, 1024, 2048, 4096, 8192, 16384]
     assert [point["label"] for point in found["nodes"]] == [str(count) for count in nodes]
     for point, count in zip(found["nodes"], nodes, strict=True):
-        interval = best(costs, 5 * YEAR / count).seconds
+        interval = best_interval(costs, 5 * YEAR / count).seconds
         assert point["interval"] == interval
         assert point["goodput"] == goodput(interval, costs, 5 * YEAR / count)
 
 
-def test_bars_show_what_is_lost(out: Any, answer: Any) -> None:
+def test_bars_show_lost_time(out: Any, answer: Any) -> None:
     text, found = out(), answer()
     widest = max(1 - point["simulated"] for point in found["intervals"])
-    assert f"lost ({100 * widest:.1f} % is the longest bar)" in text
+    assert f"lost (longest bar: {100 * widest:.1f} %)" in text
     for label, point in (("17.3 s", found["intervals"][0]), ("73.8 min", found["intervals"][-1])):
         line = row(text, label)
         for sign, part in (("=", "saves"), ("#", "repeated"), (".", "restarts")):
@@ -100,20 +100,20 @@ def test_bars_show_what_is_lost(out: Any, answer: Any) -> None:
             assert signs == pytest.approx(40 * point[part] / widest, abs=1)
 
 
-def test_the_interval_that_was_asked_for(out: Any) -> None:
+def test_a_given_interval_is_compared(out: Any) -> None:
     lines = out(interval="10m").splitlines()
     (at,) = (i for i, line in enumerate(lines) if line.endswith("--interval"))
     assert lines[at].startswith("    10 min")
     assert lines[at - 1].startswith("     554 s")
 
 
-def test_the_interval_that_was_asked_for_is_the_optimum(out: Any) -> None:
+def test_a_given_interval_that_is_the_optimum(out: Any) -> None:
     # An MTBF of 2 s and saves of 4 s: the optimum is the MTBF.
     text = out(nodes="1", mtbf="2s", step_block="4", interval="2", max_overhead="0.9999")
     assert "Daly's optimum, --interval" in text
 
 
-def test_a_bound_decides(out: Any, answer: Any) -> None:
+def test_a_bound_overrides_the_optimum(out: Any, answer: Any) -> None:
     text = out(step_block="10m")
     assert "would be best, but saves would take more than 3.5 % of the time" in text
     assert row(text, "4.76 h").endswith("within the bounds")
@@ -125,9 +125,9 @@ def test_a_bound_decides(out: Any, answer: Any) -> None:
 def test_intervals_below_a_write_are_explained(out: Any) -> None:
     text = out(bandwidth="3GB/s")
     assert "277 s would be best, but a save is committed only after 400 s" in text
-    assert "what is below 400 s acts like 400 s." in text
+    assert "intervals below 400 s act like 400 s." in text
     assert row(text, "17.3 s").split()[2] == row(text, "400 s").split()[2]
-    assert "acts like" not in out()
+    assert "act like" not in out()
 
 
 def test_bounds_hold_for_other_numbers_of_nodes(answer: Any) -> None:
@@ -140,8 +140,8 @@ def test_a_job_of_one_node(answer: Any) -> None:
     assert [point["label"] for point in answer(nodes="1")["nodes"]] == ["1", "2", "4"]
 
 
-def test_a_job_that_cannot_work_says_so(out: Any) -> None:
-    assert "0.00 % of the time is training that lasts." in out(mtbf="1s")
+def test_a_job_without_progress(out: Any) -> None:
+    assert "Expected goodput: 0.00 %." in out(mtbf="1s")
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_wrong_values_name_their_option(
 
 
 @pytest.mark.parametrize("option", list(JOB))
-def test_what_is_needed(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_required_options(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [part for part in plan() if part not in (option, JOB[option])]
     assert main(arguments) == 64
     assert f"required: {option}" in capsys.readouterr().err

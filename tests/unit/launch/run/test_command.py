@@ -1,5 +1,6 @@
 import argparse
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -27,8 +28,8 @@ def script(tmp_path: Path) -> str:
         (["-np", "0", "train.py"], "'0' is not a positive whole number"),
         (["-np", "two", "train.py"], "'two' is not a positive whole number"),
         (["-np", "2"], "which script?"),
-        (["train.py"], "train.py: there is no such script"),
-        (["-np", "2", "no-such-program"], "no-such-program: there is no such command"),
+        (["train.py"], "train.py: no such script"),
+        (["-np", "2", "no-such-program"], "no-such-program: no such command"),
         (["-np", "3", "-H", "h0:1,h1:1", "true"], "the hosts have 2 slots"),
         (["-H", "h0:", "true"], "not of the form host:slots"),
         (["true"], "how many ranks?"),
@@ -57,6 +58,27 @@ def test_wrong_grace(text: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
     assert f"DISTRIB_GRACE_SECONDS={text!r} is not a number of seconds" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("host", [socket.gethostname(), "h0"])
+def test_joining_beyond_loopback_needs_a_token(
+    host: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """As the coordinator and as another host; before either opens a socket."""
+    monkeypatch.delenv("DISTRIB_JOIN_TOKEN", raising=False)
+    monkeypatch.setattr(socket, "socket", None)
+    assert main(["run", "--join", host, "-np", "2", "true"]) == 78
+    err = capsys.readouterr().err
+    assert f"--join {host}: DISTRIB_JOIN_TOKEN is not set" in err
+    assert "openssl rand -hex 16" in err
+
+
+def test_a_job_on_loopback_needs_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DISTRIB_JOIN_TOKEN", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    address = f"localhost:{port}"
+    assert main(["run", "--join", address, *ONE, "true"]) == 0
+
+
 def test_without_horovod(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.setitem(sys.modules, "horovod", None)
     for name in [name for name in sys.modules if name.startswith("horovod.")]:
@@ -78,15 +100,15 @@ def test_any_command(dashes: list[str], capfd: Capture) -> None:
     assert capfd.readouterr().out == "-H x\n"
 
 
-def test_the_cause_is_told_last(tmp_path: Path, capfd: Capture) -> None:
+def test_the_cause_is_the_last_line(tmp_path: Path, capfd: Capture) -> None:
     arguments = [*ONE, "--attempts", "0", "--output-dir", str(tmp_path / "logs")]
     assert main(["run", *arguments, "sh", "-c", "echo bad >&2; exit 5"]) == 5
-    last = "distrib: rank 0 on localhost ended with exit code 5, whose own output says why."
+    last = "distrib: rank 0 on localhost ended with exit code 5; its own output says why."
     assert capfd.readouterr().err == f"bad\n{last} (exit code 5)\n"
     assert (tmp_path / "logs" / "rank-0.log").read_text() == "bad\n"
 
 
-def test_what_fails_each_time_is_given_up(tmp_path: Path, capfd: Capture) -> None:
+def test_a_job_that_fails_each_time_is_given_up(tmp_path: Path, capfd: Capture) -> None:
     count = tmp_path / "count"
     error = r"Traceback (most recent call last):\n  x\nOSError: y\n"
     script = f"echo once >> {count}; printf '{error}' >&2; exit 3"
@@ -102,7 +124,7 @@ def test_what_fails_each_time_is_given_up(tmp_path: Path, capfd: Capture) -> Non
     )
 
 
-def test_what_fails_once_is_started_again(tmp_path: Path, capfd: Capture) -> None:
+def test_a_job_that_fails_once_is_restarted(tmp_path: Path, capfd: Capture) -> None:
     script = f"test -e {tmp_path}/second && exit 0; touch {tmp_path}/second; kill -9 $$"
     assert main(["run", *ONE, "sh", "-c", script]) == 0
     assert capfd.readouterr().err == (
@@ -111,9 +133,7 @@ def test_what_fails_once_is_started_again(tmp_path: Path, capfd: Capture) -> Non
 
 
 @pytest.mark.parametrize("code", [64, 65, 70, 78])
-def test_what_a_person_must_mend_is_not_started_again(
-    code: int, tmp_path: Path, capfd: Capture
-) -> None:
+def test_non_retryable_exit_codes_end_the_job(code: int, tmp_path: Path, capfd: Capture) -> None:
     count = tmp_path / "count"
     assert main(["run", *ONE, "sh", "-c", f"echo once >> {count}; exit {code}"]) == code
     assert count.read_text() == "once\n"
@@ -133,10 +153,10 @@ def test_how_many_ranks(arguments: list[str], available: int, size: tuple[int, i
     parser = argparse.ArgumentParser()
     run.add_arguments(parser)
     made = run._size(parser.parse_args([*arguments, "true"]), available)
-    assert (made.least, made.most) == size
+    assert (made.min_ranks, made.max_ranks) == size
 
 
-def test_what_goes_to_other_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_for_other_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("MINE", "1")
     monkeypatch.setenv("OTHER", "2")
@@ -153,13 +173,13 @@ def test_one_process_needs_no_backend(capfd: Capture) -> None:
     assert capfd.readouterr().out.splitlines() == ["0", "5"]
 
 
-def test_the_file_of_a_liveness_probe(tmp_path: Path) -> None:
-    alive = tmp_path / "alive"
-    arguments = [*ONE, "--heartbeat-file", str(alive), "sh", "-c", f"test -e {alive}"]
+def test_the_heartbeat_file(tmp_path: Path) -> None:
+    file = tmp_path / "alive"
+    arguments = [*ONE, "--heartbeat-file", str(file), "sh", "-c", f"test -e {file}"]
     assert main(["run", *arguments]) == 0
 
 
-def test_the_launcher_does_without_tensorflow() -> None:
+def test_the_launcher_does_not_import_tensorflow() -> None:
     code = (
         "import sys\nfrom distrib.launch.cli import main\n"
         "code = main(['run', '-np', '1', *sys.argv[1:]])\n"

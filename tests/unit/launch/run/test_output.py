@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from distrib.launch.run import output
-from distrib.launch.run.output import STDERR, STDOUT, Display, Lines
+from distrib.launch.run.output import STDERR, STDOUT, Display, LineSplitter
 
 TRACEBACK = b"Traceback (most recent call last):\nValueError: "
 Read = Callable[[], tuple[str, str]]
@@ -22,7 +22,7 @@ def read(capfd: pytest.CaptureFixture[str]) -> Read:
     return take
 
 
-def test_rank_0_passes_untouched(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+def test_rank_0_is_shown_unchanged(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     display = Display(None, 2)
     chunks = (b"\r1/2", b"\r2/2", b"\n\x1b[1mend\xff")
     for data in chunks:
@@ -31,7 +31,7 @@ def test_rank_0_passes_untouched(capfdbinary: pytest.CaptureFixture[bytes]) -> N
     assert capfdbinary.readouterr() == (b"".join(chunks), b"part")
 
 
-def test_others_are_marked_and_whole(read: Read) -> None:
+def test_other_ranks_lines_are_marked_and_whole(read: Read) -> None:
     display = Display(None, 3)
     display.receive([(1, STDOUT, b"on"), (2, STDOUT, b"tw"), (1, STDOUT, b"e\nmore")])
     display.receive([(2, STDOUT, b"o\n"), (1, STDERR, b"warning\n")])
@@ -40,35 +40,35 @@ def test_others_are_marked_and_whole(read: Read) -> None:
     assert read() == ("[rank 1] more\n", "")
 
 
-def test_a_line_waits_for_the_end_of_rank_0s(read: Read) -> None:
+def test_a_line_waits_for_the_end_of_rank_0s_line(read: Read) -> None:
     """Python writes a line and its end one after the other when its output is not buffered."""
     display = Display(None, 2)
     display.receive([(0, STDOUT, b"first"), (1, STDOUT, b"other\n")])
     display.receive([(0, STDOUT, b"\n")])
-    display.settle()
+    display.flush()
     assert read()[0] == "first\n[rank 1] other\n"
 
 
-def test_a_line_does_not_wait_for_ever(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output, "PATIENCE_SECONDS", 0)
+def test_a_line_does_not_wait_forever(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "PARTIAL_LINE_SECONDS", 0)
     display = Display(None, 2)
     display.receive([(0, STDOUT, b"\r1/2 =>"), (1, STDOUT, b"other\n")])
-    display.settle()
+    display.flush()
     display.receive([(0, STDOUT, b"\r2/2 ==")])
     assert read()[0] == "\r1/2 =>\n[rank 1] other\n\r2/2 =="
 
 
 def test_a_progress_bar_of_another_rank_is_its_last_state() -> None:
-    lines = Lines()
-    assert lines.cut(b"\r1/2\r2/2\nwindows\r\n\r1") == [b"2/2", b"windows"]
-    assert lines.cut(b"/9\r2/9") == []
-    assert lines.cut(b"") == [b"2/9"]
-    assert lines.cut(b"") == []
+    lines = LineSplitter()
+    assert lines.feed(b"\r1/2\r2/2\nwindows\r\n\r1") == [b"2/2", b"windows"]
+    assert lines.feed(b"/9\r2/9") == []
+    assert lines.feed(b"") == [b"2/9"]
+    assert lines.feed(b"") == []
 
 
 def test_an_endless_line_is_cut() -> None:
-    lines = Lines()
-    assert lines.cut(b"x" * 70000) == [b"x" * 70000]
+    lines = LineSplitter()
+    assert lines.feed(b"x" * 70000) == [b"x" * 70000]
 
 
 def test_the_cause_comes_first(read: Read) -> None:
@@ -78,7 +78,7 @@ def test_the_cause_comes_first(read: Read) -> None:
     display.receive([(1, STDERR, TRACEBACK + b"cau"), (0, STDERR, b"lost\n")])
     display.receive([(1, STDERR, b"se\n")])
     assert read() == ("[rank 2] 2\n", "")
-    assert display.complaints == [2, 1]
+    assert display.failed_ranks == [2, 1]
     display.release(cause=1)
     traceback = TRACEBACK.decode().splitlines()[0]
     assert read()[1].splitlines() == [
@@ -93,14 +93,14 @@ def test_the_cause_comes_first(read: Read) -> None:
     assert "late" in read()[1], "nothing is held back once the cause is shown"
 
 
-def test_a_symptom_of_the_same_moment_waits_too(read: Read) -> None:
+def test_a_symptom_of_the_same_moment_is_held_back_too(read: Read) -> None:
     display = Display(None, 2)
     display.receive([(0, STDERR, b"I lost my peer\n"), (1, STDERR, TRACEBACK + b"cause\n")])
     display.release(None)
     assert read()[1].endswith("ValueError: cause\nI lost my peer\n")
 
 
-def test_a_complaint_that_came_to_nothing(read: Read) -> None:
+def test_an_error_that_the_rank_survived(read: Read) -> None:
     display = Display(None, 2)
     display.receive([(1, STDERR, TRACEBACK + b"caught\n")])
     assert read()[1] == ""
@@ -121,19 +121,19 @@ def test_the_end_of_a_line_that_is_held_back_is_held_back_too(read: Read) -> Non
     assert read()[1].endswith("[rank 1] ValueError: no newline\n")
 
 
-def test_tensorflows_chatter_is_shown_once(read: Read, tmp_path: Path) -> None:
-    chatter = (
+def test_tensorflows_startup_messages_are_shown_once(read: Read, tmp_path: Path) -> None:
+    noise = (
         b"WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\n"
         b"I0000 00:00:1795492344.623259   18401 port.cc:153] oneDNN custom operations are on.\n"
     )
     problem = b"W0000 00:00:1795492344.6   18401 op.cc:1] something\nI0000 is not a log line\n"
     display = Display(tmp_path, 2, quiet=True)
-    display.receive([(rank, STDERR, chatter + problem) for rank in (0, 1)])
+    display.receive([(rank, STDERR, noise + problem) for rank in (0, 1)])
     marked = [f"[rank 1] {line}" for line in problem.decode().splitlines()]
-    assert read()[1].splitlines() == [*(chatter + problem).decode().splitlines(), *marked]
-    assert (tmp_path / "rank-1.log").read_bytes() == chatter + problem
+    assert read()[1].splitlines() == [*(noise + problem).decode().splitlines(), *marked]
+    assert (tmp_path / "rank-1.log").read_bytes() == noise + problem
     loud = Display(None, 2, quiet=False)
-    loud.receive([(1, STDERR, chatter)])
+    loud.receive([(1, STDERR, noise)])
     assert read()[1].count("[rank 1]") == 2
 
 
@@ -146,24 +146,24 @@ def test_logs_are_appended(read: Read, tmp_path: Path) -> None:
         assert (tmp_path / "new" / "logs" / f"rank-{rank}.log").read_text() == "first\nsecond\n"
 
 
-def test_one_place_for_both_streams(tmp_path: Path) -> None:
+def test_both_streams_may_be_the_same_file(tmp_path: Path) -> None:
     """With `2>&1`, a line on one stream must not break into a line on the other."""
     code = (
         "from distrib.launch.run.output import Display\n"
         "display = Display(None, 2)\n"
         "display.receive([(0, 1, b'out'), (1, 2, b'err\\n')])\n"
         "display.receive([(0, 1, b'put\\n')])\n"
-        "display.say('said')\n"
+        "display.log('logged')\n"
         "display.close()\n"
     )
     path = tmp_path / "both"
     with path.open("wb") as file:
         command = [sys.executable, "-P", "-c", code]
         subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=True)
-    assert path.read_text() == "output\n[rank 1] err\ndistrib: said\n"
+    assert path.read_text() == "output\n[rank 1] err\ndistrib: logged\n"
 
 
-def test_a_reader_that_has_gone_does_not_stop_the_training() -> None:
+def test_a_reader_that_is_gone_does_not_stop_the_training() -> None:
     code = (
         "import os, sys\n"
         "from distrib.launch.run.output import Display\n"
@@ -183,7 +183,7 @@ def test_a_reader_that_has_gone_does_not_stop_the_training() -> None:
 
 
 def test_a_full_disk_does_not_stop_the_training(tmp_path: Path, read: Read) -> None:
-    """`/dev/full` is one: what is written there fails, and what is opened does not."""
+    """Opening `/dev/full` works, and writing to it fails as on a full disk."""
     (tmp_path / "rank-0.log").symlink_to("/dev/full")
     display = Display(tmp_path, 2)
     for _ in range(2):
@@ -194,9 +194,9 @@ def test_a_full_disk_does_not_stop_the_training(tmp_path: Path, read: Read) -> N
     assert err.count("\n") == 1
     assert (tmp_path / "rank-1.log").read_text() == "kept\n" * 2
     code = (
-        "from distrib.launch.process.terminal import tell\n"
+        "from distrib.launch.process.terminal import print_message\n"
         "from distrib.launch.run.output import Display\n"
-        "tell('x'); Display(None, 1).say('y')"
+        "print_message('x'); Display(None, 1).log('y')"
     )
     with open("/dev/full", "wb") as full:
         subprocess.run([sys.executable, "-P", "-c", code], stderr=full, check=True)

@@ -1,4 +1,4 @@
-"""What process 1 does, by a process that is not; `tests/integration` has one that is."""
+"""The work of process 1, by another process; `tests/integration` has a real process 1."""
 
 import ctypes
 import signal
@@ -38,7 +38,7 @@ def test_exit_codes(work: str, code: int) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_signals_are_passed_on(number: signal.Signals) -> None:
+def test_signals_are_forwarded(number: signal.Signals) -> None:
     process = start(
         f"import signal, sys\nsignal.signal({int(number)}, lambda *_: sys.exit(75))\n"
         "print('ready', flush=True)\nwhile True: signal.sigtimedwait([], 0.01)"
@@ -51,7 +51,7 @@ def test_signals_are_passed_on(number: signal.Signals) -> None:
 
 @pytest.mark.parametrize("who", ["os.getpid()", "os.getppid()"])
 def test_a_signal_after_the_work_changes_nothing(who: str) -> None:
-    """At exit, with the work's child still there."""
+    """At exit, while the child still exists."""
     process = start(f"import atexit, os\natexit.register(lambda: os.kill({who}, 15))\nreturn 0")
     assert process.wait(60) == 0
 
@@ -63,7 +63,7 @@ def test_a_signal_after_the_childs_end_changes_nothing() -> None:
 
 
 def test_orphans_are_reaped() -> None:
-    """`sh` dies at once and leaves a process behind, whose end nobody but process 1 can see."""
+    """`sh` dies at once and leaves an orphan, which only process 1 can reap."""
     process = start(
         "import signal, subprocess\n"
         "subprocess.run(['sh', '-c', 'sleep 0.1 >&- & echo $!'])\n"

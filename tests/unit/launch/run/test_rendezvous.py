@@ -4,7 +4,7 @@ import json
 import pytest
 
 from distrib.launch.hosts.network import View
-from distrib.launch.hosts.placement import Host, assign, parse_hosts
+from distrib.launch.hosts.placement import Host, parse_hosts, place_ranks
 from distrib.launch.run.rendezvous import (
     common_environment,
     horovod_environment,
@@ -18,7 +18,7 @@ DEFAULTS = (
     *("PYTHONUNBUFFERED", "PYTHONFAULTHANDLER"),
 )
 HOSTS = parse_hosts("h0:1,h1:2")
-SLOTS = assign(HOSTS, 3)
+PLACEMENTS = place_ranks(HOSTS, 3)
 VIEWS = {
     HOSTS[0]: View("10.0.0.1", "eth0", "10.0.0.1", (4001,)),
     HOSTS[1]: View("10.0.0.2", "ib0", "10.0.0.1", (4002, 4003)),
@@ -26,7 +26,7 @@ VIEWS = {
 
 
 def test_horovod() -> None:
-    environment = horovod_environment(SLOTS[2], VIEWS[HOSTS[1]], 5000)
+    environment = horovod_environment(PLACEMENTS[2], VIEWS[HOSTS[1]], 5000)
     assert environment == {
         "HOROVOD_HOSTNAME": "h1",
         "HOROVOD_RANK": "2",
@@ -48,37 +48,37 @@ def test_horovod() -> None:
     ("first_port", "ports"), [(None, (4001, 4002, 4003)), (7000, (7000, 7000, 7001))]
 )
 def test_multiworker(first_port: int | None, ports: tuple[int, ...]) -> None:
-    addresses = worker_addresses(SLOTS, VIEWS, first_port)
+    addresses = worker_addresses(PLACEMENTS, VIEWS, first_port)
     assert addresses == [f"10.0.0.{n}:{port}" for n, port in zip((1, 2, 2), ports, strict=True)]
-    environment = multiworker_environment(SLOTS[2], addresses)
+    environment = multiworker_environment(PLACEMENTS[2], addresses)
     assert json.loads(environment["TF_CONFIG"]) == {
         "cluster": {"worker": addresses},
         "task": {"type": "worker", "index": 2},
     }
 
 
-def test_what_every_rank_gets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_of_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in DEFAULTS:
         monkeypatch.delenv(name, raising=False)
-    chief = common_environment(SLOTS[0])
+    chief = common_environment(PLACEMENTS[0])
     assert chief == {
         "PYTHONUNBUFFERED": "1",
         "PYTHONFAULTHANDLER": "1",
         "HOROVOD_GLOO_TIMEOUT_SECONDS": "30",
     }
-    assert common_environment(SLOTS[1]) == {**chief, "TF_CPP_MIN_LOG_LEVEL": "2"}
+    assert common_environment(PLACEMENTS[1]) == {**chief, "TF_CPP_MIN_LOG_LEVEL": "2"}
 
 
-def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_that_the_user_has_set_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in DEFAULTS:
         monkeypatch.setenv(name, "")
-    assert common_environment(SLOTS[1]) == {}
+    assert common_environment(PLACEMENTS[1]) == {}
 
 
 def test_the_server() -> None:
     pytest.importorskip("horovod.runner.http.http_server")
     host = Host("localhost", 2)
-    slots, views = assign([host], 2), {host: View("127.0.0.1", "lo", "127.0.0.1", (1, 2))}
+    placements, views = place_ranks([host], 2), {host: View("127.0.0.1", "lo", "127.0.0.1", (1, 2))}
 
     def ask(method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", port)
@@ -86,11 +86,11 @@ def test_the_server() -> None:
         answer = connection.getresponse()
         return answer.status, answer.read()
 
-    with server(slots, views) as port:
+    with server(placements, views) as port:
         assert ask("GET", "/global/0")[0] == 404
         assert ask("PUT", "/global/0", b"address")[0] == 200
         assert ask("GET", "/global/0") == (200, b"address")
     with pytest.raises(ConnectionRefusedError):
         ask("GET", "/global/0")
-    with server(slots, views) as port:  # The next attempt's knows nothing of this one's keys.
+    with server(placements, views) as port:  # The next attempt's server has no keys of this one.
         assert ask("GET", "/global/0")[0] == 404

@@ -1,4 +1,4 @@
-"""The supervisor with real keepers and real processes, in this process."""
+"""The supervisor, in this process, with real rank agents and ranks."""
 
 import os
 import pty
@@ -12,15 +12,16 @@ from typing import Any
 
 import pytest
 
-from distrib.launch.hosts.channel import LOST, LostLink, ProcessLink
-from distrib.launch.hosts.network import beside
-from distrib.launch.hosts.placement import Host, assign
-from distrib.launch.process.signals import HEEDED, Signals
+from distrib.launch.hosts.channel import LOST, ClosedChannel, ProcessChannel
+from distrib.launch.hosts.network import script_command
+from distrib.launch.hosts.placement import Host, place_ranks
+from distrib.launch.process.signals import STOP_SIGNALS, Signals
 from distrib.launch.run import supervisor
-from distrib.launch.run.failure import End
-from distrib.launch.run.liveness import Limits, Watch
+from distrib.launch.run.failure import RankExit
+from distrib.launch.run.hang_detector import HangDetector, HangTimeouts
 from distrib.launch.run.output import Display
-from distrib.launch.run.supervisor import Rank, Result, Supervisor
+from distrib.launch.run.rank_process import RankProcess
+from distrib.launch.run.supervisor import AttemptResult, Supervisor
 
 Capture = pytest.CaptureFixture[str]
 IGNORE_SIGTERM = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
@@ -30,15 +31,15 @@ TRACEBACK = "import sys; print('Traceback (most recent call last):\\n{}', file=s
 def attempt(
     scripts: Sequence[str],
     grace: float = 60,
-    keepers: Sequence[Sequence[str]] = (),
+    agents: Sequence[Sequence[str]] = (),
     host: str = "localhost",
-    limits: Limits = Limits(),  # noqa: B008 - it is frozen
-    leaving: Callable[[], Sequence[str]] = tuple,
-) -> Result:
+    timeouts: HangTimeouts = HangTimeouts(),  # noqa: B008 - it is frozen
+    preempted_hosts: Callable[[], Sequence[str]] = tuple,
+) -> AttemptResult:
     """Run a Python script for each rank; `{n}` in one is a file that rank n makes, at `wait`."""
-    slots = assign([Host(host, len(scripts))], len(scripts))
-    jobs = []
-    for slot, script in zip(slots, scripts, strict=True):
+    placements = place_ranks([Host(host, len(scripts))], len(scripts))
+    ranks = []
+    for placement, script in zip(placements, scripts, strict=True):
         spec: dict[str, Any] = {
             "command": [sys.executable, "-c", script],
             "directory": os.getcwd(),
@@ -46,19 +47,21 @@ def attempt(
             "terminals": {},
             "lease": None,
         }
-        link = ProcessLink(keepers[slot.rank] if keepers else beside("rank_agent.py"))
-        jobs.append((slot, link, spec))
+        channel = ProcessChannel(
+            agents[placement.rank] if agents else script_command("rank_agent.py")
+        )
+        ranks.append((placement, channel, spec))
     display, signals = Display(None, len(scripts)), Signals()
-    supervisor = Supervisor(display, grace, signals, Watch(limits), leaving)
+    supervisor = Supervisor(display, grace, signals, HangDetector(timeouts), preempted_hosts)
     try:
-        with signals.caught():
-            return supervisor.run(jobs)
+        with signals.handled():
+            return supervisor.run(ranks)
     finally:
         display.close()
 
 
-def run(scripts: Sequence[str], **options: Any) -> End | None:
-    return attempt(scripts, **options).end
+def run(scripts: Sequence[str], **options: Any) -> RankExit | None:
+    return attempt(scripts, **options).cause
 
 
 def make(path: Path) -> str:
@@ -72,7 +75,7 @@ def wait(path: Path) -> str:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "NOTICE_SECONDS", 0.3)
-    monkeypatch.setattr(supervisor, "LAST_SECONDS", 0.3)
+    monkeypatch.setattr(supervisor, "ESCALATION_SECONDS", 0.3)
 
 
 @pytest.fixture
@@ -100,57 +103,57 @@ def test_all_finish(capfd: Capture) -> None:
     assert sorted(capfd.readouterr().out.splitlines()) == ["1", "[rank 1] 2"]
 
 
-def test_the_others_have_time_to_notice(tmp_path: Path, capfd: Capture) -> None:
-    end = run(["raise SystemExit(3)", "import time; time.sleep(1); print('saved')"])
-    assert end == End(0, "localhost", 3)
+def test_other_ranks_have_time_to_notice_a_failure(tmp_path: Path, capfd: Capture) -> None:
+    cause = run(["raise SystemExit(3)", "import time; time.sleep(1); print('saved')"])
+    assert cause == RankExit(0, "localhost", 3)
     assert capfd.readouterr().out == "[rank 1] saved\n"
 
 
 @pytest.mark.usefixtures("hasty")
-def test_who_does_not_notice_is_asked(capfd: Capture) -> None:
+def test_a_rank_that_does_not_notice_gets_sigterm(capfd: Capture) -> None:
     script = "import signal, sys; signal.signal(15, lambda *_: sys.exit(4)); signal.pause()"
-    end = run(["import time; time.sleep(0.5); raise SystemExit(3)", script])
-    assert end == End(0, "localhost", 3)
+    cause = run(["import time; time.sleep(0.5); raise SystemExit(3)", script])
+    assert cause == RankExit(0, "localhost", 3)
     assert "SIGTERM to rank 1, which has not ended" in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("hasty")
-def test_who_does_not_hear_is_killed(tmp_path: Path, capfd: Capture) -> None:
+def test_a_rank_that_ignores_sigterm_is_killed(tmp_path: Path, capfd: Capture) -> None:
     """A rank that is stuck in a collective cannot act on SIGTERM."""
     deaf = tmp_path / "deaf"
     stuck = IGNORE_SIGTERM + make(deaf) + "time.sleep(600)"
-    assert run([wait(deaf) + "raise SystemExit(3)", stuck]) == End(0, "localhost", 3)
+    assert run([wait(deaf) + "raise SystemExit(3)", stuck]) == RankExit(0, "localhost", 3)
     assert "SIGKILL to rank 1, which has not ended" in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("hasty")
-def test_who_cannot_be_reached_is_given_up(capfd: Capture) -> None:
+def test_a_rank_that_cannot_be_reached_is_abandoned(capfd: Capture) -> None:
     deaf = [sys.executable, "-c", "import time; time.sleep(600)"]
-    end = run(["raise SystemExit(76)", ""], keepers=[beside("rank_agent.py"), deaf])
-    assert end == End(1, "localhost", LOST)
+    cause = run(["raise SystemExit(76)", ""], agents=[script_command("rank_agent.py"), deaf])
+    assert cause == RankExit(1, "localhost", LOST)
     assert "giving up the connection to rank 1" in capfd.readouterr().err
 
 
 def test_a_connection_that_is_lost(capfd: Capture) -> None:
     lost = ["sh", "-c", "sleep 0.5; exit 255"]
-    end = run(
+    cause = run(
         ["import time; time.sleep(0.2); raise SystemExit(76)", ""],
-        keepers=[beside("rank_agent.py"), lost],
+        agents=[script_command("rank_agent.py"), lost],
     )
-    assert end == End(1, "localhost", LOST)
-    assert end.exit_code == 76
+    assert cause == RankExit(1, "localhost", LOST)
+    assert cause.exit_code == 76
 
 
 def test_a_connection_may_be_lost_in_many_ways() -> None:
-    """A terminal that was closed, like a network that is silent, gives no `ConnectionError`."""
-    ours, its = pty.openpty()
+    """A closed terminal, like a silent network, does not give a `ConnectionError`."""
+    ours, theirs = pty.openpty()
 
-    class Terminal(LostLink):
-        sources = {1: ours}
+    class Terminal(ClosedChannel):
+        fds = {1: ours}
 
-    (slot,) = assign([Host("h1", 1)], 1)
-    rank = Rank(slot, Terminal(), {})
-    os.close(its)
+    (placement,) = place_ranks([Host("h1", 1)], 1)
+    rank = RankProcess(placement, Terminal(), {})
+    os.close(theirs)
     with pytest.raises(OSError, match="Input/output error"):
         os.read(ours, 1)
     assert rank.read(1) == ([(1, b"")], [])
@@ -159,14 +162,14 @@ def test_a_connection_may_be_lost_in_many_ways() -> None:
 
 
 def test_the_cause_is_shown_before_the_symptoms(tmp_path: Path, capfd: Capture) -> None:
-    """The rank that fails takes longer to end than those that lose it, and they end alike."""
+    """The rank that fails takes longer to end than those that lose it, with the same exit code."""
     failed, ended = tmp_path / "failed", tmp_path / "ended"
     slow = TRACEBACK.format("cause") + make(failed) + wait(ended) + "time.sleep(0.5); sys.exit(1)"
-    # A loss is noticed later than it was written; both come through pipes of their own.
+    # The loss must arrive after the error, and each comes through a pipe of its own.
     notice = wait(failed) + "time.sleep(0.3)\n"
     quick = notice + TRACEBACK.format("symptom") + make(ended) + "sys.exit(1)"
-    end = run([quick, slow, quick])
-    assert end == End(1, "localhost", 1)
+    cause = run([quick, slow, quick])
+    assert cause == RankExit(1, "localhost", 1)
     lines = [line for line in capfd.readouterr().err.splitlines() if "Traceback" not in line]
     assert lines[0] == "[rank 1] cause"
     assert sorted(lines[1:]) == ["[rank 2] symptom", "symptom"]
@@ -176,8 +179,8 @@ def test_a_rank_that_was_killed_is_the_cause(tmp_path: Path) -> None:
     killed = tmp_path / "killed"
     kill = make(killed) + "import os; os.kill(os.getpid(), 9)"
     slow = wait(killed) + "time.sleep(0.5); raise SystemExit(1)"
-    end = run([slow, kill])
-    assert end == End(1, "localhost", 137)
+    cause = run([slow, kill])
+    assert cause == RankExit(1, "localhost", 137)
 
 
 def test_a_caught_error_is_shown_after_a_while(
@@ -189,42 +192,42 @@ def test_a_caught_error_is_shown_after_a_while(
 
 
 @pytest.mark.parametrize(
-    ("number", "heard"),
+    ("number", "received"),
     [("SIGTERM", "SIGTERM"), ("SIGINT", "SIGINT"), ("SIGUSR1", "SIGUSR1"), ("SIGHUP", "SIGTERM")],
 )
-def test_a_signal_reaches_all_and_each_may_save(
-    number: str, heard: str, tmp_path: Path, capfd: Capture, signal_when: Any
+def test_a_signal_reaches_all_ranks_and_each_may_save(
+    number: str, received: str, tmp_path: Path, capfd: Capture, signal_when: Any
 ) -> None:
     files = [tmp_path / "0", tmp_path / "1"]
     scripts = [
         "import signal, sys, time\n"
         "def stop(number, frame):\n"
         f"    time.sleep({seconds}); print(signal.Signals(number).name); sys.exit(75)\n"
-        f"signal.signal(signal.{heard}, stop)\n{make(file)}\n"
+        f"signal.signal(signal.{received}, stop)\n{make(file)}\n"
         "time.sleep(600)"
         for file, seconds in zip(files, (1.0, 0.0), strict=True)
     ]
     signal_when((files[0], signal.SIGCONT), (files[1], signal.Signals[number]))
-    previous = signal.signal(signal.Signals[number], signal.SIG_DFL)  # `nohup` has it ignored.
+    previous = signal.signal(signal.Signals[number], signal.SIG_DFL)  # `nohup` ignores it.
     try:
-        end = run(scripts)
+        cause = run(scripts)
     finally:
         signal.signal(signal.Signals[number], previous)
-    assert end is not None
-    assert end.exit_code == 75
+    assert cause is not None
+    assert cause.exit_code == 75
     out, err = capfd.readouterr()
-    assert sorted(out.splitlines()) == [heard, f"[rank 1] {heard}"]
+    assert sorted(out.splitlines()) == [received, f"[rank 1] {received}"]
     assert f"distrib: {number}: asked all ranks to save and stop" in err
 
 
-def test_who_takes_too_long_to_save_is_killed(
+def test_a_rank_that_takes_too_long_to_save_is_killed(
     tmp_path: Path, capfd: Capture, signal_when: Any
 ) -> None:
     ready = tmp_path / "ready"
     signal_when((ready, signal.SIGTERM))
-    end = run([IGNORE_SIGTERM + make(ready) + "time.sleep(600)"], grace=0.5)
-    assert end == End(0, "localhost", 137, by_launcher=True)
-    assert end.exit_code == 76
+    cause = run([IGNORE_SIGTERM + make(ready) + "time.sleep(600)"], grace=0.5)
+    assert cause == RankExit(0, "localhost", 137, by_launcher=True)
+    assert cause.exit_code == 76
     assert "SIGKILL to rank 0, which has not ended" in capfd.readouterr().err
 
 
@@ -232,21 +235,21 @@ def test_ctrl_c_twice_kills(tmp_path: Path, capfd: Capture, signal_when: Any) ->
     ready, asked = tmp_path / "ready", tmp_path / "asked"
     script = f"import signal, time; signal.signal(2, lambda *_: {make(asked)[:-2]}); {make(ready)}"
     signal_when((ready, signal.SIGINT), (asked, signal.SIGINT))
-    end = run([script + "\nwhile True: time.sleep(600)"])
-    assert end == End(0, "localhost", 137, by_launcher=True)
+    cause = run([script + "\nwhile True: time.sleep(600)"])
+    assert cause == RankExit(0, "localhost", 137, by_launcher=True)
     assert "Ctrl-C again kills them." in capfd.readouterr().err
 
 
-def test_a_rank_that_was_asked_by_itself_waits_for_the_chief(tmp_path: Path) -> None:
-    """One host's SIGTERM stops all ranks by agreement; the launcher knows of it by the first 75."""
+def test_after_the_first_preempted_rank_the_chief_may_save(tmp_path: Path) -> None:
+    """SIGTERM to one rank stops all by agreement; the launcher learns of it by the first 75."""
     ended = tmp_path / "ended"
     chief = wait(ended) + "time.sleep(1); print('saved'); raise SystemExit(75)"
-    end = run([chief, make(ended) + "raise SystemExit(75)"])
-    assert end == End(1, "localhost", 75)
+    cause = run([chief, make(ended) + "raise SystemExit(75)"])
+    assert cause == RankExit(1, "localhost", 75)
 
 
-def test_signals_that_are_ignored_stay_so(tmp_path: Path, signal_when: Any) -> None:
-    """`nohup` ignores SIGHUP, and means it."""
+def test_ignored_signals_stay_ignored(tmp_path: Path, signal_when: Any) -> None:
+    """`nohup` ignores SIGHUP on purpose."""
     ready = tmp_path / "ready"
     previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -256,60 +259,60 @@ def test_signals_that_are_ignored_stay_so(tmp_path: Path, signal_when: Any) -> N
         signal.signal(signal.SIGHUP, previous)
 
 
-def test_handlers_are_given_back() -> None:
-    before = [signal.getsignal(number) for number in HEEDED]
+def test_handlers_are_restored() -> None:
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
     run([""])
-    assert [signal.getsignal(number) for number in HEEDED] == before
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
 
 
-BEAT = "from distrib.heartbeat import TRAINING, heartbeat; heartbeat.enter(TRAINING); "
+HEARTBEAT = "from distrib.heartbeat import TRAINING, heartbeat; heartbeat.enter(TRAINING); "
 
 
 def test_ranks_that_hang_show_their_stacks_and_are_ended(
     monkeypatch: pytest.MonkeyPatch, capfd: Capture
 ) -> None:
     monkeypatch.setenv("PYTHONFAULTHANDLER", "1")
-    stuck = "import time\n" + BEAT + "\ndef stuck_here(): time.sleep(600)\nstuck_here()"
-    result = attempt([stuck, stuck], limits=Limits(step=1.0))
+    stuck = "import time\n" + HEARTBEAT + "\ndef stuck_here(): time.sleep(600)\nstuck_here()"
+    result = attempt([stuck, stuck], timeouts=HangTimeouts(step=1.0))
     assert result.hang is not None
-    assert "no rank has got on for 1 s" in result.hang
-    assert result.end is not None
-    assert result.end.exit_code == 76
+    assert "no rank has made progress for 1 s" in result.hang
+    assert result.cause is not None
+    assert result.cause.exit_code == 76
     err = capfd.readouterr().err
     assert err.count("in stuck_here") == 2
     assert "--step-timeout" in err
 
 
 @pytest.mark.usefixtures("hasty")
-def test_who_hangs_and_is_deaf_is_killed(capfd: Capture) -> None:
-    stopped = BEAT + "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"
-    result = attempt([stopped], limits=Limits(step=0.5))
+def test_a_rank_that_hangs_and_ignores_sigabrt_is_killed(capfd: Capture) -> None:
+    stopped = HEARTBEAT + "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"
+    result = attempt([stopped], timeouts=HangTimeouts(step=0.5))
     assert result.hang is not None
     assert "SIGKILL to rank 0, which has not ended" in capfd.readouterr().err
 
 
-def test_one_that_gets_on_gives_the_others_reason_to_wait() -> None:
+def test_while_one_rank_makes_progress_the_others_may_wait() -> None:
     busy = (
         "import time\nfrom distrib.heartbeat import TRAINING, heartbeat\n"
         "for _ in range(30): heartbeat.enter(TRAINING); time.sleep(0.1)\n"
     )
-    waiting = BEAT + "import time; time.sleep(2.5)"
-    assert attempt([waiting, busy], limits=Limits(step=1.5)) == Result(None, None)
+    waiting = HEARTBEAT + "import time; time.sleep(2.5)"
+    assert attempt([waiting, busy], timeouts=HangTimeouts(step=1.5)) == AttemptResult(None, None)
 
 
-def test_a_job_that_never_begins(capfd: Capture) -> None:
-    result = attempt(["import time; time.sleep(600)"], limits=Limits(start=0.5))
+def test_a_job_that_never_starts_training(capfd: Capture) -> None:
+    result = attempt(["import time; time.sleep(600)"], timeouts=HangTimeouts(start=0.5))
     assert result.hang is not None
     assert "--start-timeout" in result.hang
 
 
-def test_a_host_that_is_about_to_go_asks_its_own_ranks(tmp_path: Path, capfd: Capture) -> None:
+def test_the_ranks_of_a_preempted_host_get_sigterm(tmp_path: Path, capfd: Capture) -> None:
     ready = tmp_path / "ready"
     script = (
         f"import signal, sys; signal.signal(15, lambda *_: sys.exit(75)); {make(ready)}"
         "\nwhile True: signal.sigtimedwait([], 0.01)"
     )
-    asked = iter([["localhost"]])
-    end = run([script], leaving=lambda: next(asked, []) if ready.exists() else [])
-    assert end == End(0, "localhost", 75)
-    assert "localhost is about to go: all ranks save and stop" in capfd.readouterr().err
+    preempted = iter([["localhost"]])
+    cause = run([script], preempted_hosts=lambda: next(preempted, []) if ready.exists() else [])
+    assert cause == RankExit(0, "localhost", 75)
+    assert "localhost was asked to stop: all ranks save and stop" in capfd.readouterr().err

@@ -1,4 +1,4 @@
-"""A committed checkpoint, read back: every byte of it is compared with its manifest on the way."""
+"""Reads a committed checkpoint, and verifies every byte with its manifest."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from distrib.checkpoint import orbax, transfer
+from distrib.checkpoint import legacy_orbax, transfer
 from distrib.checkpoint.layout import Array, Index, allocate, destinations, views
 from distrib.checkpoint.manifest import DamagedCheckpointError, FileEntry, Manifest
 from distrib.checkpoint.orbax_format import ARRAYS, INDEX, TRAINING, data_path, is_data
@@ -18,11 +18,11 @@ _TRAINING = f"{TRAINING}/metadata"
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """Everything that a checkpoint holds, in memory.
+class LoadedCheckpoint:
+    """The content of a checkpoint, in memory.
 
     Attributes:
-        training: JSON-able.
+        training: JSON-serializable.
         arrays: By group and name, in host memory; may be read-only.
     """
 
@@ -32,38 +32,38 @@ class Loaded:
 
 @dataclass(frozen=True)
 class StoredCheckpoint:
-    """A checkpoint that has a manifest.
+    """A committed checkpoint.
 
     Attributes:
-        place: The folder that holds the manifest.
-        manifest: What it says.
-        cache: Local folder that may hold copies of the files; `None` for none.
-        late: Whether it was committed by an attempt that had been superseded.
+        location: Folder with the manifest.
+        manifest: Of the checkpoint.
+        cache: Local folder that may have copies of the files; `None` for none.
+        late: Whether a superseded attempt committed it.
     """
 
-    place: Location
+    location: Location
     manifest: Manifest
     cache: Path | None = None
     late: bool = False
 
     @property
     def root(self) -> Location:
-        """The Orbax checkpoint."""
-        return self.place / self.manifest.root if self.manifest.root else self.place
+        """The folder of the Orbax checkpoint."""
+        return self.location / self.manifest.root if self.manifest.root else self.location
 
     @cached_property
     def _entries(self) -> dict[str, FileEntry]:
         return {entry.path: entry for entry in self.manifest.files}
 
-    def read(self) -> Loaded:
-        """Read all of it into memory.
+    def read(self) -> LoadedCheckpoint:
+        """Read the whole checkpoint into memory.
 
         Raises:
-            DamagedCheckpointError: Names the first file that is missing, short or changed.
+            DamagedCheckpointError: Names the first file that is missing, truncated or changed.
         """
-        if self.manifest.format == 1:
-            return self._read_by_orbax()
-        # What is not data is small, and best asked for together.
+        if self.manifest.format == legacy_orbax.FORMAT:
+            return self._read_legacy()
+        # Files without array data are small, and fastest to read together.
         others = [path for path in self._entries if path != _TRAINING and not is_data(path)]
         training = self._read_training(others)
         index = training.pop(INDEX)
@@ -74,22 +74,22 @@ class StoredCheckpoint:
         whole = {number: contents[path] for number, path in paths.items() if path in contents}
         for group, members in views(index, whole).items():
             arrays.setdefault(group, {}).update(members)
-        return Loaded(training, arrays)
+        return LoadedCheckpoint(training, arrays)
 
     def read_training(self) -> dict[str, Any]:
         """Read the JSON item, with the index of the arrays."""
         return self._read_training([])
 
     def verify(self) -> None:
-        """Read every byte and compare it with the manifest.
+        """Read every byte and verify it with the manifest.
 
         Raises:
-            DamagedCheckpointError: Names the first file that is missing, short or changed.
+            DamagedCheckpointError: Names the first file that is missing, truncated or changed.
         """
         self._read(list(self._entries), {path: [] for path in self._entries})
 
     def _read_training(self, others: list[str]) -> dict[str, Any]:
-        """Read the JSON item, and check some other files at the same time."""
+        """Read the JSON item, and verify other files at the same time."""
         return json.loads(self._read([_TRAINING, *others])[_TRAINING].tobytes())
 
     def _read(
@@ -97,16 +97,17 @@ class StoredCheckpoint:
     ) -> dict[str, Array]:
         for path in paths:
             if path not in self._entries:
-                raise DamagedCheckpointError(f"{self.place}: the manifest does not list {path}")
+                raise DamagedCheckpointError(f"{self.location}: the manifest does not list {path}")
         entries = [self._entries[path] for path in paths]
         return transfer.read(entries, self.root, self.cache, into or {})
 
-    def _read_by_orbax(self) -> Loaded:
-        """Read what an earlier version let Orbax write, to the local disk only."""
+    def _read_legacy(self) -> LoadedCheckpoint:
         self.verify()
         folder = self.root.local
         assert folder is not None
-        return Loaded(orbax.read_training(folder), orbax.read_arrays(folder))
+        return LoadedCheckpoint(
+            legacy_orbax.read_training(folder), legacy_orbax.read_arrays(folder)
+        )
 
 
 def _files(index: Index) -> list[int]:

@@ -9,7 +9,7 @@ import pytest
 from distrib.checkpoint import commit, layout, transfer
 from distrib.checkpoint.manifest import DamagedCheckpointError, Manifest
 from distrib.checkpoint.orbax_format import files
-from distrib.checkpoint.stored import StoredCheckpoint
+from distrib.checkpoint.stored_checkpoint import StoredCheckpoint
 from distrib.storage.locate import locate
 from distrib.storage.location import Location
 
@@ -34,17 +34,17 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
 def store(place: Location) -> StoredCheckpoint:
     draft = commit.draft(place, 1, 1)
     entries = transfer.write(files(ARRAYS, {"epoch": 3}), draft, None)
-    manifest = Manifest(1, 0, 1, 0.0, entries, 1, root=commit.root_of(place, 1, 1))
+    manifest = Manifest(1, 0, 1, 0.0, entries, 1, root=commit.data_root(place, 1, 1))
     commit.publish(place, manifest)
     return StoredCheckpoint(place / "1", manifest)
 
 
 # With arrays that are cut, that share a file with the rest of a cut one, and that are whole.
-@pytest.mark.parametrize("part", [64, 300, 3000, 1 << 20])
+@pytest.mark.parametrize("max_bytes", [64, 300, 3000, 1 << 20])
 def test_reads_what_was_written(
-    part: int, place: Location, monkeypatch: pytest.MonkeyPatch
+    max_bytes: int, place: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layout, "PART", part)
+    monkeypatch.setattr(layout, "MAX_FILE_BYTES", max_bytes)
     stored = store(place)
     loaded = stored.read()
     assert loaded.training == {"epoch": 3}
@@ -58,9 +58,11 @@ def test_reads_what_was_written(
             assert got.tobytes() == value.tobytes(), name
 
 
-@pytest.mark.parametrize("part", [300, 1 << 20])
-def test_every_file_is_checked(part: int, place: Location, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "PART", part)
+@pytest.mark.parametrize("max_bytes", [300, 1 << 20])
+def test_every_file_is_checked(
+    max_bytes: int, place: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "MAX_FILE_BYTES", max_bytes)
     stored = store(place)
     for entry in stored.manifest.files:
         file = stored.root / entry.path

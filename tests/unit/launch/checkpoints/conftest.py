@@ -1,4 +1,4 @@
-"""The directory of a run with real checkpoints, and the `distrib` command in this process."""
+"""A run's directory with real checkpoints, and the `distrib` command in this process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from distrib.checkpoint import commit, transfer
+from distrib.checkpoint import commit, training_item, transfer
 from distrib.checkpoint.attempts import Attempt, Commit
 from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.checkpoint.manifest import Manifest
@@ -37,7 +37,7 @@ class Result(NamedTuple):
 
 
 class Run:
-    """A run that saves whatever a test tells it to.
+    """A run that saves what a test gives it.
 
     Attributes:
         url: Of its directory.
@@ -59,14 +59,14 @@ class Run:
         saver.close()
         return attempt
 
-    def save_late(self, step: int, **changes: Any) -> None:
-        """Commit a checkpoint by an attempt that has been superseded in the last moment."""
+    def save_superseded(self, step: int, **changes: Any) -> None:
+        """Commit a checkpoint by an attempt that was superseded at the last moment."""
         old = self.directory.begin(1)
         self.directory.begin(1)
         saved = content(step, **changes)
-        place = commit.draft(self.location, step, old.number)
-        written = transfer.write(files(saved.arrays, saved.training), place, None)
-        root = commit.root_of(self.location, step, old.number)
+        draft = commit.draft(self.location, step, old.number)
+        written = transfer.write(files(saved.arrays, saved.training), draft, None)
+        root = commit.data_root(self.location, step, old.number)
         manifest = Manifest(step, 0, step, time.time(), written, old.number, root=root)
         commit.publish(self.location, manifest)
         old.committed(Commit(step, old.number))
@@ -77,13 +77,14 @@ class Run:
         return stored.root / "arrays/d/000000"
 
     def damage(self, step: int) -> Location:
-        place = self.data(step)
-        good = place.read_bytes()
-        place.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
-        return place
+        """Flip a bit of a data file; a second call repairs it."""
+        file = self.data(step)
+        good = file.read_bytes()
+        file.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+        return file
 
     def contents(self) -> dict[str, bytes]:
-        """All files of the run but for the lock."""
+        """All files of the run except the lock."""
         system = self.location.filesystem
         paths = system.find(self.location.path)
         return {path: system.cat_file(path) for path in paths if not path.endswith("/.lock")}
@@ -100,7 +101,7 @@ def content(
         "position": {"step": step, "epoch": step // 100, "batch": step % 100},
         "state": {"optimizer": "Adam", "variables": [{**variable, "names": names}]},
         "data": {"source": "arrays", "num_examples": 64},
-        "states": {"EarlyStopping": {"wait": 1}, "random generators": {}},
+        "states": {"EarlyStopping": {"wait": 1}, training_item.RANDOM_GENERATORS: {}},
         "versions": {"keras": "3.15.1"},
         "logs": {"batch": metrics or {}},
         **training,
@@ -113,8 +114,8 @@ def content(
 
 
 @contextmanager
-def training_into(run: Run) -> Iterator[int]:
-    """Hold the lock of a run in another process, and give its pid."""
+def _training_into(run: Run) -> Iterator[int]:
+    """Hold the lock of a run in another process, and yield its pid."""
     code = (
         "import sys, time; from distrib.storage.locate import locate;"
         "from distrib.checkpoint.directory import CheckpointDirectory;"
@@ -132,22 +133,22 @@ def training_into(run: Run) -> Iterator[int]:
 
 
 @pytest.fixture
-def elsewhere() -> Iterator[str]:
-    """A URL that is not on the local disk."""
+def memory_url() -> Iterator[str]:
+    """URL of a run in fsspec's memory."""
     yield f"memory://{secrets.token_hex(4)}/run"
     MemoryFileSystem.store.clear()
 
 
 @pytest.fixture(params=["local", "memory"])
 def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
-    """A run without checkpoints, on the local disk and on an object store."""
+    """A run without checkpoints, on the local disk and in fsspec's memory."""
     local = request.param == "local"
-    return Run(str(tmp_path / "run") if local else request.getfixturevalue("elsewhere"))
+    return Run(str(tmp_path / "run") if local else request.getfixturevalue("memory_url"))
 
 
 @pytest.fixture
-def run_at() -> Callable[[str], Run]:
-    """Makes a run of the URL of its directory."""
+def make_run() -> Callable[[str], Run]:
+    """Makes a run in a directory, given by its URL."""
     return Run
 
 
@@ -157,8 +158,9 @@ def local_run(tmp_path: Path) -> Run:
 
 
 @pytest.fixture
-def in_use() -> Callable[[Run], Any]:
-    return training_into
+def training_into() -> Callable[[Run], Any]:
+    """Keeps a training process in the directory of a run, and yields its pid."""
+    return _training_into
 
 
 @pytest.fixture

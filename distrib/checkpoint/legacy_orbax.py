@@ -1,7 +1,10 @@
-"""Checkpoints that Orbax itself has written, as distrib did at first: they are read as before.
+"""Reader for format 1: checkpoints that Orbax itself wrote, in early versions of distrib.
 
-Orbax imports JAX, which would claim the GPU that TensorFlow trains on, so JAX is told to stay on
-the CPU unless somebody has loaded it already.
+Nothing writes this format any more; `orbax_format.py` encodes the current one. Format 1 exists only
+on the local disk.
+
+Orbax imports JAX, which would claim the GPU that TensorFlow trains on. So JAX is restricted to the
+CPU, unless the program has imported it already.
 """
 
 from __future__ import annotations
@@ -16,6 +19,9 @@ import numpy as np
 from distrib.checkpoint.layout import Array
 from distrib.checkpoint.orbax_format import ARRAYS, TRAINING
 
+FORMAT = 1
+DRAFT_MARKER = ".orbax-checkpoint-tmp"  # In the name of an unfinished checkpoint's folder.
+
 
 def read_training(path: Path) -> dict[str, Any]:
     """Read the JSON item of the checkpoint at `path`."""
@@ -25,19 +31,19 @@ def read_training(path: Path) -> dict[str, Any]:
 
 
 def read_arrays(path: Path) -> dict[str, dict[str, Array]]:
-    """Read the arrays of the checkpoint at `path` into host memory, as they were given."""
+    """Read the arrays of the checkpoint at `path` into host memory, by group and name."""
     ocp = _orbax()
     from etils import epath
 
     handler = ocp.PyTreeCheckpointHandler()
     with ocp.Checkpointer(handler) as checkpointer:
         names = handler.metadata(epath.Path(path / ARRAYS)).tree
-        wanted = {
+        restore_args = {
             group: {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in members}
             for group, members in names.items()
         }
         restored = checkpointer.restore(
-            path / ARRAYS, args=ocp.args.PyTreeRestore(restore_args=wanted)
+            path / ARRAYS, args=ocp.args.PyTreeRestore(restore_args=restore_args)
         )
     return {
         group: {name: np.asarray(value) for name, value in members.items()}

@@ -1,0 +1,152 @@
+"""What the ranks' heartbeats tell: how far the job has come, whether it hangs, who is slow.
+
+Ranks that train together wait for each other, so a rank that is stuck stops all of them. While one
+rank makes progress (such as the chief, which uploads a large checkpoint to a slow store), the
+others have a reason to wait. So a job hangs when no rank has sent a heartbeat for too long, and the
+stacks show which rank is to blame. Outside of `fit` ranks send no heartbeats, so a script may take
+any time there.
+
+A slow rank is the one that does not wait for the others.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from statistics import median_high
+from typing import Any
+
+from distrib.heartbeat import OUTSIDE, STARTING
+
+from ..hosts.placement import RankPlacement
+
+START_SECONDS = 1800.0
+STEP_SECONDS = 600.0
+WINDOW_SECONDS = 30.0
+SLOW_SHARE = 0.2  # A slow rank's share of time spent waiting is this much below the median.
+
+
+@dataclass(frozen=True)
+class HangTimeouts:
+    """How long a job may send no heartbeat, in seconds; 0 for no limit.
+
+    Attributes:
+        start: From the start of the job to `fit`, and from there to the first batch. `None` for no
+            limit before `fit`, where a script may take any time, and then `START_SECONDS`.
+        step: From one heartbeat to the next, while the job trains.
+    """
+
+    start: float | None = None
+    step: float = STEP_SECONDS
+
+
+@dataclass(frozen=True)
+class RankHeartbeat:
+    """The last heartbeat of a rank: when it arrived, and its content."""
+
+    received: float
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an attempt came, in steps since the run began.
+
+    Attributes:
+        resumed: Step at which the attempt began.
+        committed: Step of its last checkpoint.
+    """
+
+    resumed: int = 0
+    committed: int = 0
+
+
+class HangDetector:
+    """Follows the heartbeats of one attempt.
+
+    Args:
+        timeouts: After which the job hangs.
+
+    Attributes:
+        last_heartbeats: By rank.
+        progress: As far as heartbeats have reported it.
+    """
+
+    def __init__(self, timeouts: HangTimeouts) -> None:
+        self._timeouts = timeouts
+        self.last_heartbeats: dict[int, RankHeartbeat] = {}
+        self.progress = Progress()
+        self._began = time.monotonic()
+        self._window: dict[int, RankHeartbeat] = {}
+        self._slow: set[int] = set()
+
+    def record(self, rank: int, facts: Mapping[str, Any]) -> None:
+        """Record a heartbeat."""
+        self.last_heartbeats[rank] = RankHeartbeat(time.monotonic(), facts)
+        if "committed" in facts:  # Only the chief reports it.
+            self.progress = Progress(facts["resumed"], facts["committed"])
+
+    @property
+    def step(self) -> int | None:
+        """The highest step that a rank has reported in this attempt."""
+        facts = [heartbeat.facts for heartbeat in self.last_heartbeats.values()]
+        return max((each["step"] for each in facts if "step" in each), default=None)
+
+    def find_hang(self, running: Collection[RankPlacement]) -> str | None:
+        """Return a message if the job hangs.
+
+        Args:
+            running: The ranks that have not ended.
+        """
+        heartbeats = [
+            self.last_heartbeats[placement.rank]
+            for placement in running
+            if placement.rank in self.last_heartbeats
+        ]
+        last = max((heartbeat.received for heartbeat in heartbeats), default=self._began)
+        phases = {heartbeat.facts["phase"] for heartbeat in heartbeats}
+        timeout, option = self._timeouts.step, "--step-timeout"
+        if phases <= {STARTING}:
+            default = START_SECONDS if phases else 0.0
+            timeout = default if self._timeouts.start is None else self._timeouts.start
+            option = "--start-timeout"
+        if OUTSIDE in phases or not running or not timeout or time.monotonic() - last < timeout:
+            return None
+        where = "" if self.step is None else f" (last step {self.step})"
+        return (
+            f"the job hangs: no rank has made progress for {timeout:g} s{where}. The stacks of all "
+            f"ranks follow. If the job is only slow, raise {option}"
+        )
+
+    def find_stragglers(self, running: Collection[RankPlacement]) -> str | None:
+        """Return a message if ranks have become slow that were not slow before.
+
+        Args:
+            running: The ranks that have not ended.
+        """
+        last = {placement.rank: self.last_heartbeats.get(placement.rank) for placement in running}
+        now = {
+            rank: heartbeat
+            for rank, heartbeat in last.items()
+            if heartbeat and "wait_seconds" in heartbeat.facts
+        }
+        if len(now) < len(last) or now.keys() != self._window.keys():
+            self._window = now
+            return None
+        spans = {rank: now[rank].received - self._window[rank].received for rank in now}
+        if len(now) < 2 or min(spans.values()) < WINDOW_SECONDS:
+            return None
+        waits = {
+            rank: now[rank].facts["wait_seconds"] - self._window[rank].facts["wait_seconds"]
+            for rank in now
+        }
+        shares = {rank: wait / spans[rank] for rank, wait in waits.items()}
+        self._window = now
+        typical = median_high(shares.values())
+        slow = {rank for rank, share in shares.items() if share < typical - SLOW_SHARE}
+        new, self._slow = slow - self._slow, slow
+        if not new:
+            return None
+        names = ", ".join(f"rank {p.rank} on {p.hostname}" for p in running if p.rank in slow)
+        return f"slow: {names}; the other ranks wait {typical:.0%} of the time"
