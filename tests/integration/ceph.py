@@ -1,11 +1,10 @@
 """A real S3 server: Ceph's object gateway over one monitor and one disk, on loopback.
 
-What it has acknowledged is on the disk, so its processes may be killed in any way: `client.rgw`
-speaks S3, `osd.0` keeps the bytes, `mon.a` knows who takes part. It starts in two seconds and comes
-back in one, because it does not wait: as installed, Ceph waits a second for more to decide before
-it decides anything, a quarter second for each of the disk's threads to end, ten seconds for an
-answer before it looks where the server is, and half a minute for a gateway that was killed to
-hear of new buckets.
+Acknowledged writes are on disk, so a test may kill any of its processes: `client.rgw` is the S3
+gateway, `osd.0` stores the bytes and `mon.a` has the cluster map. It starts in two seconds and
+restarts in one, because the settings remove Ceph's default delays: a second to batch decisions of
+the monitor, a quarter second for each disk thread to end, ten seconds before a client looks up the
+server again, and half a minute until a killed gateway learns of new buckets.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ cluster_addr = 127.0.0.1
 run_dir = {folder}
 log_file = {folder}/$name.log
 admin_socket =
-# One disk that is a file, which grows up to this size; no copies.
+# One disk in a file that grows up to this size; no replicas.
 osd_objectstore = bluestore
 osd_data = {folder}/osd
 bluestore_block_create = true
@@ -48,7 +47,7 @@ osd_crush_chooseleaf_type = 0
 mon_data = {folder}/mon
 mon_data_avail_warn = 2
 mon_data_avail_crit = 1
-# Not to wait, as said above.
+# Without delays; see the docstring.
 paxos_propose_interval = 0.01
 paxos_min_wait = 0.01
 bdev_aio_poll_ms = 10
@@ -64,13 +63,13 @@ ms_mon_client_mode = crc secure
 rgw_data = {folder}
 rgw_frontends = beast endpoint=127.0.0.1:{gateway} tcp_nodelay=1
 rgw_override_bucket_index_max_shards = 1
-# What is deleted or replaced frees its bytes after this many seconds.
+# Seconds until deleted and replaced objects free their space.
 rgw_gc_obj_min_wait = 60
 """
 
 
 def missing() -> str | None:
-    """Why there can be no Ceph here, or `None`."""
+    """Return why Ceph cannot run on this machine, or `None` if it can."""
     programs = [program for program in PROGRAMS if shutil.which(program) is None]
     if programs:
         return f"{', '.join(programs)} not found: apt-get install radosgw ceph-mon ceph-osd"
@@ -78,7 +77,7 @@ def missing() -> str | None:
 
 
 def start_ceph(folder: Path) -> Server:
-    """Make a cluster in an empty folder, and return its gateway.
+    """Create a cluster in an empty folder, and return its gateway.
 
     Its processes are `mon.a`, `osd.0` and `client.rgw`.
     """
@@ -95,7 +94,7 @@ def start_ceph(folder: Path) -> Server:
         return [program, "--conf", str(settings), *arguments]
 
     def daemon(name: str, program: str, *arguments: str) -> Daemon:
-        # In the foreground: what a daemon forks does not die with us.
+        # In the foreground, because the kernel would not kill a forked daemon with its parent.
         return Daemon(command(program, "-f", *arguments), folder / f"{name}.out")
 
     daemons = {

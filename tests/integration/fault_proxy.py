@@ -1,4 +1,4 @@
-"""Stands between a client and an object store, and fails when a test says so.
+"""A proxy between a client and an object store that injects faults for a test.
 
     with fault_proxy(ceph) as proxy:
         url = proxy.server.bucket() + "/runs/17"
@@ -6,9 +6,8 @@
         ...  # in this process or in another, with proxy.server.storage_options or .environment
         assert [one.status for one in proxy.exchanges("PUT .*weights")] == [None, None, None, 200]
 
-What it is not told to spoil goes through as it came, byte by byte and piece by piece: the path and
-`Host` too, since a request's signature covers them. It runs in a thread, so it also works while
-the test waits for a job to end.
+All other requests pass unchanged, including the path and the `Host` header, which a request's
+signature covers. The proxy runs in a thread, so it also works while the test waits for a job.
 """
 
 from __future__ import annotations
@@ -30,16 +29,16 @@ from stores import Server
 from yarl import URL
 
 Kind = Refusal | Literal["reset", "slow", "hang", "lost response"]
-# They are about one connection, not about what is said over it.
+# Headers of one connection, which a proxy must not forward.
 _HOP_BY_HOP = ("Connection", "Expect", "Keep-Alive", "Transfer-Encoding")
 
 
 @dataclass(eq=False)
 class Fault:
-    """What is done to some requests.
+    """A fault for some requests.
 
     Attributes:
-        struck: How many requests it has been done to.
+        struck: Number of requests that it has hit.
     """
 
     kind: Kind
@@ -52,15 +51,15 @@ class Fault:
     struck: int = 0
     healed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def takes(self, line: str) -> bool:
+    def matches(self, line: str) -> bool:
         return self.struck < self.times and re.search(self.match, line) is not None
 
     def strikes(self) -> bool:
-        """Whether it is done to a request that has come to the point where it would be."""
+        """Return whether the fault hits a request that has reached its point."""
         if self.skip > 0:
             self.skip -= 1
             return False
-        if self.struck >= self.times:  # Another request has come there first.
+        if self.struck >= self.times:  # Another request reached the point first.
             return False
         self.struck += 1
         return True
@@ -68,15 +67,15 @@ class Fault:
 
 @dataclass
 class Exchange:
-    """A request, and what has become of it so far.
+    """A request and its response so far.
 
     Attributes:
         method: Such as `"PUT"`.
-        path: With the query, as it came.
-        status: What the client was answered; `None` if it was not.
-        sent: Bytes of the client's body that went on to the server.
-        received: Bytes of the server's body that went on to the client.
-        fault: What was done to it.
+        path: With the query, still encoded.
+        status: HTTP status that the client received; `None` for no response.
+        sent: Bytes of the client's body that were forwarded to the server.
+        received: Bytes of the server's body that were forwarded to the client.
+        fault: The fault that hit the request.
     """
 
     method: str
@@ -88,11 +87,11 @@ class Exchange:
 
 
 class FaultProxy:
-    """Use `fault_proxy`.
+    """The proxy that `fault_proxy` yields.
 
     Attributes:
-        server: The store as seen through the proxy.
-        log: All requests in the order in which they came.
+        server: The store at the proxy's address.
+        log: All requests in the order of arrival.
     """
 
     server: Server
@@ -115,41 +114,40 @@ class FaultProxy:
         bytes_per_second: float = float("inf"),
         delay: float = 0,
     ) -> Fault:
-        """Spoil requests from now on: each by the first fault that matches and is not used up.
+        """Inject a fault. The first fault that matches a request and is not used up hits it.
 
         Args:
             kind: One of
-                `"reset"`: the connection is torn, and the server gets only a part of the request;
-                `"503"`, `"403"`, `"expired token"`: the answer of S3 or GCS that it is too busy,
-                that this is forbidden or that the login has run out (which is a 400 or a 401),
-                and the server gets nothing;
-                `"slow"`: it takes `delay` and then passes at `bytes_per_second`;
-                `"hang"`: it stands still until `heal()`, and then goes on;
-                `"lost response"`: the server does it all, and then the connection is torn.
-            match: Regular expression to be found in `METHOD /path?query`.
-            times: How many requests; `float("inf")` until `heal()`.
-            skip: How many requests go through before, of those that it would be done to.
-            after_bytes: Of the bodies, the client's and then the server's, that pass before a
-                reset or a hang or the slowness begins. With 0 the server does not see the request.
-            bytes_per_second: Of slow requests.
-            delay: Of slow requests, in seconds.
+                `"reset"`: reset the connection after a part of the request;
+                `"503"`, `"403"`, `"expired token"`: answer for the server, as S3 or GCS do if they
+                are overloaded, access is denied or the token has expired (status 400 or 401);
+                `"slow"`: wait for `delay`, and then forward `bytes_per_second`;
+                `"hang"`: stop until `heal()`, and then continue;
+                `"lost response"`: reset the connection after the server has done the request.
+            match: Regular expression to search in `METHOD /path?query`.
+            times: Number of requests to hit; `float("inf")` for all until `heal()`.
+            skip: Number of matching requests that pass before.
+            after_bytes: Bytes of the client's and then the server's body that pass before a
+                reset, a hang or the slowness begins. With 0 the server does not see the request.
+            bytes_per_second: For `"slow"`.
+            delay: For `"slow"`, in seconds.
         """
         fault = Fault(kind, match, skip, times, after_bytes, bytes_per_second, delay)
         self._faults.append(fault)
         return fault
 
     def heal(self) -> None:
-        """Spoil nothing from now on; what hangs or is slow goes on."""
+        """Remove all faults; requests that hang or are slow continue."""
         faults, self._faults = self._faults, []
         for fault in faults:
             self._loop.call_soon_threadsafe(fault.healed.set)
 
     def exchanges(self, match: str = "") -> list[Exchange]:
-        """The requests that match, as in `fail`."""
+        """Return the requests that match, as in `fail`."""
         return [one for one in self.log if re.search(match, f"{one.method} {one.path}")]
 
     async def _serve(self) -> None:
-        # A connection for each request: a server may close one that has been idle as we use it.
+        # One connection per request, because a server may close an idle one just as we use it.
         connector = TCPConnector(force_close=True, limit=0)
         async with ClientSession(
             connector=connector,
@@ -161,10 +159,10 @@ class FaultProxy:
 
             async def handle(request: web.Request) -> web.StreamResponse:
                 line = f"{request.method} {request.raw_path}"
-                fault = next((fault for fault in self._faults if fault.takes(line)), None)
+                fault = next((fault for fault in self._faults if fault.matches(line)), None)
                 exchange = Exchange(request.method, request.raw_path)
                 self.log.append(exchange)
-                return await _Passage(request, exchange, fault).go(session, self._target)
+                return await _Forwarding(request, exchange, fault).go(session, self._target)
 
             application = web.Application()
             application.router.add_route("*", "/{path:.*}", handle)
@@ -182,7 +180,7 @@ class FaultProxy:
 
 @contextmanager
 def fault_proxy(target: Server) -> Iterator[FaultProxy]:
-    """Put a proxy before a server for as long as the block lasts."""
+    """Run a proxy in front of a server during the block."""
     proxy = FaultProxy(target)
     loop = proxy._loop
     thread = threading.Thread(target=loop.run_until_complete, args=(proxy._serve(),), daemon=True)
@@ -196,12 +194,12 @@ def fault_proxy(target: Server) -> Iterator[FaultProxy]:
         loop.close()
 
 
-class _TornError(Exception):
-    """The connection to the client is to be torn."""
+class _ResetError(Exception):
+    """The connection to the client must be reset."""
 
 
-class _Passage:
-    """One request on its way, and its answer on the way back."""
+class _Forwarding:
+    """Forwards one request, and the response to it."""
 
     def __init__(self, request: web.Request, exchange: Exchange, fault: Fault | None) -> None:
         self.request, self.exchange, self.fault = request, exchange, fault
@@ -212,8 +210,8 @@ class _Passage:
             if self.fault is not None and self._strikes(*REFUSALS):
                 return await self._refuse(*refusal(self.fault.kind, target.protocol))
             return await self._forward(session, target.endpoint)
-        except (_TornError, ClientError):  # So a server that is gone looks like one from here, too.
-            self._tear()
+        except (_ResetError, ClientError):  # A dead server must look dead through the proxy.
+            self._reset()
             return web.Response()
 
     async def _refuse(self, status: int, content_type: str, text: str) -> web.StreamResponse:
@@ -224,7 +222,7 @@ class _Passage:
 
     async def _forward(self, session: ClientSession, endpoint: str) -> web.StreamResponse:
         request, exchange = self.request, self.exchange
-        await self._let_pass(0)
+        await self._delay(0)
         async with session.request(
             request.method,
             URL(endpoint + request.raw_path, encoded=True),
@@ -234,14 +232,14 @@ class _Passage:
         ) as answer:
             if self._strikes("lost response"):
                 await answer.read()
-                raise _TornError
+                raise _ResetError
             response = web.StreamResponse(
                 status=answer.status, reason=answer.reason, headers=_end_to_end(answer.headers)
             )
             exchange.status = answer.status
             await response.prepare(request)
             async for chunk in answer.content.iter_any():
-                await self._let_pass(len(chunk))
+                await self._delay(len(chunk))
                 exchange.received += len(chunk)
                 await response.write(chunk)
             await response.write_eof()
@@ -249,12 +247,12 @@ class _Passage:
 
     async def _upload(self) -> AsyncIterator[bytes]:
         async for chunk in self.request.content.iter_any():
-            await self._let_pass(len(chunk))
+            await self._delay(len(chunk))
             self.exchange.sent += len(chunk)
             yield chunk
 
-    async def _let_pass(self, size: int) -> None:
-        """Hold up the next bytes of a body, or refuse them, if the fault says so."""
+    async def _delay(self, size: int) -> None:
+        """Delay or refuse the next bytes of a body, if the fault hits the request."""
         fault = self.fault
         passed = self.exchange.sent + self.exchange.received
         begins = self._striking is None
@@ -263,13 +261,13 @@ class _Passage:
         if not self._strikes("reset", "hang", "slow"):
             return
         if fault.kind == "reset":
-            raise _TornError
+            raise _ResetError
         seconds = size / fault.bytes_per_second + (fault.delay if begins else 0)
         with suppress(TimeoutError):
             await asyncio.wait_for(fault.healed.wait(), None if fault.kind == "hang" else seconds)
 
     def _strikes(self, *kinds: Kind) -> bool:
-        """Whether a fault of these kinds is done to this request, which is decided once."""
+        """Return whether a fault of these kinds hits the request; decided once per request."""
         if self.fault is None or self.fault.kind not in kinds:
             return False
         if self._striking is None:
@@ -277,8 +275,8 @@ class _Passage:
             self.exchange.fault = self.fault.kind if self._striking else None
         return self._striking
 
-    def _tear(self) -> None:
-        """End the client's connection with a reset, as a machine that has died does."""
+    def _reset(self) -> None:
+        """Reset the client's connection, as after a crash of the server's machine."""
         transport = self.request.transport
         if transport is not None:
             client = transport.get_extra_info("socket")

@@ -1,11 +1,11 @@
-"""Starts `gcp-storage-emulator`, with what it lacks: `gcs_emulator.py PORT FOLDER`.
+"""Starts `gcp-storage-emulator` with exclusive creation: `gcs_emulator.py PORT FOLDER`.
 
-It ignores `ifGenerationMatch`, so that of several writers who want to create one object all win.
-Here `ifGenerationMatch=0`, which is what `mode="create"` of gcsfs sends, is honoured for uploads in
-one request. That is exact, since the emulator serves one request at a time.
+The emulator ignores `ifGenerationMatch`, so all of several writers that create one object win. Here
+`ifGenerationMatch=0`, which gcsfs sends for `mode="create"`, is honoured for uploads in one
+request. This is exact, because the emulator serves one request at a time.
 
-What remains different from GCS: it takes a wrong CRC32C; an object `a/b` rules out another one
-`a/b/c`; nobody has to say who he is; other generations than 0 are ignored.
+Remaining differences from GCS: the emulator accepts a wrong CRC32C; objects `a/b` and `a/b/c`
+exclude each other; there is no authentication; generations other than 0 are ignored.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def _insert_if_allowed(request: Any, response: Any, storage: Any, *arguments: An
 
 def main() -> None:
     objects.insert = _insert_if_allowed
-    # Many clients at once wait instead of being sent away, and small answers go out at once: a
-    # thousand small objects take a tenth of the time.
+    # Queue connections of many clients, and send small responses at once: a thousand small objects
+    # take a tenth of the time.
     socketserver.TCPServer.request_queue_size = 512
     socketserver.StreamRequestHandler.disable_nagle_algorithm = True
-    # Only now, because this takes the handlers as they are.
+    # Imported here, because the import copies the handlers.
     from gcp_storage_emulator.__main__ import main as serve
 
     port, folder = sys.argv[1:]

@@ -1,4 +1,4 @@
-"""How the two kinds of stores say no: what clients read, and repeat to their users."""
+"""Error responses of S3 and GCS, as their clients read them and repeat them to users."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ REFUSALS: tuple[Refusal, ...] = get_args(Refusal)
 
 
 def refusal(kind: str, protocol: str) -> tuple[int, str, str]:
-    """Return status, content type and text of the answer of S3, if `protocol` is `"s3"`, or GCS."""
+    """Return status, content type and body of an error response of S3 or GCS.
+
+    Args:
+        kind: One of `REFUSALS`.
+        protocol: `"s3"` for S3; anything else for GCS.
+    """
     if protocol == "s3":
-        status, code, words = _S3[kind]
-        text = f"<Error><Code>{code}</Code><Message>{words}</Message></Error>"
+        status, code, message = _S3[kind]
+        text = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
         return status, "application/xml", text
-    status, words = _GCS[kind]
-    return status, "application/json", json.dumps({"error": {"code": status, "message": words}})
+    status, message = _GCS[kind]
+    return status, "application/json", json.dumps({"error": {"code": status, "message": message}})
 
 
 _S3: dict[str, tuple[int, str, str]] = {

@@ -1,9 +1,9 @@
-"""Kills a job, its store, or both, at random moments, again and again.
+"""Kills a job, its store, or both, repeatedly and at random moments.
 
     python tests/integration/store_kills.py --kills 200 --seed 1
 
-Each run goes on until it ends by itself, and must then have the same bits and the same history as
-one that nobody disturbed, and nothing left over in the store. The store is Ceph, on loopback.
+Each run is restarted until it finishes. It must then have the same bits and the same history as a
+run without kills, and leave no orphaned files in the store. The store is Ceph, on loopback.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from distrib.storage.locate import locate
 from distrib.storage.location import Location
 
 VICTIMS = ("chief", "server", "both")
-LONGEST = 2.5
-LIMIT = 120.0
+MAX_SECONDS_TO_KILL = 2.5
+TIMEOUT = 120.0
 
 
 def disturbed(
@@ -39,12 +39,12 @@ def disturbed(
     arguments: Sequence[str],
     count: Counter[str] | None = None,
 ) -> dict[str, Any]:
-    """Run the job until it ends by itself, with up to so many kills; return its result."""
+    """Run the job with up to `kills` kills until it finishes; return its result."""
     store = server.bucket() + "/run"
     count = Counter() if count is None else count
     for _ in range(kills):
         job = begin(run, *arguments, "--store", store, **server.environment)
-        deadline = time.monotonic() + rng.uniform(0.3, LONGEST)
+        deadline = time.monotonic() + rng.uniform(0.3, MAX_SECONDS_TO_KILL)
         while job.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
         if job.poll() is not None:
@@ -57,16 +57,16 @@ def disturbed(
             server.kill9()
             time.sleep(rng.uniform(0, 0.5))
             server.start()
-        _ended(job, run, victim)
+        _check_end(job, run, victim)
     else:
-        _ended(begin(run, *arguments, "--store", store, **server.environment), run, "nobody")
-    place = locate(store, "store", server.storage_options)
-    assert not (left := left_over(place)), left
+        _check_end(begin(run, *arguments, "--store", store, **server.environment), run, "nobody")
+    location = locate(store, "store", server.storage_options)
+    assert not (orphans := orphaned_files(location)), orphans
     return result(run)
 
 
-def left_over(store: Location) -> list[str]:
-    """What should not be there after a run has ended by itself: data that no manifest refers to."""
+def orphaned_files(store: Location) -> list[str]:
+    """Return the files in the store of a finished run that no manifest refers to."""
     directory = CheckpointDirectory(store)
     known = {"attempts"}
     for checkpoint in directory.checkpoints():
@@ -79,8 +79,8 @@ def left_over(store: Location) -> list[str]:
     return sorted({*directory.location.names()} - known)
 
 
-def _ended(job: Any, run: Path, victim: str) -> None:
-    code = job.wait(LIMIT)
+def _check_end(job: Any, run: Path, victim: str) -> None:
+    code = job.wait(TIMEOUT)
     expected = KILLED if victim in ("chief", "both") else 0
     output = run.parent / f"{run.name}.output"
     assert code in (expected, 0), (

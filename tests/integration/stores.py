@@ -1,10 +1,10 @@
-"""Object stores on this machine, for tests that need a server and not a stand-in for one.
+"""Object store servers on this machine, for tests that need more than a mock.
 
-| fixture | what it is | after `kill9()` | exclusive create |
+| fixture | server | data after `kill9()` | exclusive create |
 |---|---|---|---|
-| `ceph` | Ceph's S3 gateway over one disk | all is there | exact; s3fs makes 412 an EINVAL |
-| `moto` | a Python program that speaks S3 | all is lost | exact |
-| `gcs` | a Python program that speaks GCS | all is there | exact, see `gcs_emulator.py` |
+| `ceph` | Ceph's S3 gateway over one disk | kept | exact; s3fs turns 412 into EINVAL |
+| `moto` | an S3 server in Python | lost | exact |
+| `gcs` | a GCS emulator in Python | kept | exact, see `gcs_emulator.py` |
 
 A test names one of them and gets a `Server`:
 
@@ -13,9 +13,9 @@ A test names one of them and gets a `Server`:
         BackupAndRestore(url, storage_options=ceph.storage_options)  # in this process
         subprocess.run([*command, url], env=os.environ | ceph.environment)  # in another
 
-A server starts when the first test names it, serves all tests of this process and dies with it:
-the kernel kills it. So a test may count on a new bucket, not on an empty server; and one that kills
-a server starts it again.
+A server starts for the first test that uses it, serves all tests of this process, and is killed by
+the kernel when the process dies. So a test has a new bucket but no empty server, and a test that
+kills a server must start it again.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from botocore.client import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 KEY, SECRET = "AKIDTEST", "SECRETSECRETTEST"
-START_LIMIT = 60.0
+START_TIMEOUT = 60.0
 
 
 class Daemon:
-    """A server's process. The kernel kills it when the thread that has started it ends."""
+    """A process of a server. The kernel kills it when the thread that started it ends."""
 
     def __init__(self, command: Sequence[str], log: Path) -> None:
         self.command, self.log = command, log
@@ -78,8 +78,8 @@ class Server:
     Attributes:
         protocol: `"s3"` or `"gs"`.
         endpoint: `http://127.0.0.1:PORT`.
-        daemons: Its processes, in the order in which they are started.
-        secret: Of the key; another one is refused by Ceph, and by nobody else.
+        daemons: The server's processes, in the order of their start.
+        secret: Of the key; only Ceph rejects a wrong one.
     """
 
     protocol: str
@@ -89,14 +89,14 @@ class Server:
 
     @property
     def storage_options(self) -> dict[str, Any]:
-        """What s3fs or gcsfs needs to find it."""
+        """The options with which s3fs or gcsfs finds the server."""
         if self.protocol == "s3":
             return {"endpoint_url": self.endpoint, "key": KEY, "secret": self.secret}
         return {"endpoint_url": self.endpoint, "token": "anon"}
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a process needs in its environment to find it without options."""
+        """The environment variables with which a process finds the server without options."""
         if self.protocol == "s3":
             return {
                 "AWS_ENDPOINT_URL": self.endpoint,
@@ -109,13 +109,13 @@ class Server:
         return {
             "STORAGE_EMULATOR_HOST": self.endpoint,
             "FSSPEC_GCS_TOKEN": "anon",
-            # A process that has imported fsspec has read those; this ends at "anon", too.
+            # fsspec reads the variables above at its import. This one leads to "anon" as well.
             "NO_GCE_CHECK": "true",
             "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # See conftest.py.
         }
 
     def bucket(self) -> str:
-        """Make a bucket, and return its URL."""
+        """Create a bucket, and return its URL."""
         name = f"test-{secrets.token_hex(6)}"
         if self.protocol == "s3":
             self.client().create_bucket(Bucket=name)
@@ -124,7 +124,7 @@ class Server:
         return f"{self.protocol}://{name}"
 
     def filesystem(self) -> Any:
-        """An fsspec filesystem of its own, which remembers nothing of what it has seen."""
+        """Return a new fsspec file system without caches."""
         return fsspec.filesystem(
             self.protocol,
             skip_instance_cache=True,
@@ -133,7 +133,7 @@ class Server:
         )
 
     def client(self) -> Any:
-        """A boto3 client, which tries everything once."""
+        """Return a boto3 client without retries."""
         return boto3.client(
             "s3",
             endpoint_url=self.endpoint,
@@ -144,15 +144,15 @@ class Server:
         )
 
     def at(self, endpoint: str) -> Server:
-        """The same server as seen at another address, that of a proxy."""
+        """Return the same server at another address, such as a proxy's."""
         return replace(self, endpoint=endpoint)
 
     def start(self) -> None:
-        """Start all processes that do not run, and wait until it answers."""
+        """Start all processes that are not running, and wait until the server answers."""
         for daemon in self.daemons.values():
             if not daemon.alive:
                 daemon.start()
-        deadline = time.monotonic() + START_LIMIT
+        deadline = time.monotonic() + START_TIMEOUT
         while not self._answers():
             for name, daemon in self.daemons.items():
                 if not daemon.alive or time.monotonic() > deadline:
@@ -161,7 +161,7 @@ class Server:
             time.sleep(0.02)
 
     def kill9(self, *names: str) -> None:
-        """Kill some processes, or all of them; `start()` brings them back at the same address."""
+        """Kill some or all processes; `start()` restarts them at the same address."""
         for name in names or self.daemons:
             self.daemons[name].kill9()
 
@@ -181,7 +181,7 @@ class Server:
 
 
 def until(condition: Callable[[], object]) -> None:
-    """Wait until something is true, which it must be within half a minute."""
+    """Wait until a condition is true, for up to 30 s."""
     deadline = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < deadline

@@ -1,6 +1,6 @@
-"""The proxy before a store does to requests what it is told, and nothing else.
+"""The proxy injects exactly the faults that a test asks for.
 
-`Server.client()` tries once, so it sees each fault as it is; s3fs and gcsfs try again.
+`Server.client()` does not retry, so it sees each fault; s3fs and gcsfs retry.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fault_proxy import Exchange, FaultProxy, Kind, fault_proxy
 from stores import Server, free_port, until
 
 BIG = os.urandom(4 << 20)
-FOREVER = float("inf")
+ALWAYS = float("inf")
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def exists(server: Server, bucket: str, key: str = "key") -> bool:
 
 
 @contextmanager
-def doing(action: Callable[[], Any]) -> Iterator[Future[Any]]:
+def in_background(action: Callable[[], Any]) -> Iterator[Future[Any]]:
     with ThreadPoolExecutor(1) as pool:
         yield pool.submit(action)
 
@@ -100,7 +100,7 @@ def test_refusals(
     assert not exists(moto, bucket)
 
 
-def test_what_s3fs_makes_of_refusals(proxy: FaultProxy, bucket: str) -> None:
+def test_how_s3fs_reports_refusals(proxy: FaultProxy, bucket: str) -> None:
     filesystem = proxy.server.filesystem()
     for kind in ("403", "expired token"):
         proxy.fail(kind)
@@ -121,7 +121,7 @@ def test_a_lost_response(proxy: FaultProxy, moto: Server, bucket: str) -> None:
     assert get(moto, bucket) == BIG
 
 
-def test_a_create_whose_response_is_lost_is_told_that_it_exists(
+def test_a_create_with_a_lost_response_raises_file_exists(
     proxy: FaultProxy, moto: Server, bucket: str
 ) -> None:
     proxy.fail("lost response")
@@ -141,11 +141,11 @@ def test_a_create_whose_response_is_lost_is_told_that_it_exists(
         {"kind": "slow", "bytes_per_second": 1000, "after_bytes": 1 << 20},
     ],
 )
-def test_hanging_and_slow_uploads_arrive_when_it_is_healed(
+def test_hanging_and_slow_uploads_continue_after_heal(
     options: dict[str, Any], proxy: FaultProxy, moto: Server, bucket: str
 ) -> None:
     fault = proxy.fail(**options)
-    with doing(lambda: put(proxy.server, bucket)) as done:
+    with in_background(lambda: put(proxy.server, bucket)) as done:
         try:
             until(lambda: fault.struck)
             [exchange] = proxy.log
@@ -164,7 +164,7 @@ def test_hanging_and_slow_uploads_arrive_when_it_is_healed(
 def test_a_slow_download(proxy: FaultProxy, moto: Server, bucket: str) -> None:
     put(moto, bucket)
     fault = proxy.fail("slow", match="GET", bytes_per_second=1000)
-    with doing(lambda: get(proxy.server, bucket)) as done:
+    with in_background(lambda: get(proxy.server, bucket)) as done:
         try:
             until(lambda: fault.struck)
             assert proxy.log[0].received < len(BIG)
@@ -174,9 +174,7 @@ def test_a_slow_download(proxy: FaultProxy, moto: Server, bucket: str) -> None:
     assert done.result() == BIG
 
 
-def test_faults_strike_what_they_match_as_often_as_they_are_told(
-    proxy: FaultProxy, bucket: str
-) -> None:
+def test_a_fault_hits_the_given_number_of_matching_requests(proxy: FaultProxy, bucket: str) -> None:
     fault = proxy.fail("403", match="PUT .*/runs/", skip=1, times=2)
 
     def statuses(key: str, number: int) -> list[int]:
@@ -190,14 +188,14 @@ def test_faults_strike_what_they_match_as_often_as_they_are_told(
     assert statuses("other", 2) == [200, 200]
     assert statuses("runs/17", 4) == [200, 403, 403, 200]
     assert fault.struck == 2
-    proxy.fail("403", times=FOREVER)
-    proxy.fail("503", times=FOREVER)
+    proxy.fail("403", times=ALWAYS)
+    proxy.fail("503", times=ALWAYS)
     assert statuses("more", 2) == [403, 403]
     proxy.heal()
     assert statuses("more", 1) == [403, 403, 200]
 
 
-def test_a_request_that_ends_before_the_fault_does_not_use_it_up(
+def test_a_request_that_ends_before_the_fault_does_not_count(
     proxy: FaultProxy, bucket: str
 ) -> None:
     fault = proxy.fail("reset", after_bytes=1 << 20)
@@ -209,9 +207,7 @@ def test_a_request_that_ends_before_the_fault_does_not_use_it_up(
     assert [one.fault for one in proxy.log] == [None, "reset", None]
 
 
-def test_of_requests_that_are_under_way_together_only_one_is_struck(
-    proxy: FaultProxy, bucket: str
-) -> None:
+def test_of_concurrent_requests_only_one_is_hit(proxy: FaultProxy, bucket: str) -> None:
     fault = proxy.fail("reset", after_bytes=2)
     connections = [HTTPConnection(proxy.server.endpoint.removeprefix("http://")) for _ in "ab"]
     for connection in connections:
@@ -226,7 +222,7 @@ def test_of_requests_that_are_under_way_together_only_one_is_struck(
     assert fault.struck == 1
 
 
-def test_a_server_that_is_gone_is_gone_through_the_proxy_too(moto: Server) -> None:
+def test_a_dead_server_looks_dead_through_the_proxy(moto: Server) -> None:
     with (
         fault_proxy(moto.at(f"http://127.0.0.1:{free_port()}")) as proxy,
         pytest.raises(HTTPClientError),
@@ -234,7 +230,7 @@ def test_a_server_that_is_gone_is_gone_through_the_proxy_too(moto: Server) -> No
         put(proxy.server, "bucket")
 
 
-def test_faults_on_the_way_to_gcs(gcs: Server) -> None:
+def test_faults_of_gcs(gcs: Server) -> None:
     with fault_proxy(gcs) as proxy:
         path = f"{gcs.bucket()}/key"
         filesystem = proxy.server.filesystem()

@@ -1,6 +1,6 @@
-"""Saving to real servers that fail: each fault ends in a sound checkpoint or in a clear error.
+"""Each fault of a real server ends in an intact checkpoint or in a clear error.
 
-In the latter case the checkpoint before is intact. The saver is the one that `fit` uses.
+After an error the checkpoint before is intact. The saver is the one that `fit` uses.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ RETRY_TIMEOUT = 60.0
 
 
 @pytest.fixture(autouse=True)
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "MAX_FILE_BYTES", 1 << 20)
 
 
@@ -92,10 +92,12 @@ FAULTS: dict[str, Callable[[FaultProxy], object]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_passes_costs_nothing(fault: str, run: Location, proxy: FaultProxy) -> None:
+def test_a_transient_fault_costs_no_checkpoint(
+    fault: str, run: Location, proxy: FaultProxy
+) -> None:
     done = len(proxy.log)
     save(run, 1, 2, before_last=lambda: FAULTS[fault](proxy))
-    assert any(exchange.fault for exchange in proxy.log[done:]), "the fault did not strike"
+    assert any(exchange.fault for exchange in proxy.log[done:]), "no request was hit"
     assert read_newest(run) == 2
 
 
@@ -104,7 +106,7 @@ def test_what_passes_costs_nothing(fault: str, run: Location, proxy: FaultProxy)
     ("kind", "cause"),
     [("403", "does not allow|permission|denied"), ("expired token", "expired")],
 )
-def test_what_does_not_pass_is_said_and_the_one_before_is_intact(
+def test_a_permanent_fault_is_an_error_and_the_checkpoint_before_is_intact(
     kind: str, cause: str, run: Location, proxy: FaultProxy
 ) -> None:
     def expire() -> None:
@@ -113,7 +115,7 @@ def test_what_does_not_pass_is_said_and_the_one_before_is_intact(
     began = time.monotonic()
     with pytest.raises(CheckpointError, match=rf"(?s)step 2 .*({cause}).*step 1 is intact"):
         save(run, 1, 2, before_last=expire)
-    assert time.monotonic() - began < RETRY_TIMEOUT, "it was tried again and again"
+    assert time.monotonic() - began < RETRY_TIMEOUT, "the save was retried"
     proxy.heal()
     assert read_newest(run) == 1
     save(run, 2)
@@ -121,20 +123,20 @@ def test_what_does_not_pass_is_said_and_the_one_before_is_intact(
 
 
 @pytest.mark.slow
-def test_a_server_that_stays_away_is_an_error_after_a_while(
+def test_a_server_that_stays_down_is_an_error_after_the_timeout(
     run: Location, proxy: FaultProxy
 ) -> None:
-    # botocore has a patience of its own, of half a minute.
+    # Otherwise botocore itself retries for half a minute.
     options = proxy.server.storage_options | {"config_kwargs": {"retries": {"max_attempts": 0}}}
-    hasty = replace(locate(run.url, "directory", options), timeout=2.0)
+    short = replace(locate(run.url, "directory", options), timeout=2.0)
     with pytest.raises(CheckpointError, match=r"(?s)step 2 .*step 1 is intact"):
-        save(hasty, 1, 2, before_last=lambda: proxy.fail("503", match="PUT", times=float("inf")))
+        save(short, 1, 2, before_last=lambda: proxy.fail("503", match="PUT", times=float("inf")))
     proxy.heal()
     assert read_newest(run) == 1
 
 
 @pytest.mark.slow
-def test_reading_goes_on_after_resets_and_503(run: Location, proxy: FaultProxy) -> None:
+def test_reads_are_retried_after_resets_and_503(run: Location, proxy: FaultProxy) -> None:
     save(run, 1)
     proxy.fail("reset", match="GET .*/d/", times=3, after_bytes=200_000)
     proxy.fail("503", match="GET", times=5, skip=4)
@@ -148,7 +150,7 @@ def test_reading_goes_on_after_resets_and_503(run: Location, proxy: FaultProxy) 
 def test_a_server_killed_and_restarted_in_the_middle_of_a_save(
     daemons: tuple[str, ...], ceph: Server, run: Location, proxy: FaultProxy
 ) -> None:
-    """The gateway alone, and all of the store."""
+    """Once the gateway alone, and once the whole store."""
     reached = proxy.fail("slow", match="PUT .*/arrays/d/", times=float("inf"), delay=0.2)
 
     def kill_when_reached() -> None:
@@ -166,7 +168,8 @@ def test_a_server_killed_and_restarted_in_the_middle_of_a_save(
         save_thread = threading.Thread(target=lambda: save(run, 1))
         killer.start()
         save_thread.start()
-        restart()  # Here, because the server is to die with this thread.
+        # In the main thread, because the kernel kills the server with the thread that started it.
+        restart()
         save_thread.join()
     finally:
         ceph.start()
@@ -174,12 +177,12 @@ def test_a_server_killed_and_restarted_in_the_middle_of_a_save(
 
 
 @pytest.mark.slow
-def test_damage_on_the_store_is_set_aside_and_the_one_before_is_used(run: Location) -> None:
+def test_a_damaged_checkpoint_is_quarantined_and_the_one_before_is_loaded(run: Location) -> None:
     save(run, 1, 2)
     directory = CheckpointDirectory(run)
     data = directory.checkpoints()[-1].root / "arrays/d/000001"
-    sound = data.read_bytes()
-    data.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    intact = data.read_bytes()
+    data.write_bytes(intact[:-1] + bytes([intact[-1] ^ 1]))
     with pytest.warns(UserWarning, match=r"Checkpoint 2 is damaged: s3://.*000001 has CRC32C"):
         assert read_newest(run) == 1
     assert data.exists()

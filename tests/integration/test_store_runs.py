@@ -1,4 +1,4 @@
-"""Whole jobs whose every file is on an object store: killed, superseded, and ended as if not."""
+"""Jobs with all files in an object store: their result is the same after kills and takeovers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from harness import KILLED, begin, finish, result, start, undisturbed
-from store_kills import disturbed, left_over
+from store_kills import disturbed, orphaned_files
 from stores import Server
 
 from distrib.checkpoint import commit
@@ -26,7 +26,7 @@ SHORT = ["--epochs", "2"]
 
 @pytest.fixture(params=["ceph", "gcs"])
 def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Location:
-    """A place on a server that this process and its jobs find by the environment alone."""
+    """A folder on a server that this process and its jobs find by environment variables alone."""
     server: Server = request.getfixturevalue(request.param)
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
@@ -44,10 +44,10 @@ def test_killed_at_every_stage_of_a_save(store: Location, tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr[-4000:]
     assert f"resuming from {store}/checkpoints/" in done.stderr
     assert result(tmp_path / "run") == undisturbed(*SHORT)
-    assert left_over(store) == []
+    assert orphaned_files(store) == []
     entry = newest(store / "checkpoints")
     assert entry is not None
-    # The one that was killed while it looked for a checkpoint had not taken over yet.
+    # The attempt that was killed while it read a checkpoint had not entered the ledger yet.
     assert (entry.attempt, entry.failures, entry.end) == (len(kills), len(kills) - 1, "finished")
 
 
@@ -63,7 +63,7 @@ def test_an_older_chief_that_is_still_alive_stops_and_damages_nothing(
             assert old.poll() is None, (tmp_path / "old.output").read_text()[-4000:]
             time.sleep(0.05)
         pid = json.loads((store / "checkpoints/attempts/00000001.json").read_bytes())["pid"]
-        os.kill(pid, signal.SIGSTOP)  # As a host does that is cut off, or a virtual machine paused.
+        os.kill(pid, signal.SIGSTOP)  # Like a paused virtual machine, or a host without network.
         assert finish(tmp_path / "new", *arguments) == undisturbed(*SHORT)
         os.kill(pid, signal.SIGCONT)
         assert old.wait(60) == EXIT_CONFIGURATION
@@ -77,15 +77,15 @@ def test_an_older_chief_that_is_still_alive_stops_and_damages_nothing(
     for checkpoint in directory.checkpoints():
         checkpoint.verify()
     directory.remove_orphans(3)
-    assert left_over(store) == []
+    assert orphaned_files(store) == []
     assert commit.quarantined(directory.location) == []
-    # Whoever starts it once more finds it finished.
+    # Another start finds the run finished.
     assert finish(tmp_path / "again", *arguments) == undisturbed(*SHORT)
 
 
 @pytest.mark.slow
 def test_random_kills_of_chief_and_server(ceph: Server, tmp_path: Path) -> None:
-    """A sample of what `python tests/integration/store_kills.py` does."""
+    """A short run of `python tests/integration/store_kills.py`."""
     seed = random.randrange(1000)
     got = disturbed(ceph, tmp_path / "run", 4, random.Random(seed), SHORT)
     assert got == undisturbed(*SHORT), f"seed {seed}"

@@ -1,4 +1,4 @@
-"""The servers that other tests rely on do what they claim."""
+"""The servers of other tests behave as `stores.py` says."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def server(request: pytest.FixtureRequest) -> Server:
     return made
 
 
-def test_what_is_put_is_there_also_through_a_proxy(server: Server) -> None:
-    """The S3 servers check signatures, which cover the address that the client has used."""
+def test_requests_pass_through_a_proxy(server: Server) -> None:
+    """The S3 servers check signatures, which cover the address that the client used."""
     with fault_proxy(server) as proxy:
         folder = f"{proxy.server.bucket()}/runs/a b+c=ü!(d)%20%2F"
         made = len(proxy.log)
@@ -48,7 +48,7 @@ def test_what_is_put_is_there_also_through_a_proxy(server: Server) -> None:
         assert any(one.received == len(BIG) for one in proxy.exchanges("^GET .*big"))
 
 
-def test_ceph_refuses_a_wrong_signature(ceph: Server) -> None:
+def test_ceph_rejects_a_wrong_signature(ceph: Server) -> None:
     with pytest.raises(PermissionError):
         replace(ceph, secret="wrong").filesystem().pipe_file(f"{ceph.bucket()}/key", b"")
 
@@ -73,7 +73,7 @@ def test_one_of_many_creators_wins(server: Server) -> None:
 
 
 @pytest.mark.parametrize("names", [("client.rgw",), ("osd.0",), ("mon.a",), ()])
-def test_ceph_keeps_what_it_has_acknowledged(ceph: Server, names: tuple[str, ...]) -> None:
+def test_ceph_keeps_acknowledged_writes(ceph: Server, names: tuple[str, ...]) -> None:
     path = f"{ceph.bucket()}/key"
     ceph.filesystem().pipe_file(path, BIG)
     ceph.kill9(*names)
@@ -82,7 +82,7 @@ def test_ceph_keeps_what_it_has_acknowledged(ceph: Server, names: tuple[str, ...
     ceph.filesystem().pipe_file(path, b"")
 
 
-def test_gcs_keeps_what_it_has_acknowledged(gcs: Server) -> None:
+def test_gcs_keeps_acknowledged_writes(gcs: Server) -> None:
     path = f"{gcs.bucket()}/key"
     gcs.filesystem().pipe_file(path, BIG)
     gcs.kill9()
@@ -90,7 +90,7 @@ def test_gcs_keeps_what_it_has_acknowledged(gcs: Server) -> None:
     assert gcs.filesystem().cat_file(path) == BIG
 
 
-def test_moto_forgets(moto: Server) -> None:
+def test_moto_loses_its_data(moto: Server) -> None:
     bucket = moto.bucket()
     moto.kill9()
     moto.start()

@@ -40,7 +40,7 @@ def newest(checkpoints: Location) -> Entry:
     return entry
 
 
-def test_it_knows_how_the_attempts_before_have_ended(
+def test_an_attempt_knows_how_earlier_ones_ended(
     checkpoints: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
@@ -61,7 +61,7 @@ def test_it_knows_how_the_attempts_before_have_ended(
     assert begin(checkpoints).entry.failures == 2
 
 
-def test_attempts_that_begin_where_the_last_did_have_gained_nothing(checkpoints: Location) -> None:
+def test_attempts_with_the_same_start_made_no_progress(checkpoints: Location) -> None:
     starts = [0, 0, 20, 20, 20, 20, 30]
     rows = [train(checkpoints, start).stalled for start in starts]
     assert rows == [0, 1, 0, 1, 2, 3, 0]
@@ -70,31 +70,31 @@ def test_attempts_that_begin_where_the_last_did_have_gained_nothing(checkpoints:
 
 
 @pytest.mark.parametrize("end", [FINISHED, GIVEN_UP])
-def test_after_the_end_of_a_row_it_is_counted_anew(checkpoints: Location, end: str) -> None:
+def test_the_count_restarts_after_the_end_of_a_run(checkpoints: Location, end: str) -> None:
     train(checkpoints, 20)
     assert train(checkpoints, 20, end).stalled == 1
     assert train(checkpoints, 20).stalled == 0
 
 
-def test_what_a_supervisor_has_given_up_is_a_persons(checkpoints: Location) -> None:
+def test_the_count_restarts_after_a_supervisor_gave_up(checkpoints: Location) -> None:
     for seen in range(3):
         assert train(checkpoints, 20, FAILED, allowed=3, seen=seen).stalled == seen
     assert train(checkpoints, 20).stalled == 0
 
 
-def test_supervisors_one_after_the_other_are_one_row(checkpoints: Location) -> None:
+def test_the_count_continues_across_supervisors(checkpoints: Location) -> None:
     rows = [train(checkpoints, 20, seen=seen).stalled for seen in (0, 1, 0, 1, 0)]
     assert rows == [0, 1, 2, 3, 4]
 
 
-def test_attempts_that_only_a_person_repeats_do_not_count(checkpoints: Location) -> None:
+def test_attempts_without_a_supervisor_do_not_count(checkpoints: Location) -> None:
     for _ in range(3):
         assert train(checkpoints, 20, FAILED, allowed=0).stalled == 0
     begin(checkpoints)  # As `distrib checkpoints copy` does.
     assert train(checkpoints, 20).stalled == 0
 
 
-def test_the_time_of_the_last_save_is_handed_on(checkpoints: Location) -> None:
+def test_the_time_of_the_last_save_is_passed_on(checkpoints: Location) -> None:
     begin(checkpoints).committed(Commit(3, 1), save_time=1.5)
     begin(checkpoints)
     assert begin(checkpoints).entry.save_time == 1.5
@@ -111,7 +111,7 @@ def test_an_entry_of_an_old_version_can_be_read(checkpoints: Location) -> None:
     assert train(checkpoints, 3).stalled == 0
 
 
-def test_what_it_has_removed_is_forgotten_at_its_next_commit(checkpoints: Location) -> None:
+def test_removed_checkpoints_are_dropped_with_the_next_commit(checkpoints: Location) -> None:
     begin(checkpoints)
     second = begin(checkpoints, Commit(3, 1), Commit(6, 1))
     second.committed(Commit(9, 2))
@@ -120,7 +120,7 @@ def test_what_it_has_removed_is_forgotten_at_its_next_commit(checkpoints: Locati
     assert newest(checkpoints).commits == (Commit(6, 1), Commit(12, 2))
 
 
-def test_an_entry_that_cannot_be_read_makes_no_checkpoint_late(checkpoints: Location) -> None:
+def test_a_damaged_entry_makes_no_checkpoint_late(checkpoints: Location) -> None:
     attempt = begin(checkpoints)
     (checkpoints / FOLDER / "00000001.json").write_bytes(b"{")
     assert newest(checkpoints).counts(Commit(3, 0))
@@ -129,7 +129,7 @@ def test_an_entry_that_cannot_be_read_makes_no_checkpoint_late(checkpoints: Loca
     assert begin(checkpoints, Commit(3, 0)).number == 2
 
 
-def test_who_looked_too_early_takes_the_next_number(
+def test_an_attempt_that_lost_the_race_takes_the_next_number(
     checkpoints: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = iter([None])
@@ -143,7 +143,7 @@ def test_who_looked_too_early_takes_the_next_number(
     second.check()
 
 
-def test_an_entry_that_another_process_wrote_over_ends_it(checkpoints: Location) -> None:
+def test_an_attempt_ends_if_its_entry_is_overwritten(checkpoints: Location) -> None:
     """As can happen on a store that ignores the condition of an exclusive write."""
     attempt = begin(checkpoints)
     other = begin(locate("memory://" + secrets.token_hex(4), "directory"))
@@ -152,7 +152,7 @@ def test_an_entry_that_another_process_wrote_over_ends_it(checkpoints: Location)
         attempt.check()
 
 
-def test_a_listing_that_is_late_hides_no_attempt(
+def test_a_stale_listing_hides_no_attempt(
     checkpoints: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(3):

@@ -66,18 +66,18 @@ def files(place: Location) -> list[str]:
     return sorted(path.removeprefix(place.path) for path in found)
 
 
-def test_nothing_there(directory: CheckpointDirectory) -> None:
+def test_an_empty_directory(directory: CheckpointDirectory) -> None:
     assert directory.steps() == []
     assert directory.load_newest(load) is None
 
 
-def test_newest_by_number_not_by_name(directory: CheckpointDirectory) -> None:
+def test_the_newest_is_the_one_with_the_highest_number(directory: CheckpointDirectory) -> None:
     add(directory, directory.begin(1), 9, 100, 20)
     assert directory.steps() == [9, 20, 100]
     assert directory.load_newest(load) == "state 100"
 
 
-def test_without_a_manifest_it_does_not_count_and_is_collected(
+def test_a_draft_is_no_checkpoint_and_is_removed_by_the_next_attempt(
     directory: CheckpointDirectory,
 ) -> None:
     first = directory.begin(1)
@@ -88,7 +88,7 @@ def test_without_a_manifest_it_does_not_count_and_is_collected(
     before = files(directory.location)
     assert directory.load_newest(load) == "state 1"
     directory.remove_orphans(first.number)
-    assert files(directory.location) == before  # The writer may still be at work.
+    assert files(directory.location) == before  # The writer may still be writing.
     second = directory.begin(1)
     mine = draft(directory, second, 3)
     directory.remove_orphans(second.number)
@@ -98,7 +98,7 @@ def test_without_a_manifest_it_does_not_count_and_is_collected(
     assert notes.exists()
 
 
-def test_damaged_ones_are_set_aside_and_the_one_before_is_used(
+def test_damaged_checkpoints_are_quarantined_and_the_one_before_is_loaded(
     directory: CheckpointDirectory,
 ) -> None:
     add(directory, directory.begin(1), 1, 2, 3)
@@ -129,7 +129,7 @@ def test_the_same_step_damaged_twice_keeps_both(directory: CheckpointDirectory) 
     assert {b"first", b"second"} <= contents
 
 
-def test_all_damaged_is_an_error_now_and_at_the_next_start(
+def test_only_damaged_checkpoints_are_an_error_now_and_at_the_next_start(
     directory: CheckpointDirectory,
 ) -> None:
     add(directory, directory.begin(1), 1)
@@ -154,13 +154,13 @@ def test_an_older_attempt_cannot_commit_and_damages_nothing(
     with pytest.raises(SupersededError, match=r"Attempt 1 of this run .* attempt 2 \(pid"):
         old.check()
     add(directory, new, 2)
-    # It had looked before the new one began, and was held up since.
+    # It had checked before the new one began, and was delayed since.
     with pytest.raises(SupersededError, match="attempt 1, which is this process"):
         commit.publish(directory.location, of_old)
     assert directory.load_newest(load) == "state 2"
 
 
-def test_what_a_superseded_attempt_commits_late_does_not_count(
+def test_a_late_checkpoint_is_ignored_and_replaced(
     directory: CheckpointDirectory,
 ) -> None:
     old = directory.begin(1)
@@ -183,7 +183,7 @@ def test_what_a_superseded_attempt_commits_late_does_not_count(
     assert len([path for path in files(directory.location) if path.endswith("a/data")]) == 3
 
 
-def test_pruning_overlooks_a_late_one(directory: CheckpointDirectory) -> None:
+def test_pruning_ignores_a_late_checkpoint(directory: CheckpointDirectory) -> None:
     old = directory.begin(1)
     late = draft(directory, old, 9, "late")
     new = directory.begin(1)
@@ -194,7 +194,7 @@ def test_pruning_overlooks_a_late_one(directory: CheckpointDirectory) -> None:
     assert directory.load_newest(load) == "state 2"
 
 
-def test_a_late_one_is_better_than_none(directory: CheckpointDirectory) -> None:
+def test_a_late_checkpoint_is_loaded_if_there_is_no_other(directory: CheckpointDirectory) -> None:
     old = directory.begin(1)
     late = draft(directory, old, 5, "late")
     directory.begin(1)
@@ -203,10 +203,10 @@ def test_a_late_one_is_better_than_none(directory: CheckpointDirectory) -> None:
         assert directory.load_newest(load) == "late"
 
 
-def test_a_copy_by_other_means_is_a_checkpoint(
+def test_a_copy_made_by_other_tools_is_a_checkpoint(
     directory: CheckpointDirectory, tmp_path: Path
 ) -> None:
-    """Of one checkpoint without the ledger, and the other way to another kind of store."""
+    """One checkpoint without the ledger, also from a store to the disk and the reverse."""
     add(directory, directory.begin(1), 7)
     place = directory.location / "7"
     for target in (tmp_path / "copy", f"memory://{secrets.token_hex(4)}"):
@@ -216,11 +216,11 @@ def test_a_copy_by_other_means_is_a_checkpoint(
             (copy.location / ("7" + path)).write_bytes(content)
         assert copy.load_newest(load) == "state 7"
         copy.remove_orphans(99)
-        assert copy.begin(1).number == 2  # Not that of the attempt whose folder is there.
+        assert copy.begin(1).number == 2  # Number 1 is taken by the folder of the copy.
         assert copy.load_newest(load) == "state 7"
 
 
-def test_the_ledger_tells_of_checkpoints_that_a_listing_lacks(
+def test_checkpoints_of_the_ledger_are_found_without_a_listing(
     directory: CheckpointDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempt = directory.begin(1)
@@ -232,7 +232,7 @@ def test_the_ledger_tells_of_checkpoints_that_a_listing_lacks(
     assert directory.load_newest(load) == "state 1"
 
 
-def test_the_files_of_an_earlier_try_are_not_in_the_checkpoint(tmp_path: Path) -> None:
+def test_the_files_of_an_earlier_draft_are_not_in_the_checkpoint(tmp_path: Path) -> None:
     directory = CheckpointDirectory(locate(tmp_path, "directory"))
     attempt = directory.begin(1)
     (commit.draft(directory.location, 1, attempt.number) / "junk").write_bytes(b"half")
@@ -240,8 +240,8 @@ def test_the_files_of_an_earlier_try_are_not_in_the_checkpoint(tmp_path: Path) -
     assert files(directory.location / "1") == ["/a/data", f"/{NAME}"]
 
 
-def test_what_is_no_checkpoint_of_the_local_disk_is_collected(tmp_path: Path) -> None:
-    """Half of one that was being removed, and what Orbax was writing for an earlier version."""
+def test_partial_folders_on_the_local_disk_are_removed(tmp_path: Path) -> None:
+    """A partly removed checkpoint, and a draft of format 1."""
     directory = CheckpointDirectory(locate(tmp_path, "directory"))
     (directory.location / "1" / "arrays").write_bytes(b"half")
     (directory.location / "2.orbax-checkpoint-tmp-7" / "arrays").write_bytes(b"half")
@@ -249,7 +249,7 @@ def test_what_is_no_checkpoint_of_the_local_disk_is_collected(tmp_path: Path) ->
     assert directory.location.names() == []
 
 
-def test_data_whose_manifest_cannot_be_read_are_not_collected(
+def test_data_with_a_damaged_manifest_are_kept(
     directory: CheckpointDirectory,
 ) -> None:
     add(directory, directory.begin(1), 1)
@@ -259,7 +259,7 @@ def test_data_whose_manifest_cannot_be_read_are_not_collected(
     assert files(directory.location) == before
 
 
-def test_prune_keeps_what_the_policy_names(directory: CheckpointDirectory) -> None:
+def test_prune_keeps_what_the_policy_keeps(directory: CheckpointDirectory) -> None:
     attempt = directory.begin(1)
     add(directory, attempt, 1, 2, 3)
     directory.prune(None, attempt)
@@ -271,7 +271,7 @@ def test_prune_keeps_what_the_policy_names(directory: CheckpointDirectory) -> No
     assert not [path for path in files(directory.location) if path.startswith("/1/")]
 
 
-def test_a_deletion_that_fails_is_reported_and_tried_again(
+def test_a_failed_removal_is_reported_and_retried(
     directory: CheckpointDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempt = directory.begin(1)
@@ -323,7 +323,7 @@ def locked(folder: Path) -> Iterator["subprocess.Popen[str]"]:
         holder.stdout.close()
 
 
-def test_another_process_is_kept_out_until_the_first_is_dead(tmp_path: Path) -> None:
+def test_another_process_is_locked_out_until_the_first_is_dead(tmp_path: Path) -> None:
     directory = CheckpointDirectory(locate(tmp_path, "directory"))
     with locked(tmp_path) as holder:
         for timeout in (0.0, 0.1):
@@ -334,7 +334,7 @@ def test_another_process_is_kept_out_until_the_first_is_dead(tmp_path: Path) -> 
     directory.unlock()
 
 
-def test_a_process_that_is_about_to_end_is_waited_for(
+def test_the_lock_waits_for_a_process_that_is_about_to_exit(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     directory = CheckpointDirectory(locate(tmp_path, "directory"))

@@ -26,7 +26,7 @@ def begin(checkpoints: Location, start: int = 20, supervisor: Supervision = THRE
     return attempts.begin(checkpoints, 1, lambda newest: (), start, supervisor)
 
 
-def test_as_many_attempts_are_made_as_are_allowed(checkpoints: Location) -> None:
+def test_the_allowed_number_of_attempts_is_made(checkpoints: Location) -> None:
     for _ in range(3):
         assert reason_to_give_up(checkpoints, 20, THREE) is None
         begin(checkpoints)
@@ -35,7 +35,7 @@ def test_as_many_attempts_are_made_as_are_allowed(checkpoints: Location) -> None
     assert reason_to_give_up(checkpoints, 20, Supervision(attempts=4)) is None
 
 
-def test_who_has_given_up_may_be_started_again(checkpoints: Location) -> None:
+def test_the_count_restarts_after_giving_up(checkpoints: Location) -> None:
     for _ in range(3):
         begin(checkpoints)
     assert reason_to_give_up(checkpoints, 20, THREE) is not None
@@ -46,7 +46,7 @@ def test_who_has_given_up_may_be_started_again(checkpoints: Location) -> None:
     assert reason_to_give_up(checkpoints, 20, THREE) is not None
 
 
-def test_without_a_supervisor_nothing_is_refused_nor_read(
+def test_without_a_supervisor_the_ledger_is_not_read(
     checkpoints: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(9):
@@ -55,7 +55,7 @@ def test_without_a_supervisor_nothing_is_refused_nor_read(
     assert reason_to_give_up(checkpoints, 20, Supervision()) is None
 
 
-def test_it_tells_what_the_attempts_have_come_to(checkpoints: Location) -> None:
+def test_the_reason_lists_how_the_attempts_ended(checkpoints: Location) -> None:
     begin(checkpoints).ended(FAILED, "ValueError: a bug")
     begin(checkpoints)
     begin(checkpoints, supervisor=Supervision(3, 1, "rank 1 on h1 was killed")).ended(PREEMPTED)
@@ -63,19 +63,19 @@ def test_it_tells_what_the_attempts_have_come_to(checkpoints: Location) -> None:
     last = Supervision(4, 1, "rank 2 on h2 ended with exit code 1: ValueError: its own")
     reason = reason_to_give_up(checkpoints, 20, last)
     assert reason is not None
-    told = [re.sub(r" \(pid .*\) ", " ", line.strip()) for line in reason.splitlines()]
-    assert told[0].startswith("given up: 4 attempts in a row have gained no step beyond 20,")
-    assert told[1:-1] == [
+    reported = [re.sub(r" \(pid .*\) ", " ", line.strip()) for line in reason.splitlines()]
+    assert reported[0].startswith("given up: 4 attempts in a row have gained no step beyond 20,")
+    assert reported[1:-1] == [
         "attempt 1 ended: ValueError: a bug",
         "attempt 2 ended: rank 1 on h1 was killed",
         "attempt 3 was asked to stop",
         "attempt 4 ended: rank 2 on h2 ended with exit code 1: ValueError: its own",
     ]
-    assert told[-1].endswith("with 4 attempts. (exit code 70)")
+    assert reported[-1].endswith("with 4 attempts. (exit code 70)")
     assert re.search(r"\(pid \d+ on \S+, \d{4}-.*UTC, last update after .* s\)", reason)
 
 
-def test_an_attempt_that_left_no_word_or_no_entry(checkpoints: Location) -> None:
+def test_an_attempt_without_a_record_or_without_an_entry(checkpoints: Location) -> None:
     for _ in range(3):
         begin(checkpoints)
     (checkpoints / FOLDER / "00000002.json").remove()
@@ -85,7 +85,7 @@ def test_an_attempt_that_left_no_word_or_no_entry(checkpoints: Location) -> None
     assert reason.count("ended without a record") == 2
 
 
-def test_an_exception_is_noted_in_one_short_line(checkpoints: Location) -> None:
+def test_an_exception_is_recorded_in_one_short_line(checkpoints: Location) -> None:
     record_failure(begin(checkpoints), ValueError("a\nbug " + 999 * "x"))
     entry = attempts.newest(checkpoints)
     assert entry is not None
@@ -94,14 +94,14 @@ def test_an_exception_is_noted_in_one_short_line(checkpoints: Location) -> None:
     assert len(entry.error) == 500
 
 
-def test_who_was_superseded_notes_nothing(checkpoints: Location) -> None:
+def test_a_superseded_attempt_records_nothing(checkpoints: Location) -> None:
     record_failure(begin(checkpoints), SupersededError("by another"))
     entry = attempts.newest(checkpoints)
     assert entry is not None
     assert entry.end is None
 
 
-def test_a_store_that_fails_only_costs_the_note(
+def test_a_failing_store_costs_only_the_record(
     checkpoints: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempt = begin(checkpoints)
@@ -114,7 +114,7 @@ def test_a_store_that_fails_only_costs_the_note(
         record_failure(attempt, ValueError("a bug"))
 
 
-def test_a_store_that_does_not_answer_is_not_waited_for(
+def test_a_store_that_does_not_answer_does_not_delay_the_exit(
     checkpoints: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempt, answered = begin(checkpoints), threading.Event()

@@ -28,7 +28,7 @@ def test_latest() -> None:
     assert LatestN(7).keep(found) == {0, 5, 9}
 
 
-def test_best_counts_only_those_that_have_the_metric() -> None:
+def test_best_ignores_checkpoints_without_the_metric() -> None:
     found = [saved(0), saved(5, loss=2.0), saved(6, loss=1.0), saved(7, loss=1.0)]
     found += [saved(8, loss=float("nan")), saved(9, loss=3.0)]
     assert BestN(1, "loss").keep(found) == {6}
@@ -37,7 +37,7 @@ def test_best_counts_only_those_that_have_the_metric() -> None:
     assert BestN(2, "val_loss").keep(found) == set()
 
 
-def test_every_n_steps_keeps_the_first_of_each_stretch_and_stays_with_it() -> None:
+def test_every_n_steps_keeps_the_first_of_each_period() -> None:
     policy = EveryNSteps(100)
     found = [saved(step) for step in (0, 40, 80, 120, 160, 240, 300, 330)]
     assert policy.keep(found) == {120, 240, 300}
@@ -73,7 +73,7 @@ def test_wrong_arguments(make: Callable[[], RetentionPolicy], message: str) -> N
         make()
 
 
-def test_the_policies_are_values() -> None:
+def test_policies_are_comparable_and_hashable() -> None:
     one: Any = AnyOf(LatestN(2), EveryNSteps(5))
     assert one == AnyOf(LatestN(2), EveryNSteps(5))
     assert hash(one) == hash(AnyOf(LatestN(2), EveryNSteps(5)))

@@ -85,7 +85,7 @@ def test_a_save_flushes_every_folder_once(tmp_path: Path, monkeypatch: pytest.Mo
     ]
 
 
-def test_works_in_the_background_one_at_a_time(
+def test_saves_run_in_the_background_one_at_a_time(
     directory: CheckpointDirectory, attempt: Attempt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go = threading.Event()
@@ -131,7 +131,7 @@ def test_an_error_reaches_the_step_loop_and_costs_no_checkpoint(
     assert directory.steps() == [2]
 
 
-def test_the_next_save_raises_what_the_last_has_failed_with(
+def test_the_next_save_raises_the_error_of_the_last(
     directory: CheckpointDirectory, attempt: Attempt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: Any) -> None:
@@ -147,7 +147,7 @@ def test_the_next_save_raises_what_the_last_has_failed_with(
     assert directory.steps() == []
 
 
-def test_superseded_while_it_writes(
+def test_an_attempt_is_superseded_while_it_writes(
     directory: CheckpointDirectory, attempt: Attempt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = transfer.write
@@ -165,7 +165,7 @@ def test_superseded_while_it_writes(
     assert directory.checkpoints() == []
 
 
-def test_a_commit_waits_for_the_files_of_callbacks(
+def test_a_commit_waits_for_the_uploads_of_callbacks(
     directory: CheckpointDirectory, attempt: Attempt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps_at_the_time = []
@@ -181,7 +181,7 @@ def test_a_commit_waits_for_the_files_of_callbacks(
     assert steps_at_the_time == [[]]
 
 
-def test_an_older_attempt_does_not_even_begin(
+def test_an_older_attempt_does_not_begin_a_save(
     directory: CheckpointDirectory, attempt: Attempt
 ) -> None:
     saver = Saver(directory, attempt, None)
@@ -193,7 +193,7 @@ def test_an_older_attempt_does_not_even_begin(
     assert "1" not in directory.location.names()
 
 
-def test_a_saver_left_behind_is_finished_first(
+def test_an_abandoned_saver_is_closed_first(
     directory: CheckpointDirectory, attempt: Attempt
 ) -> None:
     abandoned = Saver(directory, attempt, None)
@@ -203,7 +203,7 @@ def test_a_saver_left_behind_is_finished_first(
     saver.close()
 
 
-def test_a_cache_holds_the_newest_and_is_never_trusted(tmp_path: Path) -> None:
+def test_a_cache_has_the_newest_checkpoint_and_is_verified(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     directory = CheckpointDirectory(locate(f"memory://{secrets.token_hex(4)}", "directory"), cache)
     saver = Saver(directory, directory.begin(1), None)

@@ -41,7 +41,7 @@ def store(place: Location) -> StoredCheckpoint:
 
 # With arrays that are cut, that share a file with the rest of a cut one, and that are whole.
 @pytest.mark.parametrize("max_bytes", [64, 300, 3000, 1 << 20])
-def test_reads_what_was_written(
+def test_arrays_are_read_as_they_were_written(
     max_bytes: int, place: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(layout, "MAX_FILE_BYTES", max_bytes)
@@ -59,7 +59,7 @@ def test_reads_what_was_written(
 
 
 @pytest.mark.parametrize("max_bytes", [300, 1 << 20])
-def test_every_file_is_checked(
+def test_every_file_is_verified(
     max_bytes: int, place: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(layout, "MAX_FILE_BYTES", max_bytes)

@@ -50,21 +50,21 @@ def best_by_search(save_cost: float, mtbf: float) -> float:
 @pytest.mark.parametrize(
     ("ratio", "tolerance"), [(1e-6, 1e-4), (1e-4, 1e-4), (0.01, 1e-4), (0.1, 1e-3), (0.5, 0.01)]
 )
-def test_daly_finds_what_a_search_finds(ratio: float, tolerance: float) -> None:
+def test_daly_agrees_with_a_search(ratio: float, tolerance: float) -> None:
     found = best_by_search(ratio * HOUR, HOUR)
     assert daly(ratio * HOUR, HOUR) == pytest.approx(found, rel=tolerance)
     assert abs(young(ratio * HOUR, HOUR) - found) > abs(daly(ratio * HOUR, HOUR) - found)
 
 
 @pytest.mark.parametrize("ratio", [1e-4, 0.01, 0.5, 1, 1.9, 2, 5])
-def test_dalys_goodput_is_the_best_one(ratio: float) -> None:
+def test_dalys_interval_has_the_best_goodput(ratio: float) -> None:
     costs = Costs(save_cost=ratio * HOUR, restart_time=60)
     found = goodput(best_by_search(costs.save_cost, HOUR), costs, HOUR)
     chosen = goodput(daly(costs.save_cost, HOUR), costs, HOUR)
     assert found * 0.99 < chosen <= found * (1 + 1e-12)
 
 
-def test_daly_ends_where_saves_take_longer_than_the_job_lives() -> None:
+def test_daly_is_the_mtbf_if_saves_take_longer() -> None:
     assert daly(2 * HOUR, HOUR) == daly(9 * HOUR, HOUR) == HOUR
 
 
@@ -89,7 +89,7 @@ def test_without_failures_only_saves_cost() -> None:
     assert goodput(99, Costs(1), 1e12) == pytest.approx(0.99, abs=1e-9)
 
 
-def test_where_no_run_ends_goodput_is_zero() -> None:
+def test_goodput_is_zero_if_no_run_finishes() -> None:
     assert goodput(10, Costs(1, restart_time=300), mtbf=0.01) == 0
 
 
@@ -101,33 +101,33 @@ def test_goodput_falls_with_every_cost_and_grows_with_the_mtbf() -> None:
 
 
 @pytest.mark.parametrize(("factor", "more"), [(2, 1.25), (0.5, 1.25), (10**0.5, 1.74)])
-def test_being_wrong_is_cheap(factor: float, more: float) -> None:
+def test_a_wrong_interval_costs_little(factor: float, more: float) -> None:
     costs, mtbf = Costs(0.1), 100 * HOUR
     optimum = daly(0.1, mtbf)
     lost = 1 - goodput(optimum, costs, mtbf)
     assert (1 - goodput(factor * optimum, costs, mtbf)) / lost == pytest.approx(more, rel=0.01)
 
 
-def test_the_optimum_where_no_bound_is_hit() -> None:
+def test_the_optimum_without_a_bound() -> None:
     interval = best_interval(Costs(1, write_time=10), 10 * HOUR)
     assert interval.seconds == daly(1, 10 * HOUR)
     assert interval.reason == "the least loss to be expected"
 
 
-def test_saves_take_no_more_than_their_share() -> None:
+def test_saves_cost_at_most_max_overhead() -> None:
     interval = best_interval(Costs(save_cost=35, write_time=10), HOUR)
     assert interval.seconds == pytest.approx(1000)
     assert "would be best, but saves would take more than 3.5 %" in interval.reason
     assert best_interval(Costs(save_cost=35), HOUR, max_overhead=0.07).seconds == pytest.approx(500)
 
 
-def test_never_shorter_than_a_write() -> None:
+def test_the_interval_is_at_least_a_write() -> None:
     interval = best_interval(Costs(save_cost=0.1, write_time=400), HOUR)
     assert interval.seconds == 400
     assert "26.8 s would be best, but a save is committed only after 400 s" in interval.reason
 
 
-def test_before_the_first_failure_one_a_day_is_assumed() -> None:
+def test_the_prior_is_one_failure_a_day() -> None:
     assert Observed(1, 0, uptime=0, failures=0).mtbf == 24 * HOUR
     assert Observed(1, 0, uptime=24 * HOUR, failures=0).mtbf == 48 * HOUR
     assert Observed(1, 0, uptime=24 * HOUR, failures=3).mtbf == 12 * HOUR
@@ -147,7 +147,7 @@ def test_failures_make_saves_more_frequent_and_time_without_them_less() -> None:
 @pytest.mark.parametrize(
     ("failures", "counted"), [(0, "no failures"), (1, "1 failure"), (3, "3 failures")]
 )
-def test_the_reason_names_all_that_was_known(failures: int, counted: str) -> None:
+def test_the_reason_has_all_measurements(failures: int, counted: str) -> None:
     interval = choose_interval(Observed(0.41, 30, 10.2 * HOUR, failures))
     expected = format_duration((10.2 + 24) * HOUR / (failures + 1))
     assert interval.reason == (
@@ -156,7 +156,7 @@ def test_the_reason_names_all_that_was_known(failures: int, counted: str) -> Non
     )
 
 
-def test_bounds_hold_for_what_was_observed() -> None:
+def test_bounds_hold_for_measurements() -> None:
     assert choose_interval(Observed(0.1, 4000, 0, 9)).seconds == 4000
     assert choose_interval(Observed(500, 0, 0, 9), max_overhead=0.05).seconds == pytest.approx(
         10_000
@@ -172,12 +172,14 @@ def test_bounds_hold_for_what_was_observed() -> None:
         ((0, 0, 0, -1), "failures=-1"),
     ],
 )
-def test_nonsense_is_refused(values: tuple[float, float, float, int], named: str) -> None:
+def test_invalid_measurements_are_rejected(
+    values: tuple[float, float, float, int], named: str
+) -> None:
     with pytest.raises(ConfigurationError, match=named):
         Observed(*values)
 
 
-def test_nonsensical_costs_are_refused() -> None:
+def test_invalid_costs_are_rejected() -> None:
     with pytest.raises(ConfigurationError, match="restart_time=-5"):
         Costs(1, 1, -5)
 
