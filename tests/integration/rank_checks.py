@@ -26,6 +26,7 @@ import distrib
 from distrib.backends import local
 from distrib.callbacks import EarlyStopping, ReduceLROnPlateau, TerminateOnNaN
 from distrib.cluster import Cluster
+from distrib.data.dataset import make_dataset
 from distrib.errors import ConfigurationError
 from distrib.gradients.optimizer import reduction_of
 from distrib.gradients.step_payload import Request
@@ -78,7 +79,7 @@ def compare(cluster: Cluster, make: Callable[[], Any], tolerance: float = 1e-5, 
     whole = cluster.dataset((x, y), 12 * cluster.size)
     mine = steps(model_of(cluster, make(), how=how), whole.repeat().take(6))
     if cluster.is_chief:
-        alone = distrib.data.make_dataset((x, y), 12 * cluster.size)
+        alone = make_dataset((x, y), 12 * cluster.size)
         passes = {"backward_passes_per_step": how.get("backward_passes_per_step", 1)}
         close(mine, steps(model_of(ALONE, make(), how=passes), alone.repeat().take(6)), tolerance)
     assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(mine, start(), strict=True))
@@ -251,7 +252,7 @@ def gradients_of_embeddings(cluster: Cluster) -> Any:
     rng = np.random.default_rng(0)
     x, y = rng.integers(50, size=(12 * cluster.size, 3)), rng.normal(size=(12 * cluster.size, 1))
     mine = train(cluster, cluster.dataset((x, y), 6 * cluster.size))
-    theirs = train(ALONE, distrib.data.make_dataset((x, y), 6 * cluster.size))
+    theirs = train(ALONE, make_dataset((x, y), 6 * cluster.size))
     close(mine, theirs)
     return [value.tolist() for value in mine]
 
@@ -404,15 +405,15 @@ def every_epoch_costs_the_metrics_one_collective(cluster: Cluster) -> Any:
         finally:
             those.allgather, (those.allreduce, those.broadcast) = gather, others
 
-    import distrib.training.multi_rank_fit
+    from distrib.training import multi_rank_fit
 
-    distrib.ranks.global_result = counted
+    multi_rank_fit.global_result = counted
     try:
         model = model_of(cluster, "sgd", metrics=metrics())
         train = cluster.dataset(data(), 8, shuffle=True)
         model.fit(train, validation_data=cluster.dataset(data(20), 4), epochs=2, verbose=0)
     finally:
-        distrib.ranks.global_result = real
+        multi_rank_fit.global_result = real
     assert len(calls) == 4, calls  # Training and validation, twice.
 
 
@@ -537,7 +538,7 @@ def losses_of_batches_are_those_of_one_process(cluster: Cluster) -> Any:
 
     mine = train(cluster, cluster.dataset((x, y), 16, shuffle=True, seed=2))
     assert len(mine) == 54
-    theirs = one_process(lambda: train(ALONE, distrib.data.make_dataset((x, y), 16, True, 2)))
+    theirs = one_process(lambda: train(ALONE, make_dataset((x, y), 16, True, 2)))
     np.testing.assert_allclose(mine, theirs, rtol=2e-6)
     return mine
 
