@@ -1,6 +1,11 @@
 import gc
 import os
 import signal
+import sys
+from pathlib import Path
+
+# Helper modules of the integration tests, of which unit tests fork processes by `harness`.
+sys.path.insert(0, str(Path(__file__).with_name("integration")))
 
 
 def pytest_configure() -> None:
