@@ -85,7 +85,11 @@ def finish(run: Path, *arguments: str) -> dict[str, Any]:
 
 @functools.cache
 def undisturbed(*arguments: str, ranks: int = 1, backend: str = "horovod") -> dict[str, Any]:
-    """Return what the job ends with if nobody disturbs it; it is run once for all who ask."""
+    """Return what the job ends with if nobody disturbs it; it is run once for all who ask.
+
+    It does not pause after its steps, which serves kills alone.
+    """
+    arguments = (*arguments, "--pace", "0")
     with tempfile.TemporaryDirectory(prefix="distrib-undisturbed-") as folder:
         run = Path(folder) / "run"
         if ranks == 1:
