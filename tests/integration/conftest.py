@@ -2,14 +2,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-# The integration tests share helper modules that stand beside them.
-sys.path.insert(0, str(Path(__file__).parent))
 # gcsfs reads it when it is imported, here and in what tests start: else it looks for a server that
 # speaks gRPC, for a minute a call.
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"

@@ -85,7 +85,11 @@ def finish(run: Path, *arguments: str) -> dict[str, Any]:
 
 @functools.cache
 def undisturbed(*arguments: str, ranks: int = 1, backend: str = "horovod") -> dict[str, Any]:
-    """Return the result of the undisturbed job, which runs once for all tests."""
+    """Return the result of the undisturbed job, which runs once for all tests.
+
+    It does not pause after its steps: pauses give kills time to strike.
+    """
+    arguments = (*arguments, "--pace", "0")
     with tempfile.TemporaryDirectory(prefix="distrib-undisturbed-") as folder:
         run = Path(folder) / "run"
         if ranks == 1:

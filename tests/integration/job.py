@@ -35,6 +35,7 @@ from distrib.callbacks import (
     LossHistory,
     ModelCheckpoint,
     ReduceLROnPlateau,
+    loss_plots,
 )
 from distrib.checkpoint import commit, transfer
 from distrib.state import run_state, training_state
@@ -167,6 +168,12 @@ def arm(point: str, number: int) -> None:
         run_state.RunState.restore = after(run_state.RunState.restore, number)
 
 
+def write_curves(figure: Any, axes: Any, path: Path) -> None:
+    """Write what a plot shows instead of drawing it, which takes half of a short run's time."""
+    curves = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    path.write_text(json.dumps(curves))
+
+
 def digest(variables: Any) -> str:
     sha = hashlib.sha256()
     for variable in variables:
@@ -198,6 +205,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     place = locate(args.store or args.run, "store")
+    loss_plots._finish = write_curves
 
     cluster = distrib.init(
         args.backend, devices=args.devices if args.backend == "mirrored" else None
@@ -252,8 +260,10 @@ def main() -> None:
         "epochs": history.epoch,
         "losses": [float(loss) for loss in loss_history.losses],
         "csv": (place / "log.csv").read_bytes().decode(),
-        "loss_csv": (place / "plots" / "loss.csv").read_bytes().decode(),
-        "plots": (place / "plots").names(),
+        "plots": {
+            name: (place / "plots" / name).read_bytes().decode()
+            for name in (place / "plots").names()
+        },
     }
     args.run.mkdir(exist_ok=True)
     (args.run / "result.json").write_text(json.dumps(result))

@@ -17,6 +17,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import faulthandler
+import gc
 import importlib.util
 import json
 import os
@@ -40,6 +41,8 @@ def import_all(folder: Path) -> None:
 
     if importlib.util.find_spec("horovod"):
         import horovod.tensorflow  # noqa: F401
+    gc.collect()
+    gc.freeze()  # Else each job's collector visits, and so copies, a million objects of modules.
 
 
 def become(request: dict[str, Any], descriptors: list[int]) -> NoReturn:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from harness import environment, launch
+from harness import environment, forked, launch
 
 from distrib.errors import EXIT_CONFIGURATION, EXIT_LOST_PEER
 from distrib.launch.hosts.probe import free_ports
@@ -71,17 +70,21 @@ def lines_of_rank_0(output: str) -> list[str]:
     return [line for line in output.splitlines() if not line.startswith("[rank 1]")]
 
 
-def start(index: int, task: str, cluster: dict[str, list[str]]) -> subprocess.Popen[str]:
+def start(
+    folder: Path, index: int, task: str, cluster: dict[str, list[str]], timeout: int = 15
+) -> subprocess.Popen[str]:
     config = {"cluster": cluster, "task": {"type": task, "index": index}}
+    script = folder / "train.py"
+    script.write_text(TRAIN)
     return subprocess.Popen(
-        [sys.executable, "-P", "-c", TRAIN],
+        forked(script),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={
             **environment(),
             "TF_CONFIG": json.dumps(config),
-            "DISTRIB_START_TIMEOUT_SECONDS": "15",
+            "DISTRIB_START_TIMEOUT_SECONDS": str(timeout),
         },
     )
 
@@ -90,11 +93,11 @@ def addresses(count: int) -> list[str]:
     return [f"localhost:{port}" for port in free_ports(count)]
 
 
-def test_tf_config_is_all_that_workers_need() -> None:
+def test_tf_config_is_all_that_workers_need(tmp_path: Path) -> None:
     chief, *workers = addresses(2)
     cluster = {"chief": [chief], "worker": workers}
     with ExitStack() as stack:
-        jobs = [start(0, "worker", cluster), start(0, "chief", cluster)]
+        jobs = [start(tmp_path, 0, task, cluster) for task in ("worker", "chief")]
         for job in jobs:
             stack.callback(job.kill)
         (one, one_errors), (other, other_errors) = (job.communicate(timeout=100) for job in jobs)
@@ -103,16 +106,16 @@ def test_tf_config_is_all_that_workers_need() -> None:
     assert one.partition("[")[2] == other.partition("[")[2]
 
 
-def test_a_worker_that_does_not_come_is_not_waited_for_for_ever() -> None:
-    job = start(0, "worker", {"worker": addresses(2)})
+def test_a_worker_that_does_not_come_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    job = start(tmp_path, 0, "worker", {"worker": addresses(2)}, timeout=4)
     _, errors = job.communicate(timeout=100)
     assert job.returncode == EXIT_LOST_PEER
-    assert "rank 0 of 2 has waited 15 s for all of localhost:" in errors
+    assert "rank 0 of 2 has waited 4 s for all of localhost:" in errors
     assert "Traceback" not in errors
 
 
-def test_a_worker_that_is_none_is_refused() -> None:
-    job = start(2, "worker", {"worker": addresses(2)})
+def test_a_worker_that_is_none_is_refused(tmp_path: Path) -> None:
+    job = start(tmp_path, 2, "worker", {"worker": addresses(2)})
     _, errors = job.communicate(timeout=100)
     assert job.returncode == EXIT_CONFIGURATION
     assert "its cluster has 2 of that type" in errors

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import JOB, environment, launch, result, undisturbed
+from harness import JOB, environment, forked, launch, result, undisturbed
 
 from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.launch.hosts.probe import free_ports
@@ -90,9 +90,9 @@ def mpirun(size: int, script: Path, *arguments: str) -> subprocess.Popen[str]:
     if shutil.which("mpirun") is None or not hvd.mpi_built():
         pytest.skip("Horovod was built without MPI: `apt-get install libopenmpi-dev openmpi-bin`")
     allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    command = ["mpirun", "-np", str(size), "--oversubscribe", sys.executable, str(script)]
+    command = ["mpirun", "-np", str(size), "--oversubscribe", *forked(script, *arguments)]
     return subprocess.Popen(
-        [*command, *arguments],
+        command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -134,7 +134,7 @@ def test_ranks_of_bare_environment_variables(tmp_path: Path) -> None:
         assert server.stdout.readline() == b"ready\n"
         ranks = []
         for rank in range(2):
-            command = [sys.executable, str(SCRIPT), str(path), "collectives_of_arrays"]
+            command = forked(SCRIPT, str(path), "collectives_of_arrays")
             environs = {**environment(), **variables(rank, port)}
             ranks.append(stack.enter_context(subprocess.Popen(command, env=environs)))
             stack.callback(ranks[-1].kill)

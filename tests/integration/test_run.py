@@ -229,7 +229,7 @@ def read_terminal(fd: int) -> bytes:
 @needs_horovod
 @pytest.mark.slow
 def test_three_ranks_add_up(write: Any, start: Any) -> None:
-    job = start([*RUN, "-np", "3", write(ADD), "", "5"])
+    job = start([*RUN, "-np", "3", *forked(Path(write(ADD)), "", "5")])
     assert job.end() == 0, job.err.read_text()
     here = os.uname().nodename
     assert sorted(job.out.read_text().splitlines()) == [
@@ -274,7 +274,8 @@ def test_the_cause_is_reported(what: str, code: int, last: str, write: Any, star
 @needs_horovod
 @pytest.mark.slow
 def test_hosts_add_up(three: list[rig.Host], write: Any, tmp_path: Path) -> None:
-    job = start_on(three[0], tmp_path, [*RUN, "-H", "h0:1,h1:2,h2:1", write(ADD), "", "5"])
+    command = [*RUN, "-H", "h0:1,h1:2,h2:1", *forked(Path(write(ADD)), "", "5")]
+    job = start_on(three[0], tmp_path, command)
     assert job.end() == 0, job.err.read_text()
     assert sorted(job.out.read_text().splitlines()) == [
         "[rank 1] rank 1 of 4 on h1: 10.0",

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from harness import forked
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
@@ -116,8 +117,11 @@ def test_without_arguments_they_print_their_usage(script: Path) -> None:
 @needs_horovod
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["horovodrun.sh", pytest.param("mpirun.sh", marks=needs_mpirun)])
-def test_they_start_ranks(script: str, start: Start) -> None:
-    job = start(script, ADD, NP="2", CUDA_VISIBLE_DEVICES="-1")
+def test_they_start_ranks(script: str, start: Start, tmp_path: Path) -> None:
+    (tmp_path / "add.py").write_text(ADD)
+    _, _, _, stand_in, nursery, added = forked(tmp_path / "add.py")
+    text = Path(stand_in).read_text()
+    job = start(script, text, nursery, added, NP="2", CUDA_VISIBLE_DEVICES="-1")
     out, err = job.communicate(timeout=120)
     assert job.returncode == 0, err
     assert "rank 0: 3.0" in out

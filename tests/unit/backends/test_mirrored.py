@@ -1,10 +1,12 @@
 """Runs in a process of its own: the CPU can be divided only before TensorFlow starts."""
 
 import subprocess
-import sys
+import tempfile
 import textwrap
+from pathlib import Path
 
 import pytest
+from harness import environment, forked
 
 PRELUDE = """
 import warnings
@@ -29,11 +31,10 @@ def divide():
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-P", "-c", PRELUDE + textwrap.dedent(code)],
-        capture_output=True,
-        text=True,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder, "train.py")
+        script.write_text(PRELUDE + textwrap.dedent(code))
+        return subprocess.run(forked(script), capture_output=True, text=True, env=environment())
 
 
 def succeed(code: str) -> str:

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 from driving import make_data, make_model
+from harness import environment, forked
 
 from distrib.callbacks import ModelCheckpoint, SwapEMAWeights
 
@@ -186,15 +185,12 @@ print("equal")
 
 
 @pytest.mark.slow
-def test_replicas_swap_alike() -> None:
+def test_replicas_swap_alike(tmp_path: Path) -> None:
     # A process of its own: the CPU can be divided only before TensorFlow starts.
+    script = tmp_path / "train.py"
+    script.write_text(MIRRORED)
     result = subprocess.run(
-        [sys.executable, "-c", MIRRORED],
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd="/",
+        forked(script), env=environment(), capture_output=True, text=True, check=False, cwd="/"
     )
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.strip().endswith("equal")

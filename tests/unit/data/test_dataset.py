@@ -1,14 +1,13 @@
 import itertools
 import json
-import os
 import subprocess
-import sys
 import warnings
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from harness import environment, forked
 
 from distrib.data.dataset import make_dataset
 from distrib.data.order import Order, Shard, leaves_a_replica_empty
@@ -686,6 +685,7 @@ assert all(np.isfinite(w).all() for w in model.get_weights())
 
 
 @pytest.mark.slow
-def test_under_a_mirrored_strategy_with_deterministic_operations():
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    subprocess.run([sys.executable, "-c", MIRRORED], env=environment, check=True, timeout=300)
+def test_under_a_mirrored_strategy_with_deterministic_operations(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(MIRRORED)
+    subprocess.run(forked(script), env=environment(), check=True, timeout=300)
