@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import keras
 
-from .base import ChiefSpeaks, Resumable
+from .mixins import PrintsOnChief, StateInAttributes
 
 
-class EarlyStopping(Resumable, ChiefSpeaks, keras.callbacks.EarlyStopping):
+class EarlyStopping(StateInAttributes, PrintsOnChief, keras.callbacks.EarlyStopping):
     """Stop training when a monitored quantity no longer improves.
 
     Keras's `EarlyStopping`, which also keeps its patience, its best value and its best weights over

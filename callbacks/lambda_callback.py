@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import keras
 
-from .base import Resumable
+from .mixins import StateInAttributes
 
 
-class LambdaCallback(Resumable, keras.callbacks.LambdaCallback):
+class LambdaCallback(StateInAttributes, keras.callbacks.LambdaCallback):
     """Make a callback of plain functions.
 
     Keras's `LambdaCallback`. The functions run on every process, because only you know whether they

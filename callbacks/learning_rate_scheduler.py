@@ -6,10 +6,10 @@ from typing import Any
 
 import keras
 
-from .base import ChiefSpeaks
+from .mixins import PrintsOnChief
 
 
-class LearningRateScheduler(ChiefSpeaks, keras.callbacks.LearningRateScheduler):
+class LearningRateScheduler(PrintsOnChief, keras.callbacks.LearningRateScheduler):
     """Set the learning rate at the start of every epoch by a function.
 
     Keras's `LearningRateScheduler`. The learning rate itself is restored with the optimizer. When

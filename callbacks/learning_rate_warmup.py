@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-from keras.src.utils import io_utils
 
 from distrib.cluster import current
 from distrib.errors import ConfigurationError
 
-from .base import ChiefSpeaks
+from .mixins import PrintsOnChief, print_message
 
 
-class LearningRateWarmup(ChiefSpeaks, keras.callbacks.Callback):
+class LearningRateWarmup(PrintsOnChief, keras.callbacks.Callback):
     """Raise the learning rate linearly, batch by batch, over the first epochs.
 
     The gradual warm-up of Goyal et al. 2017, "Accurate, Large Minibatch SGD" (arXiv 1706.02677):
@@ -109,7 +108,7 @@ class LearningRateWarmup(ChiefSpeaks, keras.callbacks.Callback):
             self._is_warming = False
             self._set(1.0)
             if self.verbose > 0:
-                io_utils.print_msg(
+                print_message(
                     f"\nEpoch {self._epoch + 1}: LearningRateWarmup finished, "
                     f"learning rate is {', '.join(map(str, self._target))}."
                 )

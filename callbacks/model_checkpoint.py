@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import keras
-from keras.src.utils import io_utils
 
 from distrib.cluster import current
 from distrib.storage.locate import locate, relocate
@@ -15,11 +14,11 @@ from distrib.storage.location import Location
 from distrib.storage.uploads import uploads
 from distrib.storage.write_check import check_writable
 
-from .base import ChiefSpeaks, Resumable
+from .mixins import PrintsOnChief, StateInAttributes, print_message
 from .orphaned_files import remove_orphans
 
 
-class ModelCheckpoint(Resumable, ChiefSpeaks, keras.callbacks.ModelCheckpoint):
+class ModelCheckpoint(StateInAttributes, PrintsOnChief, keras.callbacks.ModelCheckpoint):
     """Save the model or its weights after epochs or every so many batches.
 
     Keras's `ModelCheckpoint`, which writes each file beside its target and then puts it in the
@@ -116,7 +115,7 @@ class ModelCheckpoint(Resumable, ChiefSpeaks, keras.callbacks.ModelCheckpoint):
         with uploads.replacing(target) as temporary:
             self._write(temporary)
         if self.verbose > 0:
-            io_utils.print_msg(f"\nEpoch {epoch + 1}: finished saving model to {filepath}")
+            print_message(f"\nEpoch {epoch + 1}: finished saving model to {filepath}")
 
     def _write(self, path: Path) -> None:
         if self.save_weights_only:

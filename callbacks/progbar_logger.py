@@ -6,10 +6,10 @@ from typing import Any
 
 import keras
 
-from .base import ChiefSpeaks, Resumable
+from .mixins import PrintsOnChief, StateInAttributes
 
 
-class ProgbarLogger(Resumable, ChiefSpeaks, keras.callbacks.ProgbarLogger):
+class ProgbarLogger(StateInAttributes, PrintsOnChief, keras.callbacks.ProgbarLogger):
     """Show the progress bar.
 
     Keras's `ProgbarLogger`, which shows on the chief only. When a run resumes in the middle of an

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import keras
 
-from .base import ChiefSpeaks, Resumable
+from .mixins import PrintsOnChief, StateInAttributes
 
 
-class ReduceLROnPlateau(Resumable, ChiefSpeaks, keras.callbacks.ReduceLROnPlateau):
+class ReduceLROnPlateau(StateInAttributes, PrintsOnChief, keras.callbacks.ReduceLROnPlateau):
     """Lower the learning rate when a monitored quantity no longer improves.
 
     Keras's `ReduceLROnPlateau`, which also keeps its best value, its patience and its cooldown over

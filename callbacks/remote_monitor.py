@@ -10,10 +10,10 @@ import keras
 from distrib.cluster import current
 from distrib.errors import ConfigurationError
 
-from .base import Resumable
+from .mixins import StateInAttributes
 
 
-class RemoteMonitor(Resumable, keras.callbacks.RemoteMonitor):
+class RemoteMonitor(StateInAttributes, keras.callbacks.RemoteMonitor):
     """Send each epoch's results to a server by HTTP POST.
 
     Keras's `RemoteMonitor`, which sends from the chief only and says at construction when

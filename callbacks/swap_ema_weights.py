@@ -7,10 +7,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from .base import Resumable
+from .mixins import StateInAttributes
 
 
-class SwapEMAWeights(Resumable, keras.callbacks.SwapEMAWeights):
+class SwapEMAWeights(StateInAttributes, keras.callbacks.SwapEMAWeights):
     """Evaluate with the moving average of the weights, train with the weights.
 
     Keras's `SwapEMAWeights`. Keras 3.15.1 swaps by adding and subtracting, which rounds, so that

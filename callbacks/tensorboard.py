@@ -29,12 +29,12 @@ from distrib.storage.uploads import uploads
 from distrib.storage.working_copy import WorkingCopy
 from distrib.storage.write_check import check_writable
 
-from .base import Resumable
+from .mixins import StateInAttributes
 
 _FOLDERS = ("train", "validation")
 
 
-class TensorBoard(Resumable, keras.callbacks.TensorBoard):
+class TensorBoard(StateInAttributes, keras.callbacks.TensorBoard):
     """Log metrics, graphs, weights and profiles for TensorBoard.
 
     Keras's `TensorBoard`, written by the chief. After a restart, steps and epochs go on where the

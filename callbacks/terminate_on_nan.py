@@ -9,10 +9,10 @@ import numpy as np
 
 from distrib.cluster import current
 
-from .base import Resumable
+from .mixins import StateInAttributes
 
 
-class TerminateOnNaN(Resumable, keras.callbacks.TerminateOnNaN):
+class TerminateOnNaN(StateInAttributes, keras.callbacks.TerminateOnNaN):
     """Stop training when the loss is not a finite number.
 
     Keras's `TerminateOnNaN`, which prints on the chief only. It has no state.
