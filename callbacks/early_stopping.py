@@ -30,4 +30,4 @@ class EarlyStopping(StateInAttributes, PrintsOnChief, keras.callbacks.EarlyStopp
     >>> history = model.fit(np.ones((8, 3)), np.ones(8), epochs=50, callbacks=[stop], verbose=0)
     """
 
-    state_attributes = ("wait", "stopped_epoch", "best", "best_epoch", "best_weights")
+    _state_attributes = ("wait", "stopped_epoch", "best", "best_epoch", "best_weights")

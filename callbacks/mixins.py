@@ -18,7 +18,7 @@ from distrib.cluster import current
 class StateInAttributes:
     """Gives `get_state` and `set_state` to a callback whose state is the named attributes."""
 
-    state_attributes: ClassVar[tuple[str, ...]] = ()
+    _state_attributes: ClassVar[tuple[str, ...]] = ()
 
     def get_state(self) -> dict[str, Any]:
         """Return what the callback needs to continue after a restart.
@@ -26,7 +26,7 @@ class StateInAttributes:
         Returns:
             Attribute names to values: None, bool, int, float, str, arrays, and lists of these.
         """
-        return {name: to_state_value(getattr(self, name)) for name in self.state_attributes}
+        return {name: to_state_value(getattr(self, name)) for name in self._state_attributes}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue from what `get_state` returned.
@@ -34,7 +34,7 @@ class StateInAttributes:
         Args:
             state: What `get_state` returned.
         """
-        for name in self.state_attributes:
+        for name in self._state_attributes:
             setattr(self, name, to_state_value(state[name]))
 
 

@@ -57,7 +57,7 @@ class ModelCheckpoint(StateInAttributes, PrintsOnChief, keras.callbacks.ModelChe
     >>> same = keras.models.load_model("best.keras")
     """
 
-    state_attributes = ("best", "_batches_seen_since_last_saving", "_last_batch_seen")
+    _state_attributes = ("best", "_batches_seen_since_last_saving", "_last_batch_seen")
 
     def __init__(
         self,

@@ -60,7 +60,7 @@ class OrbaxCheckpoint(StateInAttributes, PrintsOnChief, keras.callbacks.OrbaxChe
     """
 
     # Batches are counted by Keras; `set_model` takes the count before the optimizer is restored.
-    state_attributes = (
+    _state_attributes = (
         "best",
         "_batches_seen_since_last_saving",
         "_last_batch_seen",

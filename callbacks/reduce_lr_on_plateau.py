@@ -30,4 +30,4 @@ class ReduceLROnPlateau(StateInAttributes, PrintsOnChief, keras.callbacks.Reduce
     >>> history = model.fit(np.ones((8, 3)), np.ones(8), epochs=20, callbacks=[reduce], verbose=0)
     """
 
-    state_attributes = ("best", "wait", "cooldown_counter")
+    _state_attributes = ("best", "wait", "cooldown_counter")

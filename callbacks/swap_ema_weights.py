@@ -32,7 +32,7 @@ class SwapEMAWeights(StateInAttributes, keras.callbacks.SwapEMAWeights):
     >>> history = model.fit(x, y, validation_data=(x, y), callbacks=[swap], verbose=0)
     """
 
-    state_attributes = ("_ema_weights_in_model",)
+    _state_attributes = ("_ema_weights_in_model",)
 
     def on_predict_end(self, logs: dict[str, Any] | None = None) -> None:
         """Put the weights back after `predict`."""

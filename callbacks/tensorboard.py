@@ -66,7 +66,7 @@ class TensorBoard(StateInAttributes, keras.callbacks.TensorBoard):
     """
 
     # `_should_write_train_graph` is true until the first batch has been trained.
-    state_attributes = (
+    _state_attributes = (
         "_run_id",
         "_global_train_batch",
         "_global_test_batch",

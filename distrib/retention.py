@@ -1,7 +1,7 @@
 """Policies that say which checkpoints of a run are kept; for `BackupAndRestore(retention=...)`.
 
 >>> from distrib.retention import BestN
->>> BackupAndRestore("runs/17", keep_last=2, retention=BestN("val_loss", n=1, mode="min"))
+>>> BackupAndRestore("runs/17", keep_last=2, retention=BestN(1, "val_loss"))
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def test_same_steps_after_a_kill(
         lambda: make("ours"), snapshot_at, kill_at, lambda dead: dead.wait_until_finished()
     )
     assert steps(tmp_path / "ours") == steps(tmp_path / "whole") != []
-    for name in OrbaxCheckpoint.state_attributes:
+    for name in OrbaxCheckpoint._state_attributes:
         assert getattr(ours, name) == getattr(whole, name)
 
 
