@@ -1,10 +1,14 @@
-"""Keras's callbacks, made so that a killed run goes on as if nothing had happened.
+"""Everything in `keras.callbacks`, made so that a killed run continues as if uninterrupted.
 
-Each has the name, the arguments and the defaults of Keras's own, and adds `get_state` and
-`set_state`, through which `BackupAndRestore` saves and restores it. Only the chief writes.
+A class of the same name as Keras's takes the same arguments and adds `get_state` and `set_state`,
+through which `BackupAndRestore` saves and restores it. Only the chief writes. Names that need no
+change are Keras's own objects.
 """
 
 from __future__ import annotations
+
+import keras
+from keras.callbacks import Callback, CallbackList, History
 
 from .backup_and_restore import BackupAndRestore
 from .csv_logger import CSVLogger
@@ -24,7 +28,10 @@ from .terminate_on_nan import TerminateOnNaN
 __all__ = [
     "BackupAndRestore",
     "CSVLogger",
+    "Callback",
+    "CallbackList",
     "EarlyStopping",
+    "History",
     "LambdaCallback",
     "LearningRateScheduler",
     "LearningRateWarmup",
@@ -37,3 +44,15 @@ __all__ = [
     "TensorBoard",
     "TerminateOnNaN",
 ]
+
+if hasattr(keras.callbacks, "OrbaxCheckpoint"):  # From Keras 3.14 on.
+    from .orbax_checkpoint import OrbaxCheckpoint as OrbaxCheckpoint
+
+    __all__ += ["OrbaxCheckpoint"]
+
+# A newer Keras may have callbacks that are not named above. A loop at the end, and no module
+# `__getattr__`, which would make a type checker accept any misspelt name.
+for _name in dir(keras.callbacks):
+    if not _name.startswith("_") and _name not in __all__:
+        globals()[_name] = getattr(keras.callbacks, _name)
+        __all__ += [_name]

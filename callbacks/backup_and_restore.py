@@ -1,4 +1,4 @@
-"""`BackupAndRestore`: the callback that makes a run survive its process."""
+"""`BackupAndRestore`: the callback that lets a run survive its process."""
 
 from __future__ import annotations
 
@@ -19,76 +19,84 @@ from distrib.units import parse_duration
 
 
 class BackupAndRestore(RunSaver):
-    """Save the whole training state as a run goes, and continue from it exactly.
+    """Save the whole training state during a run, and continue from it exactly.
 
-    When `fit` starts, the newest sound checkpoint in `directory` is restored and training goes on
-    from that step: weights, optimizer, metrics, random seeds, the position in the data, `History`
-    and the state of every other callback in the list, wherever they stand in it. The final result
-    is the same, bit for bit, as that of a run that nobody interrupted. Without a checkpoint the
-    run begins, and saves its first one before the first step.
+    When `fit` starts, the newest sound checkpoint in the directory is restored and training
+    continues from that step: weights, optimizer, metrics, random seeds, the position in the data,
+    `History` and the state of every other callback, in any order of the list. The final result is
+    the same, bit for bit, as that of an uninterrupted run. Without a checkpoint the run begins, and
+    saves its first one before the first step.
 
-    SIGTERM and SIGINT (Ctrl-C) let the current step finish, save, and end the process with exit
-    code 75: run the same command again to go on. See docs/preemption.md for what else may ask, how
-    much time there is, and when a job that gains nothing is given up.
+    On SIGTERM or SIGINT (Ctrl-C) the current step finishes, its state is saved, and the process
+    ends with exit code 75: run the same command again to continue. docs/preemption.md lists what
+    else can request a stop, how much time there is, and when a job without progress is given up.
 
     Checkpoints are written in the background in Orbax format to `<directory>/checkpoints/<step>/`.
-    One counts only when its manifest, with the size and CRC32C of every file, is in place. A
-    damaged one is set aside with a warning, and the one before is used. Should an older attempt of
-    the run still be alive somewhere, it cannot save any more and stops.
+    A checkpoint is valid only with its manifest, which holds the size and CRC32C of every file and
+    is written last. A damaged checkpoint is quarantined with a warning, and the one before is used.
+    If an older attempt of the run is still alive somewhere, it can no longer save, and stops.
 
     Training data from `cluster.dataset(...)` can be resumed at any step. Other data (arrays, a
-    plain `tf.data.Dataset`) can be resumed at the beginning of an epoch, and the order of its
-    samples is Keras's business.
+    plain `tf.data.Dataset`) can be resumed at the beginning of an epoch; Keras alone decides the
+    order of its samples.
+
+    Takes the arguments of `keras.callbacks.BackupAndRestore`, in the same order, and more by name.
+    The default of `delete_checkpoint` differs.
 
     Args:
-        directory: Where to keep the run's checkpoints: a local path, or any URL that fsspec knows,
+        backup_dir: Directory for the run's checkpoints: a local path, or any URL that fsspec knows,
             such as `"s3://bucket/runs/17"` or `"gs://bucket/runs/17"`. One run, one directory.
         save_freq: `"epoch"`, a number of train steps, a time such as `"30s"`, `"5m"` or `"1h"`, or
-            `"auto"`, which chooses the time from what saving is found to cost and from how often
-            the run has failed, at no more than 3.5 % of the training time (see
-            `distrib.save_policy.interval`). A save that is due while another is still being
-            written is skipped, with a message. The end of training is always saved.
-        keep_last: How many checkpoints to keep; an older one is removed only after a newer one
-            is committed. `None` keeps all.
-        delete_checkpoint: Remove the checkpoints when training has finished. By default they
-            stay, so that a script that is started once more finds its run finished, not absent.
-        retention: Names checkpoints to keep besides the last ones, such as
-            `BestN(1, "val_loss")` or `EveryNHours(6)` from `distrib.retention`.
+            `"auto"`, which chooses the time from the measured cost of a save and from how often the
+            run has failed, at no more than 3.5 % of the training time (see
+            `distrib.save_policy.interval`). A save that comes due while another is in progress is
+            skipped, with a message. The end of training is always saved. Defaults to `"epoch"`.
+        double_checkpoint: `True` keeps at least the last 2 checkpoints, whatever `keep_last` says.
+            Defaults to `False`, which leaves the number to `keep_last`.
+        delete_checkpoint: Whether to remove the checkpoints when training has finished. Defaults to
+            `False` (Keras: `True`), so that a script that is started once more finds its run
+            finished instead of starting over.
+        directory: Another name of `backup_dir`. Pass one of the two.
+        keep_last: Number of checkpoints to keep; an older one is removed only after a newer one is
+            committed. `None` keeps all. Defaults to `3`.
+        retention: Policy that names further checkpoints to keep, such as `BestN(1, "val_loss")` or
+            `EveryNHours(6)` from `distrib.retention`. Defaults to `None`.
         local_cache: Local folder for copies of the newest checkpoint's files, so that a restart on
-            the same machine does not fetch them. What is read there is compared with the
-            checksums of the checkpoint in `directory`, which alone counts.
-        storage_options: Passed to fsspec's file system: credentials, an endpoint. By default they
-            are found in the usual places of the store's own tools (see docs/storage.md).
+            the same machine does not download them. Their checksums are compared with those of the
+            checkpoint in the directory, which alone counts. Defaults to `None`.
+        storage_options: Passed to fsspec's file system: credentials, an endpoint. Defaults to
+            `None`: credentials are found where the store's own tools look (see docs/storage.md).
 
     Raises:
-        ConfigurationError: If an argument does not fit (here), or the directory cannot be written
-            or is in use by another process (when training starts).
+        ConfigurationError: If an argument is invalid (here), or the directory cannot be written or
+            is in use by another process (when training starts).
         CheckpointMismatchError: When training starts, if the checkpoint belongs to another model,
             optimizer or dataset; nothing is overwritten.
         NoLoadableCheckpointError: When training starts, if all checkpoints are damaged.
-        NoProgressError: When training starts, if as many attempts in a row as the launcher allows
+        NoProgressError: When training starts, if the last attempts, as many as the launcher allows,
             have gained no step.
         CheckpointError: In training, if a checkpoint cannot be written, as on a full disk. The
-            ones before are intact.
+            earlier ones are intact.
         Preempted: In training, after a signal; a `SystemExit` with code 75.
 
     Example:
-
-    ```python
-    model.fit(
-        cluster.dataset((x, y), batch_size=128, shuffle=True, seed=7),
-        epochs=10,
-        callbacks=[BackupAndRestore("runs/17", save_freq=500)],
-    )
-    ```
+    >>> cluster = distrib.init()
+    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    >>> model.compile("sgd", "mse")
+    >>> data = cluster.dataset((np.ones((8, 3)), np.ones(8)), batch_size=2, shuffle=True, seed=7)
+    >>> backup = BackupAndRestore("runs/17", save_freq=3)
+    >>> history = model.fit(data, epochs=2, callbacks=[backup], verbose=0)
     """
 
     def __init__(
         self,
-        directory: str | os.PathLike[str],
+        backup_dir: str | os.PathLike[str] | None = None,
         save_freq: Literal["epoch"] | int | str = "epoch",
-        keep_last: int | None = 3,
+        double_checkpoint: bool = False,
         delete_checkpoint: bool = False,
+        *,
+        directory: str | os.PathLike[str] | None = None,
+        keep_last: int | None = 3,
         retention: RetentionPolicy | None = None,
         local_cache: str | os.PathLike[str] | None = None,
         storage_options: dict[str, Any] | None = None,
@@ -96,15 +104,21 @@ class BackupAndRestore(RunSaver):
         super().__init__()
         install_exit_codes()
         trainer_wrapper.install()
+        if not isinstance(double_checkpoint, bool):
+            raise ConfigurationError(
+                f"`double_checkpoint={double_checkpoint!r}` must be True or False. Pass the number "
+                "of checkpoints to keep by name: `keep_last=...`."
+            )
         if keep_last is not None and (not isinstance(keep_last, int) or keep_last < 1):
             raise ConfigurationError(f"`keep_last={keep_last!r}` must be at least 1, or None.")
-        self.directory = locate(directory, "directory", storage_options)
+        self.directory = locate(_one_of(backup_dir, directory), "directory", storage_options)
         self.save_freq = save_freq
-        self.keep_last = keep_last
+        self.double_checkpoint = double_checkpoint
         self.delete_checkpoint = delete_checkpoint
+        self.keep_last = keep_last
         self.retention = retention
         self.local_cache = None if local_cache is None else self._local_folder(local_cache)
-        self._schedule = _parse(save_freq)
+        self._schedule = _parse_save_freq(save_freq)
 
     def new_resume(self) -> Resume:
         """See `RunSaver`."""
@@ -115,19 +129,35 @@ class BackupAndRestore(RunSaver):
         folder = locate(local_cache, "local_cache").local
         if folder is None or self.directory.local is not None:
             raise ConfigurationError(
-                f"`local_cache={os.fspath(local_cache)!r}` must be a local folder, for a "
-                f"`directory` on an object store; here that is {str(self.directory)!r}."
+                f"`local_cache={os.fspath(local_cache)!r}` must be a local folder, and "
+                f"needs a directory on an object store, not {str(self.directory)!r}."
             )
         return folder
 
     def _policy(self) -> RetentionPolicy | None:
         if self.keep_last is None:
             return None
-        latest = LatestN(self.keep_last)
+        latest = LatestN(max(self.keep_last, 2) if self.double_checkpoint else self.keep_last)
         return latest if self.retention is None else AnyOf(latest, self.retention)
 
 
-def _parse(save_freq: Any) -> SaveSchedule:
+def _one_of(
+    backup_dir: str | os.PathLike[str] | None, directory: str | os.PathLike[str] | None
+) -> str | os.PathLike[str]:
+    if backup_dir is not None and directory is not None:
+        raise ConfigurationError(
+            f"`backup_dir={os.fspath(backup_dir)!r}` and `directory={os.fspath(directory)!r}` name "
+            "the same thing; pass one of them."
+        )
+    given = directory if backup_dir is None else backup_dir
+    if given is None:
+        raise ConfigurationError(
+            'BackupAndRestore needs a directory, as in BackupAndRestore("runs/17").'
+        )
+    return given
+
+
+def _parse_save_freq(save_freq: Any) -> SaveSchedule:
     if save_freq == "epoch":
         return SaveSchedule(epochs=True)
     if save_freq == "auto":

@@ -9,16 +9,17 @@ import numpy as np
 
 from distrib.cluster import current
 
-from .base import Resumable
+from .mixins import StateInAttributes
 
 
-class TerminateOnNaN(Resumable, keras.callbacks.TerminateOnNaN):
+class TerminateOnNaN(StateInAttributes, keras.callbacks.TerminateOnNaN):
     """Stop training when the loss is not a finite number.
 
     Keras's `TerminateOnNaN`, which prints on the chief only. It has no state.
 
     Args:
-        raise_error: Whether to raise at once instead of ending training in the usual way.
+        raise_error: Whether to raise an error instead of ending training normally. Defaults to
+            `False`.
 
     Raises:
         RuntimeError: From the batch with the bad loss, if `raise_error` is true.

@@ -1,6 +1,6 @@
 """distrib: train Keras 3 models on TensorFlow, and resume them exactly after any crash.
 
-Importing it is cheap: TensorFlow, Orbax and the rest are loaded when something needs them.
+`import distrib` is cheap: TensorFlow, Keras and Orbax are loaded when something needs them.
 """
 
 from __future__ import annotations
@@ -11,8 +11,12 @@ from distrib.errors import (
     CheckpointMismatchError,
     ConfigurationError,
     DistribError,
+    LostPeerError,
     NoLoadableCheckpointError,
+    NoProgressError,
     Preempted,
+    StoreUnavailableError,
+    SupersededError,
 )
 from distrib.runtime import init
 
@@ -24,8 +28,12 @@ __all__ = [
     "Cluster",
     "ConfigurationError",
     "DistribError",
+    "LostPeerError",
     "NoLoadableCheckpointError",
+    "NoProgressError",
     "Preempted",
+    "StoreUnavailableError",
+    "SupersededError",
     "current",
     "init",
 ]

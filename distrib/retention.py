@@ -1,7 +1,7 @@
 """Retention policies for `BackupAndRestore(retention=...)`: which checkpoints of a run to keep.
 
 >>> from distrib.retention import BestN
->>> BackupAndRestore("runs/17", keep_last=2, retention=BestN(n=1, metric="val_loss", mode="min"))
+>>> BackupAndRestore("runs/17", keep_last=2, retention=BestN(1, "val_loss"))
 """
 
 from __future__ import annotations

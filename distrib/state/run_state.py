@@ -24,7 +24,7 @@ from distrib.checkpoint import training_item
 from distrib.checkpoint.saver import Content
 from distrib.cluster import current
 from distrib.gradients.step_payload import Request
-from distrib.keras_compat.output import plain_logs
+from distrib.keras_compat.logs import plain_logs
 from distrib.state import codec
 from distrib.state.callback_state import acts_in_validation, stateful_callbacks
 from distrib.state.differences import check_data

@@ -21,8 +21,8 @@ from distrib.errors import ConfigurationError
 from distrib.gradients.optimizer import reduce_outside_of_loss_scaling
 from distrib.gradients.step_payload import Request
 from distrib.heartbeat import OUTSIDE, STARTING, TRAINING, heartbeat
+from distrib.keras_compat.logs import plain_logs
 from distrib.keras_compat.optimizers import learning_rate_of
-from distrib.keras_compat.output import plain_logs
 from distrib.keras_compat.trainer import loss_tracker_of
 from distrib.state.build import build
 from distrib.state.training_state import TrainingState

@@ -18,7 +18,7 @@ from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.checkpoint.retention import RetentionPolicy
 from distrib.cluster import current
 from distrib.heartbeat import heartbeat
-from distrib.keras_compat.output import plain_logs
+from distrib.keras_compat.logs import plain_logs
 from distrib.keras_compat.trainer import set_initial_epoch
 from distrib.log import log
 from distrib.save_policy.schedule import SaveSchedule

@@ -1,4 +1,4 @@
-"""The arguments, and what can be seen of it within one process; the rest is in `integration`."""
+"""Arguments and behaviour within one process; kills and several ranks are in `integration`."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def steps(directory: Path) -> list[int]:
 
 
 class Recorder(keras.callbacks.Callback):
-    """Notes which hooks it saw; counts across restarts as a third party's callback would."""
+    """Records its hooks; counts across restarts as a third party's callback would."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,6 +110,57 @@ def test_save_freq(save_freq: Any, expected: SaveSchedule, tmp_path: Path) -> No
 def test_nonsense_save_freq(save_freq: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="`save_freq="):
         BackupAndRestore(tmp_path, save_freq=save_freq)
+
+
+def test_directory_by_either_name(tmp_path: Path) -> None:
+    for backup in (
+        BackupAndRestore(tmp_path),
+        BackupAndRestore(backup_dir=tmp_path),
+        BackupAndRestore(directory=tmp_path),
+    ):
+        assert backup.directory.local == tmp_path
+
+
+def test_directory_by_both_names_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"`backup_dir=.*`directory=.*pass one of them"):
+        BackupAndRestore(tmp_path, directory=tmp_path)
+
+
+def test_no_directory_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"needs a directory, as in BackupAndRestore\("):
+        BackupAndRestore(save_freq=5)
+
+
+def test_arguments_by_position_are_those_of_keras(tmp_path: Path) -> None:
+    arguments = (tmp_path, 7, True, True)
+    ours, theirs = BackupAndRestore(*arguments), keras.callbacks.BackupAndRestore(*arguments)
+    for name in ("save_freq", "double_checkpoint", "delete_checkpoint"):
+        assert getattr(ours, name) == getattr(theirs, name)
+    with pytest.raises(TypeError, match="positional argument"):
+        BackupAndRestore(*arguments, tmp_path)  # type: ignore[misc]
+
+
+def test_keep_last_by_position_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"`double_checkpoint=3` .*by name: `keep_last="):
+        BackupAndRestore(tmp_path, "epoch", 3)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("every_save_is_waited_for")
+@pytest.mark.parametrize(
+    ("keep_last", "double_checkpoint", "expected"),
+    [
+        (1, False, [20]),
+        (1, True, [15, 20]),
+        (3, True, [10, 15, 20]),
+        (None, True, [0, 5, 10, 15, 20]),
+    ],
+)
+def test_double_checkpoint_keeps_at_least_two(
+    keep_last: int | None, double_checkpoint: bool, expected: list[int], tmp_path: Path
+) -> None:
+    backup = BackupAndRestore(tmp_path, double_checkpoint=double_checkpoint, keep_last=keep_last)
+    make().fit(data(), epochs=4, verbose=0, callbacks=[backup])
+    assert steps(tmp_path) == expected
 
 
 @pytest.mark.parametrize("keep_last", [0, -1, "3", 1.5])

@@ -8,20 +8,23 @@ import numpy as np
 import pytest
 
 import distrib.callbacks
+import distrib.cluster
 from distrib.callbacks import loss_plots
 
-# BackupAndRestore's example is a script of its own.
-DOCUMENTED = [
-    *(getattr(distrib.callbacks, n) for n in distrib.callbacks.__all__ if n != "BackupAndRestore"),
-    loss_plots.thinned,
-]
+OURS = {
+    name: item
+    for name, item in vars(distrib.callbacks).items()
+    if name in distrib.callbacks.__all__ and item.__module__.startswith("distrib.")
+}
+DOCUMENTED = [*OURS.values(), loss_plots.downsample]
 
 
 @pytest.mark.parametrize("documented", DOCUMENTED, ids=lambda item: item.__name__)
 def test_examples_run(documented: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    names = {n: getattr(distrib.callbacks, n) for n in distrib.callbacks.__all__}
-    names |= {"keras": keras, "np": np, "thinned": loss_plots.thinned}
+    monkeypatch.setattr(distrib.cluster, "_current", None)
+    names = OURS | {"distrib": distrib, "keras": keras, "np": np}
+    names |= {"downsample": loss_plots.downsample}
     finder = doctest.DocTestFinder(recurse=False)
     tests = finder.find(documented, name=documented.__name__, globs=names)  # type: ignore[attr-defined]
     assert sum(len(test.examples) for test in tests) > 0

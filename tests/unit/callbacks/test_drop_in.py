@@ -1,4 +1,4 @@
-"""Every callback beside Keras's own in the same training: nothing that a user sees may differ.
+"""Every callback and Keras's own in the same training: users may see no difference.
 
 Keras's own tests, run against ours in `tests/integration/test_keras_own_tests.py`, go further.
 """
@@ -44,7 +44,6 @@ CASES: dict[str, Make] = {
     ],
     "SwapEMAWeights": lambda c: [c.SwapEMAWeights(swap_on_epoch=True)],
 }
-ADDED = {"BackupAndRestore", "LearningRateWarmup", "LossHistory"}
 
 
 def files(folder: Path) -> dict[str, bytes | None]:
@@ -94,19 +93,43 @@ def test_same_training_messages_and_files(
         np.testing.assert_allclose(weight, other, rtol=tolerance)
 
 
-@pytest.mark.parametrize("name", sorted(set(distrib.callbacks.__all__) - ADDED))
-def test_same_arguments_and_defaults(name: str) -> None:
-    ours, theirs = getattr(distrib.callbacks, name), getattr(keras.callbacks, name)
-    assert issubclass(ours, theirs)
+KERAS_CLASSES = sorted(
+    name
+    for name in distrib.callbacks.__all__
+    if hasattr(keras.callbacks, name)
+    and getattr(distrib.callbacks, name) is not getattr(keras.callbacks, name)
+)
+# The only differences that are allowed: arguments that Keras does not have, and other defaults.
+ADDED_ARGUMENTS = {
+    "BackupAndRestore": ["directory", "keep_last", "retention", "local_cache", "storage_options"],
+    "CSVLogger": ["storage_options"],
+    "ModelCheckpoint": ["storage_options"],
+    "TensorBoard": ["storage_options"],
+}
+# `None` for `backup_dir`, because `directory` may be passed instead.
+OTHER_DEFAULTS = {"BackupAndRestore": {"backup_dir": None, "delete_checkpoint": False}}
 
-    def arguments(kind: Any) -> list[tuple[str, Any, Any]]:
-        parameters = inspect.signature(kind).parameters.values()
-        return [(p.name, p.kind, p.default) for p in parameters]
 
-    # What Keras does not have comes last.
-    added = [argument for argument in arguments(ours) if argument[0] == "storage_options"]
-    assert arguments(ours) == arguments(theirs) + added
-    assert bool(added) == (name in {"CSVLogger", "ModelCheckpoint", "TensorBoard"})
+def test_all_are_compared() -> None:
+    assert len(KERAS_CLASSES) >= 12
+    assert set(ADDED_ARGUMENTS) | set(OTHER_DEFAULTS) <= set(KERAS_CLASSES)
+
+
+@pytest.mark.parametrize("name", KERAS_CLASSES)
+def test_arguments_are_those_of_keras_in_the_same_order(name: str) -> None:
+    ours = inspect.signature(getattr(distrib.callbacks, name)).parameters
+    theirs = inspect.signature(getattr(keras.callbacks, name)).parameters
+    assert list(ours) == [*theirs, *ADDED_ARGUMENTS.get(name, [])]
+    for argument, parameter in theirs.items():
+        default = OTHER_DEFAULTS.get(name, {}).get(argument, parameter.default)
+        assert (ours[argument].kind, ours[argument].default) == (parameter.kind, default), argument
+    for argument in ADDED_ARGUMENTS.get(name, []):
+        assert ours[argument].default is not inspect.Parameter.empty
+
+
+@pytest.mark.parametrize("name", [name for name in KERAS_CLASSES if name != "BackupAndRestore"])
+def test_class_is_a_subclass_of_keras_own(name: str) -> None:
+    assert issubclass(getattr(distrib.callbacks, name), getattr(keras.callbacks, name))
 
 
 @pytest.mark.usefixtures("not_chief")

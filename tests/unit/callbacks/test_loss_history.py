@@ -208,7 +208,7 @@ def test_files_under_way_are_waited_for_before_they_are_removed(
     assert list(memory_folder.contents()) == ["plot_at_epoch_0.png"]
 
 
-def test_place_that_cannot_be_written_is_refused_when_training_begins(s3_server: Any) -> None:
+def test_unwritable_folder_is_refused_when_training_begins(s3_server: Any) -> None:
     history = LossHistory("s3://no-such-bucket/plots", storage_options=s3_server.options)
     with pytest.raises(ConfigurationError, match="`directory`: cannot write to s3://no-such-bucke"):
         history.on_train_begin()

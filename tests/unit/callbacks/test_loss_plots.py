@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from distrib.callbacks import loss_plots
-from distrib.callbacks.loss_plots import save_epoch_plot, save_run_plot, thinned
+from distrib.callbacks.loss_plots import downsample, save_epoch_plot, save_run_plot
 
 
 def test_short_curves_are_drawn_as_they_are() -> None:
     x, y = np.arange(10), np.arange(10.0)
-    assert thinned(x, y, most=10) == (x, y)
+    assert downsample(x, y, max_points=10) == (x, y)
 
 
 @pytest.mark.parametrize("count", [4001, 123_457])
@@ -20,7 +20,7 @@ def test_long_curves_keep_their_peaks(count: int) -> None:
     x, y = np.arange(count), np.sin(np.arange(count) / 1000)
     y[count // 3], y[count // 2] = 9.0, -9.0
     y[7] = np.nan
-    few, values = thinned(x, y)
+    few, values = downsample(x, y)
     assert len(few) == len(values) <= 4000
     assert np.nanmax(values) == 9.0
     assert np.nanmin(values) == -9.0
