@@ -1,9 +1,9 @@
-"""Notices when another worker is gone, and lets no collective wait for it.
+"""Detects lost workers and aborts the collectives that would wait for them.
 
-TensorFlow's collectives wait for ever for a worker that has ended or cannot be reached. So a thread
-asks every other worker, again and again, whether it is there. TensorFlow's runtime answers for a
-worker however busy its Python is. Once one does not answer, all collectives of this process raise,
-those under way and those to come.
+TensorFlow's collectives wait for ever for a worker that has ended or is unreachable. So a thread
+checks the health of every other worker in turn. TensorFlow's runtime answers such a check even if
+the worker's Python is busy. Once a worker fails its check, all current and later collectives of
+this process raise.
 """
 
 from __future__ import annotations
@@ -15,60 +15,60 @@ from collections.abc import Sequence
 import tensorflow as tf
 from tensorflow.python.eager import context
 
-# Seconds between two rounds of questions, and between the repetitions of one.
+# Seconds between two rounds of checks.
 INTERVAL = 1.0
-# A worker that has ended refuses at once, and so does, for a moment, a network in trouble.
-_REFUSALS = 3
+# A worker that has ended refuses connections at once, but so may a faulty network for a moment.
+_MAX_REFUSALS = 3
 
 
 class PeerMonitor:
-    """Watches the other workers until this process ends.
+    """Monitors the other workers until this process ends.
 
     Args:
-        peers: Their names, as in `/job:worker/replica:0/task:1`.
-        patience: Seconds after which a worker that does not answer is gone.
+        peers: Names of the other workers, such as `/job:worker/replica:0/task:1`.
+        timeout: Seconds after which a worker that does not answer counts as lost.
     """
 
-    def __init__(self, peers: Sequence[str], patience: float) -> None:
+    def __init__(self, peers: Sequence[str], timeout: float) -> None:
         self._peers = peers
-        self._patience = patience
-        self._over = threading.Event()
+        self._timeout = timeout
+        self._stopped = threading.Event()
 
     def start(self) -> None:
-        """Begin, when all workers are there."""
+        """Start monitoring; call this when all workers are connected."""
         thread = threading.Thread(target=self._run, name="distrib-peers", daemon=True)
         thread.start()
-        atexit.register(self._end, thread)
+        atexit.register(self._stop, thread)
 
-    def _end(self, thread: threading.Thread) -> None:
-        # TensorFlow's runtime, which the thread may be using, is destroyed soon. It should not be
-        # waited for, though, because of a peer that does not answer.
-        self._over.set()
+    def _stop(self, thread: threading.Thread) -> None:
+        # The thread must not use TensorFlow's runtime when that is destroyed. But a peer that does
+        # not answer must not delay the exit, so the join has a timeout.
+        self._stopped.set()
         thread.join(INTERVAL)
 
     def _run(self) -> None:
-        while not self._over.is_set():
+        while not self._stopped.is_set():
             for peer in self._peers:
-                failure = self._ask(peer)
+                failure = self._check_health(peer)
                 if failure is not None:
-                    message = f"{peer} is gone: {failure}"
+                    message = f"{peer}: {failure}"
                     context.context().abort_collective_ops(tf.errors.UNAVAILABLE, message)
                     return
-            self._over.wait(INTERVAL)
+            self._stopped.wait(INTERVAL)
 
-    def _ask(self, peer: str) -> str | None:
-        """Return why a worker is gone; `None` if it is not."""
-        for attempt in range(1, _REFUSALS + 1):
+    def _check_health(self, peer: str) -> str | None:
+        """Return why a worker counts as lost; `None` if it is healthy."""
+        for attempt in range(1, _MAX_REFUSALS + 1):
             try:
                 context.context().check_collective_ops_peer_health(
-                    peer, timeout_in_ms=int(1000 * self._patience)
+                    peer, timeout_in_ms=int(1000 * self._timeout)
                 )
                 return None
             except tf.errors.DeadlineExceededError:
-                return f"no answer for {self._patience:g} s"
+                return f"no answer for {self._timeout:g} s"
             except tf.errors.FailedPreconditionError:
-                return "it has been started anew"
+                return "it was restarted"
             except tf.errors.UnavailableError:
-                if attempt < _REFUSALS:
-                    self._over.wait(INTERVAL / 2)
-        return "nobody answers at its address"
+                if attempt < _MAX_REFUSALS:
+                    self._stopped.wait(INTERVAL / 2)
+        return "it does not accept connections"

@@ -1,4 +1,4 @@
-"""What is special about `MultiWorkerMirroredStrategy`; the rest is tested with all backends."""
+"""Tests of `MultiWorkerMirroredStrategy` alone; the ranks' tests cover all backends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from distrib.launch.hosts.probe import free_ports
 
 pytestmark = pytest.mark.slow
 
-# Plain Keras on TensorFlow's own strategy: as it is, then with one workaround after the other.
+# Plain Keras on TensorFlow's own strategy: first as it is, then with each workaround added.
 PLAIN = """
 import keras, numpy as np, tensorflow as tf
 from distrib.backends import keras_strategy
@@ -90,7 +90,7 @@ def addresses(count: int) -> list[str]:
     return [f"localhost:{port}" for port in free_ports(count)]
 
 
-def test_tf_config_is_all_that_workers_need() -> None:
+def test_workers_need_nothing_but_tf_config() -> None:
     chief, *workers = addresses(2)
     cluster = {"chief": [chief], "worker": workers}
     with ExitStack() as stack:
@@ -103,7 +103,7 @@ def test_tf_config_is_all_that_workers_need() -> None:
     assert one.partition("[")[2] == other.partition("[")[2]
 
 
-def test_a_worker_that_does_not_come_is_not_waited_for_for_ever() -> None:
+def test_waiting_for_a_missing_worker_ends_after_the_timeout() -> None:
     job = start(0, "worker", {"worker": addresses(2)})
     _, errors = job.communicate(timeout=100)
     assert job.returncode == EXIT_LOST_PEER
@@ -111,7 +111,7 @@ def test_a_worker_that_does_not_come_is_not_waited_for_for_ever() -> None:
     assert "Traceback" not in errors
 
 
-def test_a_worker_that_is_none_is_refused() -> None:
+def test_an_index_beyond_the_workers_is_refused() -> None:
     job = start(2, "worker", {"worker": addresses(2)})
     _, errors = job.communicate(timeout=100)
     assert job.returncode == EXIT_CONFIGURATION
