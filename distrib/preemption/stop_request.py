@@ -1,10 +1,9 @@
-"""Requests to stop: signals in, a flag out. (Notices of clouds are in `notices.py`.)
+"""Requests to stop by signal: the handler sets a flag. (`cloud_notices.py` polls the clouds.)
 
-SIGTERM comes from Kubernetes, Slurm and spot instances, SIGINT from a keyboard, and SIGUSR1 is what
-Open MPI passes on to all ranks while it kills them soon after a SIGTERM. The handler sets a
-flag and does nothing else: a handler runs between any two bytecodes, where files, locks and
-collectives are in unknown states. The step loop asks for the flag between steps. Further signals
-set the flag again, which changes nothing.
+Kubernetes, Slurm and spot instances send SIGTERM, and a keyboard sends SIGINT. Open MPI forwards
+SIGUSR1 to all ranks, but kills them soon after a SIGTERM. The handler only sets a flag, because it
+runs between any two bytecodes, where files, locks and collectives are in unknown states. The step
+loop reads the flag between steps. Further signals change nothing.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class StopRequest:
-    """Whether somebody asked this process to stop while a certain function was running, and when.
+    """A request that this process stop, made while a given function was running.
 
     A signal that arrives when that function is no longer on the stack, because it has raised, goes
-    to whoever had it before: Ctrl-C in a notebook keeps its meaning after a failed `fit`.
+    to the previous handler: Ctrl-C in a notebook keeps its meaning after a failed `fit`.
 
     Example:
 
@@ -44,19 +43,19 @@ class StopRequest:
 
     @property
     def requested(self) -> bool:
-        """Whether somebody has."""
+        """Whether this process was asked to stop."""
         return self.requested_at is not None
 
     def request(self) -> None:
-        """Ask; any thread may, and a signal handler."""
+        """Ask this process to stop; safe to call from any thread and from a signal handler."""
         if self.requested_at is None:
             self.requested_at = time.monotonic()
 
     def listen(self, within: CodeType) -> None:
-        """Take over the signals; only Python's main thread can, elsewhere nothing happens.
+        """Install the signal handlers; does nothing outside of Python's main thread.
 
         Args:
-            within: Code of the function during which the signals are requests to stop.
+            within: Code of the function during which signals are requests to stop.
         """
         if threading.current_thread() is not threading.main_thread():
             return
@@ -65,11 +64,11 @@ class StopRequest:
             self._previous[number] = signal.signal(number, self._handle)
 
     def leave(self) -> None:
-        """Take further signals as repetitions of the first, also after the function has ended."""
+        """Treat further signals as repetitions of the first, also after the function has ended."""
         self._within = None
 
     def ignore(self) -> None:
-        """Give the signals back to whoever had them."""
+        """Restore the previous signal handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()

@@ -41,7 +41,7 @@ def test_outside_the_function_the_previous_handler_gets_the_signal() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_after_leaving_further_signals_change_nothing() -> None:
+def test_after_leave_further_signals_change_nothing() -> None:
     stop = StopRequest()
 
     def training() -> None:
@@ -57,18 +57,18 @@ def test_after_leaving_further_signals_change_nothing() -> None:
         stop.ignore()
 
 
-def test_other_threads_leave_the_signals_alone() -> None:
+def test_other_threads_install_no_handlers() -> None:
     stop = StopRequest()
     before = signal.getsignal(signal.SIGTERM)
     thread = threading.Thread(
-        target=lambda: stop.listen(within=test_other_threads_leave_the_signals_alone.__code__)
+        target=lambda: stop.listen(within=test_other_threads_install_no_handlers.__code__)
     )
     thread.start()
     thread.join()
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_the_time_of_the_first_request_counts() -> None:
+def test_the_time_of_the_first_request_is_kept() -> None:
     stop = StopRequest()
     assert stop.requested_at is None
     stop.request()
