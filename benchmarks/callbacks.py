@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 
 from distrib import callbacks as ours
-from distrib.data.dataset import make_dataset
+from distrib.data.make_dataset import make_dataset
 
 STEPS, EPOCHS, ROUNDS, BATCH = 1000, 2, 5, 8
 X = np.random.default_rng(0).normal(size=(STEPS * BATCH, 4)).astype("float32")

@@ -22,7 +22,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 import tensorflow as tf
 
-from distrib.data.dataset import make_dataset
+from distrib.data.make_dataset import make_dataset
 
 
 class Examples:

@@ -1,8 +1,8 @@
-"""`Cluster`: who this process is in the job, and the few things a script asks of it.
+"""`Cluster`: this process's view of the job, and the methods that a script needs of it.
 
-`distrib.init()` (in `runtime.py`) makes the cluster and registers it for the rest of the process,
-so that callbacks find out from `current()` whether they run on the chief. Without `init()` a
-process is a job of its own.
+`distrib.init()` (in `runtime.py`) creates the cluster and registers it for the process, so that
+callbacks learn from `current()` whether they run on the chief. Without `init()` a process is a job
+by itself.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _current: Cluster | None = None
 
 
 class Cluster:
-    """The processes and devices of one job, seen from one process; made by `distrib.init()`.
+    """The processes and devices of a job, seen from one process; created by `distrib.init()`.
 
     Example:
 
@@ -42,7 +42,7 @@ class Cluster:
 
     @property
     def kind(self) -> str:
-        """`"local"`, `"mirrored"`, `"horovod"` or `"multiworker"`."""
+        """Name of the backend: `"local"`, `"mirrored"`, `"horovod"` or `"multiworker"`."""
         return self._backend.kind
 
     @property
@@ -62,7 +62,7 @@ class Cluster:
 
     @property
     def is_chief(self) -> bool:
-        """Whether this process is the one that writes: rank 0."""
+        """Whether this process is rank 0, the only one that writes files."""
         return self.rank == 0
 
     @property
@@ -72,11 +72,11 @@ class Cluster:
 
     @property
     def collectives(self) -> Collectives:
-        """How the processes of the job agree."""
+        """Collectives between the processes of the job."""
         return self._backend.collectives
 
     def scope(self) -> AbstractContextManager[Any]:
-        """Context in which to create the model and call `compile`."""
+        """Return the context in which to create the model and call `compile`."""
         return self._backend.scope()
 
     @property
@@ -91,32 +91,35 @@ class Cluster:
         backward_passes_per_step: int = 1,
         op: Literal["average", "sum", "adasum"] = "average",
     ) -> Any:
-        """Make an optimizer work on gradients of the global batch.
+        """Make an optimizer apply the gradients of the global batch.
 
-        In a job of several processes the gradients are reduced over all of them in one grouped
-        allreduce a step, before the optimizer clips, scales or applies them. The optimizer stays
-        what it is: it is saved, and loaded elsewhere, as if this had never been called.
+        In a job of several processes one grouped allreduce a step reduces the gradients over all
+        processes, before the optimizer clips, scales or applies them. The optimizer object keeps
+        its class and configuration, so a saved model loads without distrib.
 
         Args:
-            optimizer: A `keras.optimizers.Optimizer`, or the name of one. A `LossScaleOptimizer` is
-                wrapped as a whole; the one that `compile` makes for mixed_float16 is found.
-            compression: Type that float32 and float64 gradients are sent in. They are added up in
-                float16 (which overflows at 65,504), or in float32 for `"bf16"`.
-            backward_passes_per_step: How many batches' gradients are averaged on each rank before
-                they are reduced and applied, as Keras's `gradient_accumulation_steps`.
+            optimizer: A `keras.optimizers.Optimizer`, or the name of one. Pass a
+                `LossScaleOptimizer` as a whole, not its inner optimizer; the one that `compile`
+                creates for mixed_float16 needs no care.
+            compression: Dtype in which to send float32 and float64 gradients, `"fp16"` or `"bf16"`.
+                They are summed in float16, which overflows at 65,504, or for `"bf16"` in float32.
+                Defaults to `None`: gradients are sent in their own dtype.
+            backward_passes_per_step: Number of batches whose gradients each rank averages before
+                they are reduced and applied, like Keras's `gradient_accumulation_steps`. Defaults
+                to `1`.
             op: `"average"` over all examples of the global batch, `"sum"` over the ranks, or
                 `"adasum"` (Maleki et al. 2021), which needs Horovod with MPI or NCCL and a number
-                of ranks that is a power of two.
+                of ranks that is a power of two. Defaults to `"average"`.
 
         Returns:
             The same optimizer.
 
         Raises:
-            ConfigurationError: If an argument does not fit, or not to this backend.
+            ConfigurationError: If an argument is invalid, or this backend does not support it.
 
         Notes:
-            Of embeddings only the rows of the batch are sent (`tf.IndexedSlices`), unless gradients
-            are accumulated.
+            For embeddings only the rows of the batch are sent (`tf.IndexedSlices`), unless
+            gradients are accumulated.
 
         Example:
         >>> optimizer = cluster.optimizer(keras.optimizers.Adam(1e-3), compression="fp16")
@@ -142,9 +145,9 @@ class Cluster:
     ) -> Dataset:
         """Return a dataset of global batches that can be resumed at any step.
 
-        The arguments are those of `distrib.data.dataset.make_dataset`, which describes them.
+        See `distrib.data.make_dataset.make_dataset` for the arguments, errors and an example.
         """
-        from distrib.data.dataset import make_dataset
+        from distrib.data.make_dataset import make_dataset
 
         return make_dataset(
             source,
@@ -168,10 +171,10 @@ class Cluster:
 
 
 def current() -> Cluster:
-    """Return the cluster that `init()` made, or a local one of this process alone.
+    """Return the cluster that `init()` created, or a local one of this process alone.
 
     Raises:
-        ConfigurationError: If this process is one of several, which only `init()` can join.
+        ConfigurationError: If this process is one of several and has not called `init()`.
     """
     global _current
     if _current is None:

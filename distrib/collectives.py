@@ -1,9 +1,9 @@
-"""How processes agree: the collectives that every backend offers, and those of a single process.
+"""Collectives between the processes of a job, and those of a single process.
 
 Values are numpy arrays or small picklable objects, never device tensors: these calls carry
 decisions and bookkeeping, not gradients. Every process of a job must make the same calls in the
-same order. A process that fails does not tell the others: it ends, and their calls raise
-`LostPeerError` then.
+same order. A process that fails does not notify the others; it ends, and their calls raise
+`LostPeerError`.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ T = TypeVar("T")
 ReduceOp = Literal["sum", "max", "min"]
 Bytes = npt.NDArray[np.uint8]
 
-_CHUNK = 1 << 28
+_CHUNK_BYTES = 1 << 28
 
 
 class Collectives(Protocol):
-    """What the processes of one job can do together."""
+    """Collective operations between the processes of a job."""
 
     def allreduce(self, value: npt.ArrayLike, op: ReduceOp = "sum") -> npt.NDArray[Any]:
-        """Combine one array of every process elementwise; all receive the same result."""
+        """Combine the arrays of all processes elementwise; all receive the same result."""
 
     def broadcast(self, value: T, root: int = 0) -> T:
-        """Give every process the object of process `root`."""
+        """Return the object of process `root` on every process."""
 
     def allgather(self, value: T) -> list[T]:
-        """Give every process the objects of all processes, in the order of their ranks."""
+        """Return the objects of all processes, in the order of their ranks."""
 
     def barrier(self) -> None:
-        """Return when every process has called it."""
+        """Wait until every process has called this method."""
 
 
 class SingleProcess:
-    """The collectives of a job that has one process: everything is already agreed."""
+    """The collectives of a job with a single process."""
 
     def allreduce(self, value: npt.ArrayLike, op: ReduceOp = "sum") -> npt.NDArray[Any]:
         """Return `value` as an array."""
@@ -50,7 +50,7 @@ class SingleProcess:
         return value
 
     def allgather(self, value: T) -> list[T]:
-        """Return a list of `value` alone."""
+        """Return `[value]`."""
         return [value]
 
     def barrier(self) -> None:
@@ -58,10 +58,10 @@ class SingleProcess:
 
 
 class ArrayCollectives(ABC):
-    """Collectives of objects, made of a backend's collectives of arrays.
+    """Collectives of objects, built on a backend's collectives of arrays.
 
-    Large arrays within an object travel as they are, outside of its pickle, so that a checkpoint of
-    gigabytes is broadcast without a second copy of it.
+    `broadcast` sends large arrays outside of the object's pickle, so that a checkpoint of gigabytes
+    is broadcast without a second copy.
 
     Args:
         rank: This process's number.
@@ -72,18 +72,18 @@ class ArrayCollectives(ABC):
 
     @abstractmethod
     def allreduce(self, value: npt.ArrayLike, op: ReduceOp = "sum") -> npt.NDArray[Any]:
-        """Combine one array of every process elementwise; all receive the same result."""
+        """Combine the arrays of all processes elementwise; all receive the same result."""
 
     @abstractmethod
     def _gather_bytes(self, value: Bytes) -> Bytes:
-        """Return the bytes of all processes, one after the other; lengths may differ."""
+        """Return the concatenated bytes of all processes; their lengths may differ."""
 
     @abstractmethod
     def _broadcast_bytes(self, value: Bytes, root: int) -> Bytes:
-        """Return the bytes of process `root`; `value` has the same length everywhere."""
+        """Return the bytes of process `root`; `value` has the same length on all processes."""
 
     def broadcast(self, value: T, root: int = 0) -> T:
-        """Give every process the object of process `root`."""
+        """Return the object of process `root` on every process."""
         buffers: list[pickle.PickleBuffer] = []
         parts: list[Bytes] = []
         if self._rank == root:
@@ -98,31 +98,31 @@ class ArrayCollectives(ABC):
         return pickle.loads(received[0].data, buffers=received[1:])
 
     def allgather(self, value: T) -> list[T]:
-        """Give every process the objects of all processes, in the order of their ranks."""
+        """Return the objects of all processes, in the order of their ranks."""
         pickled = _bytes(pickle.dumps(value, protocol=5))
         sizes = self._gather_bytes(np.array([pickled.size], np.int64).view(np.uint8)).view(np.int64)
         gathered = self._gather_bytes(pickled)
-        pieces = np.split(gathered, np.cumsum(sizes)[:-1])
-        return [pickle.loads(piece.data) for piece in pieces]
+        parts = np.split(gathered, np.cumsum(sizes)[:-1])
+        return [pickle.loads(part.data) for part in parts]
 
     def barrier(self) -> None:
-        """Return when every process has called it."""
+        """Wait until every process has called this method."""
         self.allreduce(np.zeros(1, np.int32))
 
     def _broadcast_sizes(self, sizes: list[int], count: int, root: int) -> list[int]:
-        mine = sizes if self._rank == root else [0] * count
-        return [int(n) for n in self._broadcast_array(np.array(mine, np.int64), root)]
+        own = sizes if self._rank == root else [0] * count
+        return [int(n) for n in self._broadcast_array(np.array(own, np.int64), root)]
 
     def _broadcast_array(self, value: npt.NDArray[Any], root: int) -> npt.NDArray[Any]:
         return self._broadcast_bytes(value.view(np.uint8), root).view(value.dtype)
 
     def _broadcast_part(self, part: Bytes, root: int) -> Bytes:
-        # In place, by pieces: what carries the bytes counts them in 32 bits.
-        for start in range(0, part.size, _CHUNK):
-            piece = part[start : start + _CHUNK]
-            received = self._broadcast_bytes(piece, root)
+        # In place and in chunks, because the backends count bytes in 32 bits.
+        for start in range(0, part.size, _CHUNK_BYTES):
+            chunk = part[start : start + _CHUNK_BYTES]
+            received = self._broadcast_bytes(chunk, root)
             if self._rank != root:
-                piece[:] = received
+                chunk[:] = received
         return part
 
 

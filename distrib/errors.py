@@ -1,9 +1,9 @@
-"""What can go wrong, and the exit code that tells the launcher what to do about it.
+"""Exceptions, and the exit codes that tell a launcher whether to restart the job.
 
-A launcher sees one number. 75 and 76 mean "run me again", everything else means "a person must
-look". So each exception that users meet carries its code, and `install_exit_codes` makes the
-interpreter end with it when nobody catches the exception; the traceback is printed as usual.
-The numbers follow BSD's sysexits where one fits. Never 137 or 143 on purpose: those are a kill.
+A launcher sees only the exit code: 75 and 76 mean "run me again", all others "a person must look".
+So each exception that users meet has an exit code, and `install_exit_codes` makes an uncaught one
+end the process with that code, after the usual traceback. The codes follow BSD's sysexits where one
+fits; 137 and 143 are never used, because they denote a kill.
 """
 
 from __future__ import annotations
@@ -29,44 +29,45 @@ RETRYABLE = (EXIT_PREEMPTED, EXIT_LOST_PEER)
 NON_RETRYABLE = (EXIT_USAGE, EXIT_NO_LOADABLE_CHECKPOINT, EXIT_NO_PROGRESS, EXIT_CONFIGURATION)
 
 
-def _as_it_is(error: BaseException) -> BaseException:
+def _unchanged(error: BaseException) -> BaseException:
     return error
 
 
-_translate: Callable[[BaseException], BaseException] = _as_it_is
-_last_words: Callable[[BaseException], object] | None = None
+# Used by the excepthook; see `install_exit_codes` and `on_uncaught_error`.
+_translate_error: Callable[[BaseException], BaseException] = _unchanged
+_uncaught_error_listener: Callable[[BaseException], object] | None = None
 
 
 class DistribError(Exception):
-    """Base of every error that distrib raises on purpose.
+    """Base class of all errors that distrib raises on purpose.
 
     Attributes:
-        exit_code: What the process ends with when nobody catches the error.
+        exit_code: Exit code of the process if the error is not caught.
     """
 
     exit_code = 1
 
 
 class ConfigurationError(DistribError, ValueError):
-    """An argument or the environment is wrong; found before training starts."""
+    """An argument or the environment is invalid; raised before training starts."""
 
     exit_code = EXIT_CONFIGURATION
 
 
 class UsageError(DistribError):
-    """The command line asks for something that cannot be."""
+    """The command line is invalid."""
 
     exit_code = EXIT_USAGE
 
 
 class StoreUnavailableError(DistribError, OSError):
-    """A store does not answer, or is full; nothing is wrong with the job, so run it again."""
+    """The object store is unavailable or full; the job itself is sound, so run it again."""
 
     exit_code = EXIT_LOST_PEER
 
 
 class CheckpointError(DistribError, OSError):
-    """A checkpoint could not be written. Those committed before are intact."""
+    """A checkpoint could not be written. Earlier committed checkpoints are intact."""
 
 
 class CheckpointMismatchError(ConfigurationError):
@@ -80,43 +81,43 @@ class SupersededError(DistribError):
 
 
 class NoLoadableCheckpointError(DistribError):
-    """Checkpoints are there, but every one of them is damaged."""
+    """Checkpoints exist, but all of them are damaged."""
 
     exit_code = EXIT_NO_LOADABLE_CHECKPOINT
 
 
 class NoProgressError(DistribError):
-    """The attempts before this one have gained no step, so another one would not either."""
+    """Several attempts in a row have gained no step, so another one is not expected to."""
 
     exit_code = EXIT_NO_PROGRESS
 
 
 class LostPeerError(DistribError):
-    """Another process of the job is gone, so this one cannot go on.
+    """Another process of the job has been lost, so this one cannot continue.
 
-    Nothing is wrong with this process: started again, the job resumes from its last checkpoint.
+    Nothing is wrong with this process: when restarted, the job resumes from its last checkpoint.
     """
 
     exit_code = EXIT_LOST_PEER
 
     @classmethod
     def of(cls, rank: int, size: int, reason: str = "") -> LostPeerError:
-        """Return the error of one rank, whose message says which rank, where, and what to do.
+        """Return an error whose message names this rank and its host, and says what to do.
 
         Args:
-            rank: Number of this process.
+            rank: This process's number, 0 to `size - 1`.
             size: Number of processes.
-            reason: What is known of the other rank.
+            reason: What is known about the lost rank. Defaults to `""`.
         """
         return cls(
             f"rank {rank} of {size} (pid {os.getpid()} on {socket.gethostname()}) lost another "
             f"rank, which has ended or cannot be reached{reason and f' ({reason})'}. Start the job "
-            f"again: it goes on from its last checkpoint (exit code {cls.exit_code})."
+            f"again: it resumes from its last checkpoint (exit code {cls.exit_code})."
         )
 
 
 class Preempted(SystemExit):
-    """The process was asked to stop; the same command goes on from the checkpoint that it left.
+    """The process was preempted after a save; the same command resumes from that checkpoint.
 
     A `SystemExit`, so an unchanged script ends with exit code 75 and no traceback.
     """
@@ -126,28 +127,28 @@ class Preempted(SystemExit):
 
 
 def on_uncaught_error(listener: Callable[[BaseException], object] | None) -> None:
-    """Have the exception that ends the process handed to `listener`, in place of the one before.
+    """Call `listener` with the exception that ends the process; replaces an earlier listener.
 
     Args:
-        listener: Must not raise; it is called when the traceback has been printed. `None` for
-            nobody.
+        listener: Called after the traceback has been printed; must not raise. `None` removes the
+            listener.
     """
-    global _last_words
-    _last_words = listener
+    global _uncaught_error_listener
+    _uncaught_error_listener = listener
 
 
 def install_exit_codes(
-    translate: Callable[[BaseException], BaseException] | None = None,
+    translate_error: Callable[[BaseException], BaseException] | None = None,
 ) -> None:
     """Make an uncaught `DistribError` end the process with its own exit code.
 
     Args:
-        translate: Returns the error that an exception stands for, which may be the same. TensorFlow
-            and Horovod know nothing of `LostPeerError`, so a backend tells theirs apart. `None`
-            leaves it as it was.
+        translate_error: Returns a `LostPeerError` for an exception of TensorFlow or Horovod that a
+            lost peer causes, else the exception itself. Defaults to `None`: the function of an
+            earlier call stays in use.
     """
-    global _translate
-    _translate = translate or _translate
+    global _translate_error
+    _translate_error = translate_error or _translate_error
     if getattr(sys.excepthook, "_distrib", False):
         return
     previous = sys.excepthook
@@ -155,17 +156,17 @@ def install_exit_codes(
     def hook(
         kind: type[BaseException], error: BaseException, traceback: TracebackType | None
     ) -> None:
-        meant = _translate(error)
-        if isinstance(meant, (LostPeerError, NoProgressError)):
-            # The traceback would show where this process was, which is nobody's fault.
-            log.error(str(meant), extra=ANY_RANK)
+        translated = _translate_error(error)
+        if isinstance(translated, (LostPeerError, NoProgressError)):
+            # The traceback would show the line at which this process was, which is not the cause.
+            log.error(str(translated), extra=ANY_RANK)
         else:
             previous(kind, error, traceback)
-        if _last_words is not None:
-            _last_words(meant)
-        if isinstance(meant, DistribError):
-            # The interpreter honours a SystemExit raised here as it would anywhere else.
-            raise SystemExit(meant.exit_code)
+        if _uncaught_error_listener is not None:
+            _uncaught_error_listener(translated)
+        if isinstance(translated, DistribError):
+            # The interpreter honours a SystemExit raised in an excepthook.
+            raise SystemExit(translated.exit_code)
 
     hook._distrib = True  # type: ignore[attr-defined]
     sys.excepthook = hook

@@ -1,13 +1,13 @@
-"""Signs of life: what a rank tells its supervisor as it goes.
+"""Heartbeats: the progress that a rank reports to its supervisor.
 
-`distrib run` gives every rank the writing end of a pipe, named by `DISTRIB_HEARTBEAT`. Into it goes
-a line of JSON now and then while `fit` gets on: after batches, during saves. From those lines the
-supervisor knows that nothing hangs, how far the run has come, what is committed, and who is slow.
-What a script does outside of `fit` may take as long as it likes. A rank that nobody listens to
-writes nothing, and pays for that with one comparison.
+`distrib run` passes every rank the writing end of a pipe, named by `DISTRIB_HEARTBEAT`. While `fit`
+makes progress (after batches, during saves), the rank writes a line of JSON to it every 0.5 s. From
+these lines the supervisor learns whether a rank hangs, which step the run has reached, which
+checkpoint is committed, and which rank is slow. Outside of `fit` a script may take any time. A rank
+without a supervisor writes nothing, at the cost of one comparison.
 
-A supervisor that is busy must not stop the training, so what the pipe has no room for is dropped;
-the next line says it again, because each one holds all that is known.
+A busy supervisor must not stop the training, so a line that does not fit into the pipe is dropped.
+Every line holds all facts, so the next one makes up for it.
 """
 
 from __future__ import annotations
@@ -21,44 +21,44 @@ from typing import Any
 
 VARIABLE = "DISTRIB_HEARTBEAT"
 INTERVAL_SECONDS = 0.5
-# Before and after `fit`; in it, up to the first batch; and from then on.
+# The phases: before and after `fit`; in `fit` before its first batch; from then on.
 OUTSIDE, STARTING, TRAINING = "outside", "starting", "training"
 
 
 class Heartbeat:
-    """The lines of one process.
+    """The heartbeat of one process.
 
     Args:
-        fd: Writing end of the pipe; `None` for nobody.
+        fd: Writing end of the pipe; `None` if there is no supervisor.
     """
 
     def __init__(self, fd: int | None) -> None:
         self._fd = fd
         self._facts: dict[str, Any] = {"phase": OUTSIDE}
-        self._next = 0.0
+        self._next_time = 0.0
         self._lock = threading.Lock()
 
     @property
-    def listened(self) -> bool:
-        """Whether anybody listens."""
+    def connected(self) -> bool:
+        """Whether a supervisor reads the heartbeat."""
         return self._fd is not None
 
     @property
     def due(self) -> bool:
-        """Whether the next sign of life will be a line."""
-        return self._fd is not None and time.monotonic() >= self._next
+        """Whether the next heartbeat writes a line, because the interval has passed."""
+        return self._fd is not None and time.monotonic() >= self._next_time
 
     def enter(self, phase: str) -> None:
-        """Say at once that a phase begins, or now and then that it goes on."""
+        """Report a new phase at once, and the present phase once an interval."""
         if self._fd is None:
             return
         now = time.monotonic()
-        if now >= self._next or self._facts["phase"] != phase:
-            self._next = now + INTERVAL_SECONDS
+        if now >= self._next_time or self._facts["phase"] != phase:
+            self._next_time = now + INTERVAL_SECONDS
             self._send(phase=phase)
 
     def beat(self) -> None:
-        """Say now and then that `fit` gets on."""
+        """Report progress of `fit`, once an interval."""
         if self._fd is not None and self._facts["phase"] != OUTSIDE:
             self.enter(self._facts["phase"])
 
@@ -66,16 +66,17 @@ class Heartbeat:
         """Keep facts for the next line.
 
         Args:
-            facts: JSON-able, of one or more of these names. `step`: batches trained since the run
-                began. `resumed`: step that this process began with. `committed`: step of the newest
-                checkpoint. `wait_seconds`: seconds that this rank has waited for others' gradients.
+            facts: JSON values with one or more of these names. `step`: number of batches trained
+                since the run began. `resumed`: step from which this process resumed. `committed`:
+                step of the newest checkpoint. `wait_seconds`: seconds that this rank has spent in
+                the exchange of gradients.
         """
         if self._fd is not None:
             with self._lock:
                 self._facts.update(facts)
 
     def committed(self, step: int) -> None:
-        """Say at once that the checkpoint of a step is committed; any thread may."""
+        """Report at once that the checkpoint of a step is committed; thread-safe."""
         if self._fd is not None:
             self._send(committed=step)
 
@@ -84,22 +85,22 @@ class Heartbeat:
             self._facts.update(facts)
             line = json.dumps(self._facts).encode() + b"\n"
             try:
-                # At most PIPE_BUF bytes, so all of it or nothing.
+                # At most PIPE_BUF bytes, so the write is atomic.
                 os.write(self._fd, line)  # type: ignore[arg-type]
             except BlockingIOError:
                 pass
-            except BrokenPipeError:  # The rank agent is gone, and this process will be soon.
+            except BrokenPipeError:  # The rank agent has died, so this process soon will.
                 self._fd = None
 
 
 def connect(environment: Mapping[str, str] = os.environ) -> Heartbeat:
     """Return the heartbeat of this process.
 
-    A child that inherits the variable but not the pipe, as of `subprocess.run`, must not write into
-    whatever has its number there. So the variable names the pipe's inode too.
+    A child process, as of `subprocess.run`, inherits the variable but not the pipe, and may have
+    another file open under the pipe's number. So the variable also names the pipe's inode.
 
     Args:
-        environment: Variables of the process.
+        environment: Environment variables of the process. Defaults to `os.environ`.
     """
     fd, _, inode = environment.get(VARIABLE, "").partition(":")
     if not (fd.isdecimal() and inode.isdecimal()):

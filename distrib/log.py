@@ -1,8 +1,7 @@
-"""Messages to the user, through Python's `logging`: one logger called `distrib`.
+"""Messages to the user, through the Python logger `distrib`.
 
-By default a message is one line on stderr (Keras draws its progress bar on stdout) that begins with
-`distrib:`, from level INFO up, and only the chief's are shown. Level, handlers and format are the
-user's to change:
+By default the chief alone logs, from level INFO up, one line a message on stderr (Keras draws its
+progress bar on stdout) that begins with `distrib:`. Users can change level, handlers and format:
 
 >>> logging.getLogger("distrib").setLevel("WARNING")
 >>> logging.getLogger("distrib").handlers = [logging.FileHandler("distrib.log")]
@@ -14,12 +13,12 @@ import logging
 import sys
 
 log = logging.getLogger("distrib")
-# Pass as `extra` with a message that concerns this rank alone and must be shown whichever it is.
+# Pass as `extra` for a message that concerns this rank alone, so that every rank shows it.
 ANY_RANK = {"any_rank": True}
 
 
 class _StderrHandler(logging.Handler):
-    """Writes to the present `sys.stderr`, which a notebook or a test may have replaced."""
+    """Writes to the current `sys.stderr`, which a notebook or a test may have replaced."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -30,7 +29,7 @@ class _StderrHandler(logging.Handler):
 
 
 class ChiefOnly(logging.Filter):
-    """Drops the messages of all ranks but the chief, except those for `ANY_RANK`.
+    """Drops messages on all ranks but the chief, except those logged with `ANY_RANK`.
 
     Args:
         is_chief: Whether this process is the chief.
@@ -41,12 +40,12 @@ class ChiefOnly(logging.Filter):
         self._is_chief = is_chief
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Tell whether the message is shown."""
+        """Tell whether to show the message."""
         return self._is_chief or getattr(record, "any_rank", False)
 
 
 def show_chief_only(is_chief: bool) -> None:
-    """Show messages on the chief only, in place of what an earlier call has set."""
+    """Show messages on the chief only; replaces the filter of an earlier call."""
     for old in list(log.filters):
         if isinstance(old, ChiefOnly):
             log.removeFilter(old)
@@ -54,7 +53,7 @@ def show_chief_only(is_chief: bool) -> None:
 
 
 def _set_defaults() -> None:
-    """Set level and handler, unless the user has done so before importing distrib."""
+    """Set level and handler, unless the user has set them before importing distrib."""
     if log.level == logging.NOTSET:
         log.setLevel(logging.INFO)
     if not log.handlers:

@@ -1,7 +1,7 @@
-"""`init()`: starts the runtime of a job in this process.
+"""`init()`: starts the job's runtime in this process.
 
-It picks a backend, registers the cluster, and puts in place what the rest of the process relies on:
-exit codes, messages from the chief only, and a `fit` that ranks share (`training/`).
+It creates the backend, registers the cluster, and installs process-wide hooks: exit codes, messages
+from the chief only, and a wrapper around Keras's `fit` that ranks share (`training/`).
 """
 
 from __future__ import annotations
@@ -26,16 +26,18 @@ def init(backend: Kind = "auto", *, devices: int | None = None) -> Cluster:
         backend: `"local"` is one replica; `"mirrored"` is one replica on each of several devices of
             this machine; `"horovod"` is one of the processes that `horovodrun`, `mpirun` or
             `distrib run` started; `"multiworker"` is one of those that TF_CONFIG names. `"auto"`
-            goes by the environment, and where that names no other process, picks `"mirrored"` if
-            TensorFlow sees more than one GPU, else `"local"`.
-        devices: For `"mirrored"`: how many devices. `None` takes all GPUs. Without a GPU, that many
-            logical CPU devices are made.
+            chooses by the environment; if that names no other process, it chooses `"mirrored"` if
+            TensorFlow sees several GPUs, else `"local"`. Defaults to `"auto"`.
+        devices: Number of devices, for `"mirrored"`. On a host without GPUs the CPU is divided into
+            this many logical devices. Defaults to `None`: all GPUs.
 
     Returns:
-        The cluster, also had from `distrib.current()` afterwards.
+        The cluster, which `distrib.current()` returns from now on.
 
     Raises:
-        ConfigurationError: If an argument does not fit.
+        ConfigurationError: If an argument is invalid, or does not fit the way in which this process
+            was started.
+        LostPeerError: If other workers do not connect in time (`"multiworker"`).
 
     Example:
     >>> cluster = distrib.init()
@@ -49,7 +51,7 @@ def init(backend: Kind = "auto", *, devices: int | None = None) -> Cluster:
         )
     launched = launched_as()
     if backend == "auto":
-        backend = launched or _detect(devices)
+        backend = launched or _single_process_backend(devices)
     elif launched is not None and backend in ("local", "mirrored"):
         raise ConfigurationError(
             f"`backend={backend!r}` is for one process, but this one was started as one of several "
@@ -58,7 +60,7 @@ def init(backend: Kind = "auto", *, devices: int | None = None) -> Cluster:
         )
     if backend != "mirrored" and devices not in (None, 1):
         raise ConfigurationError(
-            f"`devices={devices}` does not fit backend {backend!r}, where a process has one; "
+            f"`devices={devices}` does not fit backend {backend!r}, with one device a process; "
             "choose 'mirrored'."
         )
     cluster = Cluster(_make_backend(backend, devices))
@@ -84,21 +86,21 @@ def _make_backend(kind: str, devices: int | None) -> Backend:
         from distrib.backends.multiworker import MultiWorkerBackend
 
         backend = MultiWorkerBackend()
-    install_exit_codes(backend.translate)
+    install_exit_codes(backend.translate_error)
     return backend
 
 
 def _prepare_keras(cluster: Cluster) -> None:
-    """Wrap Keras's trainer. Not before the backend has started: Keras imports TensorFlow."""
+    """Wrap Keras's trainer. The backend must have started, because Keras imports TensorFlow."""
     from distrib.keras_compat.trainer import keep_auto_jit_off
     from distrib.training import trainer_wrapper
 
     trainer_wrapper.install()
     if cluster.size > 1:
-        keep_auto_jit_off()  # XLA cannot compile what the ranks exchange in a train step.
+        keep_auto_jit_off()  # XLA cannot compile the exchange between ranks in a train step.
 
 
-def _detect(devices: int | None) -> Literal["local", "mirrored"]:
+def _single_process_backend(devices: int | None) -> Literal["local", "mirrored"]:
     import tensorflow as tf
 
     gpus = len(tf.config.list_physical_devices("GPU"))

@@ -1,7 +1,7 @@
-"""The Protocol that each backend fulfils, and nothing else.
+"""The protocol that every backend implements.
 
-A backend answers who this process is, how many replicas compute a step, and under which scope a
-model must be built. Everything above (dataset, callbacks, checkpoints) is written once against it.
+A backend knows this process's rank, how many replicas share a step, and the scope in which a model
+must be built. Dataset, callbacks and checkpoints are written once, against this protocol.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ class Backend(Protocol):
 
     @property
     def collectives(self) -> Collectives:
-        """How the processes agree."""
+        """Collectives between the processes of the job."""
 
     @property
     def step_payload(self) -> Any:
         """Flags and loss that travel with the gradients; `None` in a single process."""
 
     def scope(self) -> AbstractContextManager[Any]:
-        """Context in which models, optimizers and metrics are created."""
+        """Return the context in which to create models, optimizers and metrics."""
 
     def optimizer(
         self, optimizer: Any, compression: Any, backward_passes_per_step: int, op: Any
     ) -> Any:
         """Return an optimizer whose gradients are reduced over all replicas."""
 
-    def translate(self, error: BaseException) -> BaseException:
-        """Return what an exception means: `LostPeerError` if a peer is gone, else the same."""
+    def translate_error(self, error: BaseException) -> BaseException:
+        """Return a `LostPeerError` for an exception that a lost peer causes, else `error`."""

@@ -1,4 +1,4 @@
-"""Which device a process takes that shares its host with others."""
+"""Pins each process of a host to a GPU of its own."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import tensorflow as tf
 from distrib.errors import ConfigurationError
 
 
-def take_gpu(local_rank: int) -> None:
-    """Let this process see its own GPU only, and take no more of its memory than it needs.
+def pin_gpu(local_rank: int) -> None:
+    """Make only this process's GPU visible, and let its memory grow as needed.
 
     Args:
-        local_rank: The process's number among those of the job on its host.
+        local_rank: The process's number among the job's processes on its host.
 
     Raises:
-        ConfigurationError: If there are fewer GPUs than that.
+        ConfigurationError: If the host has no GPU of this number, but has others.
     """
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus:
         return
-    # Slurm and Kubernetes may show each process its own GPU and no other.
+    # Slurm and Kubernetes may make only its own GPU visible to each process.
     index = 0 if len(gpus) == 1 and "CUDA_VISIBLE_DEVICES" in os.environ else local_rank
     if index >= len(gpus):
         raise ConfigurationError(

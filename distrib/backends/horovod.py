@@ -1,7 +1,7 @@
-"""Many processes, one replica each: Horovod's core operations.
+"""Many processes with one replica each, on Horovod's core operations.
 
-Horovod 0.28.1 is the newest release. Its own layer for Keras does not work with Keras 3 (horovod
-issue 4290), so nothing but the collectives of `horovod.tensorflow` is used.
+Horovod 0.28.1 is the newest release. Its Keras API does not work with Keras 3 (horovod issue 4290),
+so this backend uses only the collectives of `horovod.tensorflow`.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from distrib.backends.devices import take_gpu
+from distrib.backends.devices import pin_gpu
 from distrib.collectives import ArrayCollectives, Bytes, ReduceOp
 from distrib.errors import ConfigurationError, LostPeerError
 from distrib.gradients.optimizer import accumulate, distribute
 from distrib.gradients.reduction import Compression, Op, Reduction
 from distrib.gradients.step_payload import StepPayload
 
-# Milliseconds between two looks for tensors that all ranks have ready. Horovod's default, 1, is a
-# tenth of the step of a small model; less than this costs a waiting rank more CPU than it gains.
-CYCLE_VARIABLE, CYCLE_TIME = "HOROVOD_CYCLE_TIME", "0.5"
+# Milliseconds between Horovod's checks for tensors that are ready on all ranks. Its default of 1 is
+# a tenth of a small model's step; below 0.5 a waiting rank costs more CPU time than the step gains.
+CYCLE_VARIABLE, CYCLE_MILLISECONDS = "HOROVOD_CYCLE_TIME", "0.5"
 
 
 class HorovodBackend:
-    """Train as one of the processes that `horovodrun`, `mpirun` or `distrib run` started.
+    """Trains as one of the processes that `horovodrun`, `mpirun` or `distrib run` started.
 
     Raises:
         ConfigurationError: If Horovod is not installed, or this host has fewer GPUs than ranks.
@@ -39,18 +39,18 @@ class HorovodBackend:
     kind = "horovod"
 
     def __init__(self) -> None:
-        self._hvd = hvd = _import()
-        os.environ.setdefault(CYCLE_VARIABLE, CYCLE_TIME)
+        self._hvd = hvd = _import_horovod()
+        os.environ.setdefault(CYCLE_VARIABLE, CYCLE_MILLISECONDS)
         hvd.init()
         self.rank = int(hvd.rank())
         self.size = self.num_replicas = int(hvd.size())
         self.local_rank = int(hvd.local_rank())
-        take_gpu(self.local_rank)
+        pin_gpu(self.local_rank)
         self.collectives = HorovodCollectives(hvd)
         self.step_payload = StepPayload()
 
     def scope(self) -> AbstractContextManager[Any]:
-        """Return a context that changes nothing."""
+        """Return a context that does nothing."""
         return nullcontext()
 
     def optimizer(
@@ -66,30 +66,35 @@ class HorovodBackend:
         return distribute(
             accumulate(optimizer, backward_passes_per_step),
             Reduction(
-                self._reduce, self.collectives, self.step_payload, compression, op, self._gather
+                self._allreduce,
+                self.collectives,
+                self.step_payload,
+                compression,
+                op,
+                self._allgather,
             ),
         )
 
-    def translate(self, error: BaseException) -> BaseException:
-        """Return `LostPeerError` for what Horovod raises when a peer is gone."""
-        return _translate(error, self.rank, self.size)
+    def translate_error(self, error: BaseException) -> BaseException:
+        """Return a `LostPeerError` for what Horovod raises when a peer is lost, else `error`."""
+        return _translate_error(error, self.rank, self.size)
 
-    def _reduce(self, tensors: Sequence[Any], op: Op, name: str) -> Sequence[Any]:
+    def _allreduce(self, tensors: Sequence[Any], op: Op, name: str) -> Sequence[Any]:
         hvd = self._hvd
         if tensors[0].dtype == tf.bfloat16:
-            return self._reduce_bfloat16(tensors, op, name)
+            return self._allreduce_bfloat16(tensors, op, name)
         if op == "average" and tensors[0].dtype == tf.float16:
-            # Divided before they are added up, because 65,504 is soon reached.
-            return self._grouped(tensors, name, hvd.Sum, prescale_factor=1 / self.size)
+            # Divides before it sums, because sums soon exceed float16's maximum of 65,504.
+            return self._grouped_allreduce(tensors, name, hvd.Sum, prescale_factor=1 / self.size)
         if op == "adasum":
             # Horovod 0.28.1's grouped_allreduce raises UnboundLocalError for this operation.
             return [
                 hvd.allreduce(tensor, op=hvd.Adasum, name=f"{name}.{i}", ignore_name_scope=True)
                 for i, tensor in enumerate(tensors)
             ]
-        return self._grouped(tensors, name, hvd.Average if op == "average" else hvd.Sum)
+        return self._grouped_allreduce(tensors, name, hvd.Average if op == "average" else hvd.Sum)
 
-    def _grouped(
+    def _grouped_allreduce(
         self, tensors: Sequence[Any], name: str, op: Any, **factor: float
     ) -> Sequence[Any]:
         reduced: Sequence[Any] = self._hvd.grouped_allreduce(
@@ -97,11 +102,11 @@ class HorovodBackend:
         )
         return reduced
 
-    def _gather(
+    def _allgather(
         self, values: Sequence[Any], indices: Sequence[Any], op: Op, name: str
     ) -> tuple[Sequence[Any], Sequence[Any]]:
         dtype = values[0].dtype
-        if dtype == tf.bfloat16:  # Which Horovod does not know.
+        if dtype == tf.bfloat16:  # Horovod has no such dtype.
             values = [tf.bitcast(rows, tf.uint16) for rows in values]
         gather = functools.partial(self._hvd.grouped_allgather, ignore_name_scope=True)
         values = [tf.bitcast(rows, dtype) for rows in gather(list(values), name=f"{name}.values")]
@@ -109,11 +114,11 @@ class HorovodBackend:
             values = [rows / self.size for rows in values]
         return values, gather(list(indices), name=f"{name}.indices")
 
-    def _reduce_bfloat16(self, tensors: Sequence[Any], op: Op, name: str) -> Sequence[Any]:
-        """Reduce in a type that Horovod can move but not add.
+    def _allreduce_bfloat16(self, tensors: Sequence[Any], op: Op, name: str) -> Sequence[Any]:
+        """Reduce bfloat16 tensors, which Horovod can send but not sum.
 
-        Every rank receives one part of everybody's numbers, adds it up in float32, and sends the
-        sum to all: what an allreduce does, in two collectives, and as many bytes.
+        Every rank receives one part of all ranks' numbers, sums it in float32 and sends the sum to
+        all ranks: an allreduce in two collectives, which sends as many bytes.
         """
         sizes = [tf.size(tensor) for tensor in tensors]
         flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], 0)
@@ -149,10 +154,10 @@ class HorovodBackend:
 
 
 class HorovodCollectives(ArrayCollectives):
-    """Collectives of host memory by Horovod.
+    """Horovod's collectives for host memory.
 
     Args:
-        hvd: The module `horovod.tensorflow`, initialized.
+        hvd: The module `horovod.tensorflow`, after `hvd.init()`.
     """
 
     def __init__(self, hvd: ModuleType) -> None:
@@ -179,12 +184,11 @@ class HorovodCollectives(ArrayCollectives):
             with tf.device("CPU:0"):
                 result = collective(tf.convert_to_tensor(value))
         except tf.errors.OpError as error:
-            meant = _translate(error, self._rank, int(self._hvd.size()))
-            raise meant from error
+            raise _translate_error(error, self._rank, int(self._hvd.size())) from error
         return np.array(result.numpy())
 
 
-def _import() -> ModuleType:
+def _import_horovod() -> ModuleType:
     try:
         import horovod.tensorflow as hvd
     except ImportError as error:
@@ -195,9 +199,9 @@ def _import() -> ModuleType:
     return hvd
 
 
-def _translate(error: BaseException, rank: int, size: int) -> BaseException:
-    # A peer that dies, leaves, or cannot be reached makes Horovod shut down everywhere, and every
-    # collective under way or still to come fails with this type.
+def _translate_error(error: BaseException, rank: int, size: int) -> BaseException:
+    # If a peer dies, leaves or becomes unreachable, Horovod shuts down on all ranks. Current and
+    # later collectives then fail with this error type.
     if not isinstance(error, tf.errors.UnknownError) or "orovod" not in str(error):
         return error
     return LostPeerError.of(rank, size)

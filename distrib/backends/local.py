@@ -1,4 +1,4 @@
-"""One process, one replica: a laptop, or one GPU."""
+"""One process with one replica, on a CPU or one GPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from distrib.collectives import Collectives, SingleProcess
 
 
 class LocalBackend:
-    """Train in this process, on the device that TensorFlow picks."""
+    """Trains in this process, on the device that TensorFlow picks."""
 
     kind = "local"
     rank = 0
@@ -22,17 +22,17 @@ class LocalBackend:
         self.collectives: Collectives = SingleProcess()
 
     def scope(self) -> AbstractContextManager[Any]:
-        """Return a context that changes nothing."""
+        """Return a context that does nothing."""
         return nullcontext()
 
     def optimizer(
         self, optimizer: Any, compression: Any, backward_passes_per_step: int, op: Any
     ) -> Any:
-        """Return `optimizer`, which only has to add up gradients: there is nobody to share with."""
+        """Return `optimizer`, made to accumulate gradients; a single replica reduces nothing."""
         from distrib.gradients.optimizer import accumulate
 
         return accumulate(optimizer, backward_passes_per_step)
 
-    def translate(self, error: BaseException) -> BaseException:
-        """Return `error`: there are no peers to lose."""
+    def translate_error(self, error: BaseException) -> BaseException:
+        """Return `error`: a single process has no peers to lose."""
         return error

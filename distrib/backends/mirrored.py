@@ -1,4 +1,4 @@
-"""One process, one replica a device: `tf.distribute.MirroredStrategy`."""
+"""One process with one replica on each device: `tf.distribute.MirroredStrategy`."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from distrib.keras_compat import strategy_faults
 
 
 class MirroredBackend:
-    """Train in this process on several devices that each hold a copy of the model.
+    """Trains in this process on several devices that each hold a copy of the model.
 
     Args:
-        devices: Number of devices. `None` takes every visible GPU, or the CPU where there is none.
-            Without a GPU, that many logical CPU devices are made, which is slower than one but
-            behaves like several GPUs.
+        devices: Number of devices. On a host without GPUs the CPU is divided into this many logical
+            devices, which are slower than one but behave like several GPUs. Defaults to `None`: all
+            visible GPUs, or the CPU if there are none.
 
     Raises:
-        ConfigurationError: If there are not that many GPUs, or TensorFlow has already started and
-            its CPU can no longer be divided.
+        ConfigurationError: If there are fewer GPUs, or TensorFlow has started already, so that the
+            CPU can no longer be divided.
     """
 
     kind = "mirrored"
@@ -52,7 +52,7 @@ class MirroredBackend:
         """Return `optimizer` as it is: under this strategy Keras reduces gradients itself.
 
         Raises:
-            ConfigurationError: If it is to do so in another way.
+            ConfigurationError: If `op` or `backward_passes_per_step` differs from Keras's own.
         """
         if op != "average" or backward_passes_per_step != 1:
             raise ConfigurationError(
@@ -62,8 +62,8 @@ class MirroredBackend:
             )
         return optimizer
 
-    def translate(self, error: BaseException) -> BaseException:
-        """Return `error`: there are no peers to lose."""
+    def translate_error(self, error: BaseException) -> BaseException:
+        """Return `error`: a single process has no peers to lose."""
         return error
 
 
@@ -85,7 +85,7 @@ def _device_names(devices: int | None) -> Sequence[str]:
 
 
 def _divide_cpu(count: int) -> None:
-    """Make `count` logical devices of the CPU; TensorFlow allows it before its first use only."""
+    """Divide the CPU into `count` logical devices, which TensorFlow allows before its first use."""
     cpu = tf.config.list_physical_devices("CPU")[0]
     existing = tf.config.get_logical_device_configuration(cpu)
     if len(existing or [None]) >= count:

@@ -1,7 +1,7 @@
-"""Collectives of `MultiWorkerMirroredStrategy`'s workers, and how they fail.
+"""Collectives of `MultiWorkerMirroredStrategy`'s workers, and the errors of a lost peer.
 
-They are TensorFlow's own operations, on the CPU and over the connections that the strategy has
-made. Those operations know few dtypes, so everything travels as 32-bit words.
+They use TensorFlow's collective operations on the CPU, over the connections that the strategy has
+opened. Those operations support few dtypes, so all data travels as 32-bit words.
 """
 
 from __future__ import annotations
@@ -18,68 +18,73 @@ from distrib.errors import LostPeerError
 
 Words = npt.NDArray[np.int32]
 
-# TensorFlow numbers the groups of its own collectives from 1.
-_GROUP = 1 << 20
-# Of the collective at the end, which must not be taken for one that others are still in.
-_FAREWELL = 1 << 30
-# 32-bit words sent at once: 64 MiB. Collectives of much more are slower, those of 2 GiB fail.
-_PIECE = 1 << 24
+# TensorFlow's own collectives use group keys from 1 on.
+_GROUP_KEY = 1 << 20
+# Instance key of the barrier at the end. No other collective has it, so a process that ends early
+# does not match a collective in which others still are.
+_SHUTDOWN_INSTANCE_KEY = 1 << 30
+# 32-bit words in one collective: 64 MiB. Much larger collectives are slower; those of 2 GiB fail.
+_CHUNK_WORDS = 1 << 24
 
-# What TensorFlow raises when a peer is gone, and what it says then.
-_LOST = (
+# The errors that TensorFlow raises when a peer is lost, and what their messages contain.
+_LOST_PEER_ERRORS = (
     tf.errors.AbortedError,
     tf.errors.CancelledError,
     tf.errors.DeadlineExceededError,
     tf.errors.FailedPreconditionError,
     tf.errors.UnavailableError,
 )
-_WORDS = ("Collective ops is aborted", "Collective has timed out", "remote target")
+_LOST_PEER_MESSAGES = ("Collective ops is aborted", "Collective has timed out", "remote target")
 
 
 class WorkerCollectives(ArrayCollectives):
-    """Collectives of host memory by TensorFlow's operations, over its connections.
+    """TensorFlow's collectives for host memory, over the strategy's connections.
 
     Args:
-        rank: This process's number.
+        rank: This process's number, 0 to `size - 1`.
         size: Number of processes.
     """
 
     def __init__(self, rank: int, size: int) -> None:
         super().__init__(rank)
         self._size = size
-        self._count = 0
+        self._instance_key = 0
 
-    def meet(self, seconds: float) -> None:
-        """Return when all processes have called it.
-
-        Raises:
-            LostPeerError: If they have not done so after `seconds`.
-        """
-        self._gather_piece(np.zeros(1, np.int32), timeout_seconds=seconds)
-
-    def part(self, seconds: float) -> None:
-        """Wait for the other processes at the end, so that they receive what is on its way.
-
-        To have sent something means here that it was handed over. Were this process to end now, the
-        others might not get it.
+    def rendezvous(self, timeout: float) -> None:
+        """Wait until all processes have called this method.
 
         Args:
-            seconds: How long to wait for processes that are not at their ends.
+            timeout: Seconds to wait at most.
+
+        Raises:
+            LostPeerError: If not all processes have called it in time.
         """
-        self._count = _FAREWELL
-        with suppress(LostPeerError):  # They have ended.
-            self.meet(seconds)
+        self._gather_chunk(np.zeros(1, np.int32), timeout_seconds=timeout)
+
+    def shutdown_barrier(self, timeout: float) -> None:
+        """Wait at the end for the other processes, so that they receive all data sent to them.
+
+        A collective returns when its data is queued for sending. If this process ended then, the
+        others might not receive it.
+
+        Args:
+            timeout: Seconds to wait at most for processes that have not reached their ends.
+        """
+        self._instance_key = _SHUTDOWN_INSTANCE_KEY
+        with suppress(LostPeerError):  # The others have ended.
+            self.rendezvous(timeout)
 
     def allreduce(self, value: npt.ArrayLike, op: ReduceOp = "sum") -> npt.NDArray[Any]:
         """Combine one array of every process elementwise; all receive the same result."""
-        # Gathered, and combined by each: in the same order on all, whatever the dtype.
+        # Each process gathers and combines all arrays, which supports every dtype and sums in the
+        # same order on all processes.
         array = np.asarray(value)
         rows = self._gather_rows(_words(np.frombuffer(array.tobytes(), np.uint8)))
-        everybody = np.stack(
+        arrays = np.stack(
             [_bytes(row, array.nbytes).view(array.dtype).reshape(array.shape) for row in rows]
         )
         combine: Any = {"sum": np.sum, "max": np.max, "min": np.min}[op]
-        return np.asarray(combine(everybody, axis=0), array.dtype)
+        return np.asarray(combine(arrays, axis=0), array.dtype)
 
     def _gather_bytes(self, value: Bytes) -> Bytes:
         sizes = self._gather_rows(np.array([value.size], np.int64).view(np.int32)).view(np.int64)
@@ -91,15 +96,15 @@ class WorkerCollectives(ArrayCollectives):
 
     def _broadcast_bytes(self, value: Bytes, root: int) -> Bytes:
         words = _words(value)
-        pieces = [self._broadcast_piece(piece, root) for piece in _pieces(words)]
-        return _bytes(np.concatenate(pieces), value.size) if pieces else value
+        received = [self._broadcast_chunk(chunk, root) for chunk in _chunks(words)]
+        return _bytes(np.concatenate(received), value.size) if received else value
 
     def _gather_rows(self, words: Words) -> Words:
-        """Return the words of all processes, one row each; all have the same number."""
-        gathered = [self._gather_piece(piece) for piece in _pieces(words)]
+        """Return the words of all processes, one row each; all processes send equally many."""
+        gathered = [self._gather_chunk(chunk) for chunk in _chunks(words)]
         return np.concatenate([np.zeros((self._size, 0), np.int32), *gathered], axis=1)
 
-    def _gather_piece(self, words: Words, timeout_seconds: float = 0) -> Words:
+    def _gather_chunk(self, words: Words, timeout_seconds: float = 0) -> Words:
         gathered = self._run(
             tf.raw_ops.CollectiveGatherV2,
             input=words,
@@ -108,45 +113,46 @@ class WorkerCollectives(ArrayCollectives):
         )
         return gathered.reshape(self._size, words.size)
 
-    def _broadcast_piece(self, words: Words, root: int) -> Words:
+    def _broadcast_chunk(self, words: Words, root: int) -> Words:
         if self._rank == root:
             self._run(tf.raw_ops.CollectiveBcastSendV2, input=words)
             return words
         return self._run(tf.raw_ops.CollectiveBcastRecvV2, shape=words.shape, T=tf.int32)
 
     def _run(self, operation: Any, **arguments: Any) -> Words:
-        self._count += 1
+        self._instance_key += 1
         try:
             with tf.device("CPU:0"):
                 result = operation(
                     group_size=self._size,
-                    group_key=_GROUP,
-                    instance_key=self._count,
+                    group_key=_GROUP_KEY,
+                    instance_key=self._instance_key,
                     communication_hint="ring",
                     **arguments,
                 )
         except tf.errors.OpError as error:
-            meant = translate(error, self._rank, self._size)
-            raise meant from error
+            raise translate_error(error, self._rank, self._size) from error
         return np.array(result.numpy())
 
 
-def translate(error: BaseException, rank: int, size: int) -> BaseException:
-    """Return `LostPeerError` for what TensorFlow raises when a peer is gone, else the same.
+def translate_error(error: BaseException, rank: int, size: int) -> BaseException:
+    """Return a `LostPeerError` for what TensorFlow raises when a peer is lost, else `error`.
 
     Args:
-        error: What was raised.
-        rank: This process's number.
+        error: The exception.
+        rank: This process's number, 0 to `size - 1`.
         size: Number of processes.
     """
-    told = [line for line in str(error).splitlines() if any(words in line for words in _WORDS)]
-    if not isinstance(error, _LOST) or not told:
+    if not isinstance(error, _LOST_PEER_ERRORS):
         return error
-    return LostPeerError.of(rank, size, told[0].rpartition("aborted by: ")[2].strip())
+    for line in str(error).splitlines():
+        if any(message in line for message in _LOST_PEER_MESSAGES):
+            return LostPeerError.of(rank, size, line.rpartition("aborted by: ")[2].strip())
+    return error
 
 
 def _words(data: Bytes, size: int | None = None) -> Words:
-    """Return bytes as words, with zeros up to `size` bytes and the end of a word."""
+    """Return bytes as words, padded with zeros to `size` bytes and then to a whole word."""
     size = data.size if size is None else size
     padded = np.zeros(-(-size // 4) * 4, np.uint8)
     padded[: data.size] = data
@@ -157,5 +163,5 @@ def _bytes(words: Words, size: int) -> Bytes:
     return np.ascontiguousarray(words).view(np.uint8)[:size]
 
 
-def _pieces(words: Words) -> list[Words]:
-    return [words[start : start + _PIECE] for start in range(0, words.size, _PIECE)]
+def _chunks(words: Words) -> list[Words]:
+    return [words[start : start + _CHUNK_WORDS] for start in range(0, words.size, _CHUNK_WORDS)]

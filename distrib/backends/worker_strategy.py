@@ -1,18 +1,19 @@
-"""`MultiWorkerMirroredStrategy` that does nothing across workers unless it is asked to.
+"""A `MultiWorkerMirroredStrategy` without implicit communication between workers.
 
-TensorFlow's own talks to the other workers in many places: it sends initial values at the creation
-of every variable, adds up metrics and averages statistics whenever such a variable is read, and
-asks all workers at every step who still has data. Each of these waits for ever when not all workers
-do the same: when the chief alone saves or evaluates a model, say. Here variables are read and made
-where they are, data stays with the worker that was given it, and what has to cross is sent by
-`distrib`, where all ranks take part: gradients in the optimizer, the rest in its collectives.
+TensorFlow's strategy communicates in many places: it broadcasts the initial value of every
+variable, sums metrics and averages statistics when their variables are read, and asks all workers
+at every step whether they have data left. Each of these waits for ever unless all workers do the
+same, for instance when only the chief saves or evaluates a model. With this strategy a worker
+creates and reads variables locally and keeps its own data. `distrib` communicates explicitly, where
+all ranks take part: gradients in the optimizer, everything else in its collectives.
 
-TensorFlow's coordination service, which would watch the workers, is left out: it takes ten seconds
-to miss one, and all depend on the one that hosts it. `peers.py` watches instead.
+TensorFlow's coordination service, which would monitor the workers, is disabled: it takes ten
+seconds to detect a lost worker, and all workers depend on the one that hosts it. `peer_monitor.py`
+replaces it.
 
-With one replica in each process there is nobody to merge with in the process either, so updates are
-made in the replica itself, which lets them stand inside of a conditional, as they do where
-gradients are accumulated.
+Each process has one replica, so there are no replicas to merge within a process either. Variables
+are updated in the replica context, which allows updates inside a conditional, as gradient
+accumulation needs.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ from tensorflow.python.eager import context
 
 
 class WorkerStrategy(tf.distribute.MultiWorkerMirroredStrategy):
-    """The strategy of a worker with one device, as TF_CONFIG describes it.
+    """The strategy of a worker with one device that TF_CONFIG describes.
 
     Raises:
         RuntimeError: If TensorFlow has started already.
     """
 
     def __init__(self) -> None:
-        # Not empty, so that TensorFlow does not choose one.
+        # Configures no service; without this call TensorFlow would choose one.
         context.context().configure_coordination_service(service_type="")
         Strategy.__init__(
             self,
@@ -48,9 +49,10 @@ class WorkerStrategy(tf.distribute.MultiWorkerMirroredStrategy):
         )
 
     def all_reduce(self, tensors: list[Any]) -> list[Any]:
-        """Add up tensors, or gather `tf.IndexedSlices`, of all workers; in a train step.
+        """Sum tensors, or gather `tf.IndexedSlices`, over all workers; for use in a train step.
 
-        Dense tensors of one dtype are one collective. Works in any scope or in none.
+        Takes one collective for the dense tensors of each dtype. Works inside and outside of a
+        strategy's scope.
         """
         extended = self.extended
         summed: list[Any] = extended._cross_device_ops._all_reduce(
@@ -59,11 +61,11 @@ class WorkerStrategy(tf.distribute.MultiWorkerMirroredStrategy):
         return summed
 
     def experimental_distribute_dataset(self, dataset: Any, options: Any = None) -> Any:
-        """Return `dataset`: each worker has its own."""
+        """Return `dataset` as it is: each worker has its own data."""
         return dataset
 
     def reduce(self, reduce_op: Any, value: Any, axis: Any) -> Any:
-        """Reduce over the workers, or return what this worker has of a variable that is read."""
+        """Reduce over the workers, but read a sync-on-read variable from this worker only."""
         if isinstance(value, SyncOnReadVariable):
             return value.values[0].read_value()
         return super().reduce(reduce_op, value, axis)
@@ -76,8 +78,8 @@ class _Extended(CollectiveAllReduceExtended):
         return False
 
     def _create_variable(self, next_creator: Any, **kwargs: Any) -> Any:
-        # A variable that is assigned in a step would otherwise be averaged over the workers, or
-        # sent by the first one, which must not stand inside of a conditional either.
+        # Otherwise an assignment in a step would average the variable over the workers or broadcast
+        # it from the first one, neither of which works inside a conditional.
         if kwargs.get("synchronization") != tf.VariableSynchronization.ON_READ:
             kwargs["aggregation"] = tf.VariableAggregation.NONE
         return super()._create_variable(next_creator, **kwargs)
@@ -85,7 +87,7 @@ class _Extended(CollectiveAllReduceExtended):
     def _call_for_each_replica(self, fn: Any, args: Any, kwargs: Any) -> Any:
         if not tf.executing_eagerly():
             return super()._call_for_each_replica(fn, args, kwargs)
-        # The one replica is this thread; TensorFlow would start another, and warn of the cost.
+        # Runs the only replica in this thread; TensorFlow would start another and warn of the cost.
         with tf.distribute.ReplicaContext(self._container_strategy(), self._id_in_cluster):
             return fn(*args, **kwargs)
 

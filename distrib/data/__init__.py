@@ -1,5 +1,5 @@
-"""Datasets of global batches that can be resumed at any step: `dataset.py`.
+"""Datasets of global batches that can be resumed at any step: start with `make_dataset.py`.
 
-`order.py` says which examples make up a batch, `sources.py` where examples come from.
+`order.py` computes which examples make up a batch; `sources.py` and `readers.py` fetch them.
 May import nothing of distrib but its errors.
 """

@@ -1,8 +1,8 @@
-"""Nested arrays as users have them, made into what TensorFlow can hold.
+"""Nested structures of arrays, converted to what TensorFlow can hold.
 
-Tuples and dicts are structure, everything else is an array or becomes one, lists included: the
-convention of `tf.data`. Strings become object arrays of bytes, because NumPy's own string dtypes
-cut off trailing zero bytes.
+As in `tf.data`, tuples and dicts are structure; everything else is an array or is converted to one,
+lists included. Strings become object arrays of bytes, because NumPy's own string dtypes cut off
+trailing zero bytes.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from distrib.errors import ConfigurationError
 Array = npt.NDArray[Any]
 
 
-def leaves(structure: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (path, leaf) for all leaves, in the order of `tf.nest`; a path is like `[0]['x']`."""
+def leaves_with_paths(structure: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (path, leaf) for all leaves in the order of `tf.nest`; a path looks like `[0]['x']`."""
     if isinstance(structure, Mapping):
         for key in sorted(structure):
-            yield from leaves(structure[key], f"{path}[{key!r}]")
+            yield from leaves_with_paths(structure[key], f"{path}[{key!r}]")
     elif isinstance(structure, tuple):
         for i, part in enumerate(structure):
-            yield from leaves(part, f"{path}[{i}]")
+            yield from leaves_with_paths(part, f"{path}[{i}]")
     else:
         yield path, structure
 
 
 def is_in_memory(leaf: Any) -> bool:
-    """Whether this is an array that has its data in memory: NumPy, TensorFlow, pandas, ..."""
+    """Tell whether this is an array with its data in memory: NumPy, TensorFlow, pandas, ..."""
     if isinstance(leaf, np.memmap):
         return False
     return isinstance(leaf, np.ndarray | tf.Tensor | tf.Variable) or any(
@@ -40,27 +40,30 @@ def is_in_memory(leaf: Any) -> bool:
     )
 
 
-def is_stored(leaf: Any) -> bool:
-    """Whether this is an array that stays on disk until a part of it is asked for."""
+def is_on_disk(leaf: Any) -> bool:
+    """Tell whether this is an array on disk that loads only the parts that are indexed."""
     if is_in_memory(leaf) or isinstance(leaf, np.generic):
         return False
     return all(hasattr(leaf, name) for name in ("shape", "dtype", "__len__", "__getitem__"))
 
 
-def to_arrays(structure: Any, keep_stored: bool = False) -> Any:
+def to_arrays(structure: Any, keep_on_disk: bool = False) -> Any:
     """Return the structure with NumPy arrays as leaves.
 
-    Python's floats, also in lists, become float32, and its ints int64. What has a dtype keeps it.
+    Python's floats, also in lists, become float32, and its ints int64. Arrays keep their dtype.
 
     Args:
-        structure: Arrays, or what can be made arrays, alone or nested in tuples and dicts.
-        keep_stored: Whether to leave arrays on disk alone, instead of loading them.
+        structure: Arrays, or values that can be converted to arrays, alone or nested in tuples and
+            dicts.
+        keep_on_disk: Whether to keep arrays on disk as they are instead of loading them. Defaults
+            to `False`.
 
     Raises:
-        ConfigurationError: If a leaf cannot be made an array of a dtype that TensorFlow has.
+        ConfigurationError: If a leaf cannot be converted to an array of a dtype that TensorFlow
+            supports.
     """
     return _map_leaves(
-        lambda path, leaf: leaf if keep_stored and is_stored(leaf) else _to_array(leaf, path),
+        lambda path, leaf: leaf if keep_on_disk and is_on_disk(leaf) else _to_array(leaf, path),
         structure,
     )
 
@@ -69,18 +72,18 @@ def common_length(arrays: Any) -> int:
     """Return the size of the first dimension, which all arrays (or lists) must share.
 
     Raises:
-        ConfigurationError: If there is no array, an empty one, or one of another length.
+        ConfigurationError: If there is no array, an empty array, or arrays differ in length.
     """
     shapes = {
         path: (len(array),) if isinstance(array, list) else tuple(array.shape)
-        for path, array in leaves(arrays)
+        for path, array in leaves_with_paths(arrays)
     }
     shown = ", ".join(f"{shape}{at(path)}" for path, shape in shapes.items()) or "nothing"
     lengths = {shape[0] if shape else None for shape in shapes.values()}
     if len(lengths) != 1 or None in lengths:
         raise ConfigurationError(
             f"`source` holds arrays of shape {shown}; all need the same first dimension, the "
-            "number of examples. (A list is one array: give several inputs as a tuple or a dict.)"
+            "number of examples. (A list is one array: pass several inputs as a tuple or a dict.)"
         )
     (length,) = lengths
     if not length:
@@ -89,15 +92,20 @@ def common_length(arrays: Any) -> int:
 
 
 def at(path: str) -> str:
-    """Return how a message says where in the structure something is."""
+    """Return the words that locate a leaf in an error message; empty for the root."""
     return f" at {path}" if path else ""
 
 
+def row_spec(array: Any) -> Any:
+    """Return the `tf.TensorSpec` of one row of an array."""
+    return tf.TensorSpec(array.shape[1:], array.dtype)
+
+
 class Rows:
-    """Nested arrays as a sequence of examples."""
+    """A sequence of examples over nested arrays: item `i` is row `i` of each array."""
 
     def __init__(self, structure: Any) -> None:
-        # Lists stay lists, so that `map` gets a file name as the `str` that the user put there.
+        # Lists stay lists, so that `map` gets a file name as the user's own `str`.
         self._columns = _map_leaves(
             lambda path, leaf: leaf if isinstance(leaf, list) else to_arrays(leaf, True), structure
         )
@@ -128,8 +136,8 @@ def _to_array(value: Any, path: str) -> Array:
     try:
         array = value.to_numpy() if hasattr(value, "to_numpy") else np.asarray(value)
         if array.dtype.kind in "SUO":
-            return _to_bytes(np.array(value, object) if _is_python(value) else array)
-        if array.dtype == np.float64 and _is_python(value):
+            return _to_bytes(np.array(value, object) if _is_python_value(value) else array)
+        if array.dtype == np.float64 and _is_python_value(value):
             return array.astype(np.float32)
         tf.as_dtype(array.dtype)
     except (TypeError, ValueError) as error:
@@ -139,23 +147,18 @@ def _to_array(value: Any, path: str) -> Array:
     return array
 
 
-def _is_python(value: Any) -> bool:
+def _is_python_value(value: Any) -> bool:
     return isinstance(value, float | str | bytes | list) and not isinstance(value, np.generic)
 
 
 def _to_bytes(array: Array) -> Array:
-    def encode(text: Any) -> bytes:
-        if isinstance(text, bytes):
-            return text
-        if isinstance(text, str):
-            return text.encode()
-        raise TypeError(f"it holds a {type(text).__name__}, not numbers or strings")
+    def encode(item: Any) -> bytes:
+        if isinstance(item, bytes):
+            return item
+        if isinstance(item, str):
+            return item.encode()
+        raise TypeError(f"it holds a {type(item).__name__}, not numbers or strings")
 
     flat = np.empty(array.size, object)
-    flat[:] = [encode(text) for text in array.astype(object).ravel()]
+    flat[:] = [encode(item) for item in array.astype(object).ravel()]
     return flat.reshape(array.shape)
-
-
-def row_spec(array: Any) -> Any:
-    """Return the `tf.TensorSpec` of one row of an array."""
-    return tf.TensorSpec(array.shape[1:], array.dtype)

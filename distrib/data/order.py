@@ -1,8 +1,8 @@
 """Which examples make up a batch: a pure function of (seed, epoch, step).
 
-Nothing is drawn, buffered or remembered, so any batch of any epoch can be had at once, and the
-order is the same on every machine and for every number of processes and replicas: a process only
-cuts its own piece out of each global batch.
+The order has no state, so any batch of any epoch is available at once. It is the same on every
+machine and for every number of processes and replicas: each process takes its own shard of every
+global batch.
 """
 
 from __future__ import annotations
@@ -15,41 +15,41 @@ import tensorflow as tf
 
 @dataclass(frozen=True)
 class Shard:
-    """The piece of every global batch that one process of a job takes.
+    """The shard of every global batch that one process of a job takes.
 
-    The pieces of a batch are contiguous and in the order of the ranks. Their sizes differ by one
-    at most, the first ones being the larger: 5 examples on 4 ranks are 2, 1, 1 and 1.
+    Shards are contiguous and in the order of the ranks. Their sizes differ by at most one, and the
+    first ranks have the larger ones: 5 examples on 4 ranks are 2, 1, 1 and 1.
 
     Attributes:
-        rank: The process's number, 0 to `size - 1`.
-        size: Number of processes.
+        rank: The process's number, 0 to `size - 1`. Defaults to `0`.
+        size: Number of processes. Defaults to `1`.
     """
 
     rank: int = 0
     size: int = 1
 
     def count(self, examples: int) -> int:
-        """Examples of the piece, of a batch of so many."""
+        """Return the number of this shard's examples in a batch of `examples`."""
         return examples // self.size + (self.rank < examples % self.size)
 
     def bounds(self, examples: int) -> tuple[int, int]:
-        """Where in a batch of so many examples the piece starts, and where it stops."""
+        """Return this shard's rows in a batch of `examples`, as (start, stop)."""
         start = self.rank * (examples // self.size) + min(self.rank, examples % self.size)
         return start, start + self.count(examples)
 
 
 @dataclass(frozen=True)
 class Order:
-    """The order of the examples of a dataset, batch by batch.
+    """The order of a dataset's examples, batch by batch.
 
     Attributes:
-        num_examples: Number of examples of an epoch.
-        batch_size: Examples of a global batch.
+        num_examples: Number of examples in an epoch.
+        batch_size: Number of examples in a global batch.
         shuffle: Whether each epoch has an order of its own.
-        seed: Of the orders, 0 to 2**63 - 1.
-        drop_remainder: Whether an epoch ends before a last batch that is not full.
-        num_replicas: Copies of the model that share a batch, over all processes.
-        shard: What this process takes of each batch.
+        seed: Seed of these orders, 0 to 2**63 - 1.
+        drop_remainder: Whether to drop a last batch that is not full.
+        num_replicas: Copies of the model that share a global batch, over all processes.
+        shard: This process's shard of each batch. Defaults to the whole batch.
     """
 
     num_examples: int
@@ -62,104 +62,107 @@ class Order:
 
     @property
     def num_batches(self) -> int:
-        """Global batches of a full epoch."""
-        full, tail = divmod(self.num_examples, self.batch_size)
-        return full + (1 if tail and not self.drop_remainder else 0)
+        """Number of global batches in a full epoch."""
+        full, remainder = divmod(self.num_examples, self.batch_size)
+        return full + (1 if remainder and not self.drop_remainder else 0)
 
     @property
     def full_batches(self) -> int:
-        """Global batches of an epoch that hold exactly `batch_size` examples."""
+        """Number of global batches in an epoch that hold exactly `batch_size` examples."""
         return self.num_examples // self.batch_size
 
     @property
     def own_batches(self) -> int:
-        """Batches of an epoch of which this process has examples; they come before the others."""
-        if self.shard.rank < self.padded_tail:
+        """Number of batches in an epoch of which this process has examples: the first ones."""
+        if self.shard.rank < self.padded_last_batch_size:
             return self.num_batches
         return self.full_batches if self.shard.rank < self.batch_size else 0
 
     @property
     def own_batch_size(self) -> int:
-        """Examples of a full batch that are this process's."""
+        """Number of this process's examples in a full batch."""
         return self.shard.count(self.batch_size)
 
     @property
     def static_batch_size(self) -> int | None:
-        """The batch dimension where all batches of this process have the same, else `None`."""
+        """The batch dimension if it is the same for all batches of this process, else `None`."""
         return self.own_batch_size if self.drop_remainder else None
 
     @property
-    def tail(self) -> int:
-        """Examples of the last global batch, before it is topped up."""
+    def last_batch_size(self) -> int:
+        """Number of examples in the last global batch, before padding."""
         return min(self.batch_size, self.num_examples - (self.num_batches - 1) * self.batch_size)
 
     @property
-    def padded_tail(self) -> int:
-        """Examples of the last batch as it is given out: `tail`, or more if a replica were empty.
+    def padded_last_batch_size(self) -> int:
+        """Number of examples in the last global batch, after padding.
 
-        Batch normalization in training makes NaN of an empty piece, so such a batch of a training
-        set (`shuffle=True`) is topped up to a multiple of the replicas, which leaves all pieces the
-        same size. Metrics of an evaluation would count a repeated example twice: there the batch
-        stays as it is. `tf.distribute` takes an empty piece well then, and a process skips it.
+        In training, batch normalization turns an empty shard into NaN. So a last batch of a
+        training set (`shuffle=True`) that would leave a replica empty is padded to a multiple of
+        the replicas, which makes all shards the same size. An evaluation would count the repeated
+        examples twice in its metrics, so its last batch is not padded: `tf.distribute` accepts an
+        empty shard in an evaluation, and a process without examples skips the batch.
         """
-        if self.shuffle and leaves_a_replica_empty(self.tail, self.num_replicas, self.shard.size):
-            return -(-self.tail // self.num_replicas) * self.num_replicas
-        return self.tail
+        size = self.last_batch_size
+        if self.shuffle and leaves_a_replica_empty(size, self.num_replicas, self.shard.size):
+            return -(-size // self.num_replicas) * self.num_replicas
+        return size
 
     def share(self, step: int) -> float:
-        """Return the weight of this process's mean over a batch in the mean of all processes'."""
-        examples = self.batch_size if step < self.full_batches else self.padded_tail
+        """Return the weight of this process's mean over a batch in the global mean."""
+        is_full = step < self.full_batches
+        examples = self.batch_size if is_full else self.padded_last_batch_size
         return self.shard.count(examples) * self.shard.size / examples
 
     def rows(self, step: Any) -> Any:
-        """Return which rows of a global batch this process takes, in graph or eagerly.
+        """Return which rows of a global batch this process takes; works in a graph and eagerly.
 
         Args:
             step: Scalar int64 tensor, 0 to `own_batches - 1`.
 
         Returns:
-            int64 tensor of shape `[examples of the piece]`.
+            int64 tensor of shape `[examples of the shard]`.
         """
-        full, last = self.shard.bounds(self.batch_size), self.shard.bounds(self.padded_tail)
+        full = self.shard.bounds(self.batch_size)
+        last = self.shard.bounds(self.padded_last_batch_size)
         if self.full_batches == self.num_batches:
             return tf.range(*full, dtype=tf.int64)
         is_last = tf.equal(step, self.full_batches)
 
-        def either(of_last: int, of_full: int) -> Any:
-            # What need not be computed is left out, since each operation adds to the time that an
-            # epoch takes to begin.
+        def select(of_last: int, of_full: int) -> Any:
+            # Equal values need no operation: each one adds to the time in which an epoch starts.
             same = of_last == of_full
             return of_full if same else tf.where(is_last, tf.constant(of_last, tf.int64), of_full)
 
-        rows = tf.range(either(last[0], full[0]), either(last[1], full[1]), dtype=tf.int64)
-        if self.padded_tail == self.tail:
+        rows = tf.range(select(last[0], full[0]), select(last[1], full[1]), dtype=tf.int64)
+        if self.padded_last_batch_size == self.last_batch_size:
             return rows
-        # Again from the first example of the batch, when its own are used up.
-        return rows % either(self.tail, self.batch_size)
+        # Padding repeats the batch's examples from the first one on.
+        return rows % select(self.last_batch_size, self.batch_size)
 
     def indices(self, epoch: Any, step: Any) -> Any:
-        """Return this process's examples of a batch, in graph or eagerly.
+        """Return the indices of this process's examples in a batch; works in a graph and eagerly.
 
         Args:
             epoch: Scalar int64 tensor.
             step: Scalar int64 tensor, 0 to `own_batches - 1`.
 
         Returns:
-            int64 tensor of shape `[examples of the piece]`, values 0 to `num_examples - 1`.
+            int64 tensor of shape `[examples of the shard]`, values 0 to `num_examples - 1`.
         """
         return self._permute(epoch, step * self.batch_size + self.rows(step))
 
-    def block(self, epoch: Any, first: Any, steps: int) -> Any:
-        """Return the examples of several batches at once, which costs hardly more than one.
+    def indices_of_block(self, epoch: Any, first: Any, steps: int) -> Any:
+        """Return `indices` for a block of batches, at hardly more cost than for one.
 
         Args:
             epoch: Scalar int64 tensor.
             first: Scalar int64 tensor, the first step.
-            steps: How many batches; fewer at the end, since a last batch that is not full is a
-                block of its own.
+            steps: Number of batches. A block at the end of the epoch may have fewer, because a last
+                batch that is not full is a block by itself.
 
         Returns:
-            int64 tensor of shape `[batches, examples of each piece]`.
+            int64 tensor of shape `[batches, examples of the shard]`.
         """
 
         def full() -> Any:
@@ -179,35 +182,36 @@ class Order:
     def _permute(self, epoch: Any, index: Any) -> Any:
         if not self.shuffle:
             return index
-        # A block cipher on the range of the indices, so that only those given are computed.
-        # `tf.random.experimental.index_shuffle` is the same with 4 rounds and the seed as its key.
-        # In TensorFlow 2.21 that uses 8 bits of each number of the seed below 65,537 examples, so
-        # that epoch 256 has the order of epoch 0 and seed 256 that of seed 0, and leaves batches of
-        # data sorted by class uneven. With 12 rounds no such trace is left.
+        # A block cipher on the range of the indices, so only the given indices are computed.
+        # `tf.random.experimental.index_shuffle` is the same operation with 4 rounds and the seed as
+        # key. For fewer than 65,537 examples TensorFlow 2.21 uses only 8 bits of each seed number,
+        # so epoch 256 repeats the order of epoch 0 and seed 256 that of seed 0; and with 4 rounds,
+        # batches of data sorted by class stay uneven. A hashed key and 12 rounds fix both.
         return tf.raw_ops.RandomIndexShuffle(
             index=index,
-            seed=self.key(epoch, 3),
+            seed=self.epoch_key(epoch, 3),
             max_index=tf.constant(self.num_examples - 1, tf.int64),
             rounds=12,
         )
 
-    def key(self, epoch: Any, size: int) -> Any:
-        """Return random int64 numbers, shape `[size]`, made of the seed and the epoch alone."""
+    def epoch_key(self, epoch: Any, size: int) -> Any:
+        """Return random int64 numbers of shape `[size]` that depend on seed and epoch only."""
         seed = tf.stack([tf.constant(self.seed, tf.int64), epoch])
         return tf.random.stateless_uniform([size], seed, None, None, tf.int64, alg="philox")
 
 
 def leaves_a_replica_empty(examples: int, num_replicas: int, size: int = 1) -> bool:
-    """Whether a replica would get nothing of a batch of so many examples.
+    """Tell whether a replica would get no example of a batch.
 
-    Processes cut it evenly; see `Shard`. Within one, `tf.distribute` cuts what it gets into pieces
-    of equal size, rounded up, so that 5 examples on 4 replicas are 2, 2, 1 and 0.
+    A batch is divided evenly among the processes; see `Shard`. Within a process, `tf.distribute`
+    splits the shard into pieces of equal size, rounded up: 5 examples on 4 replicas are 2, 2, 1
+    and 0.
 
     Args:
-        examples: Of the global batch.
-        num_replicas: Over all processes.
-        size: Number of processes, each with as many replicas.
+        examples: Number of examples in the global batch.
+        num_replicas: Number of replicas, over all processes.
+        size: Number of processes, each with equally many replicas. Defaults to `1`.
     """
     replicas = num_replicas // size
-    fewest, most = examples // size, -(-examples // size)
-    return any(-(-own // replicas) * (replicas - 1) >= own for own in (fewest, most))
+    smallest, largest = examples // size, -(-examples // size)
+    return any(-(-own // replicas) * (replicas - 1) >= own for own in (smallest, largest))

@@ -1,6 +1,7 @@
-"""Sources that Python reads: arrays on disk a batch at a time, and objects an example at a time.
+"""Sources that Python reads: arrays on disk by the batch, random-access objects by the example.
 
-TensorFlow calls back into Python for each batch, on threads of its own, several batches at once.
+TensorFlow calls back into Python for each batch, for several batches in parallel, on threads of its
+own.
 """
 
 from __future__ import annotations
@@ -15,13 +16,20 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from distrib.data.arrays import Array, at, common_length, leaves, row_spec, to_arrays
+from distrib.data.arrays import (
+    Array,
+    at,
+    common_length,
+    leaves_with_paths,
+    row_spec,
+    to_arrays,
+)
 from distrib.data.order import Order
 from distrib.errors import ConfigurationError
 
 
-class _ReadSource:
-    """What is read by Python code that is given indices; the base of the two that follow."""
+class _PythonSource:
+    """Base of sources whose examples Python code reads by index."""
 
     kind: str
     num_examples: int
@@ -43,8 +51,8 @@ class _ReadSource:
 
         def batch(epoch: Any, step: Any) -> Any:
             index = order.indices(epoch, step)
-            # Not stateful: what is read depends on the arguments only, and TensorFlow would read
-            # one batch after the other if determinism of operations is switched on.
+            # Not stateful: the result depends on the arguments only. For a stateful function
+            # TensorFlow would read sequentially under `enable_op_determinism`.
             leaves = tf.numpy_function(
                 read, [index, epoch], [s.dtype for s in specs], stateful=False
             )
@@ -52,8 +60,8 @@ class _ReadSource:
                 leaf.set_shape([order.static_batch_size, *spec.shape])
             return tf.nest.pack_sequence_as(self.element_spec, leaves)
 
-        # A call that waits for a disk holds its thread. On threads of their own they do not keep
-        # the training step from running, and more of them than there are processors can wait.
+        # A read blocks its thread. On threads of their own, reads neither delay the training step
+        # nor are limited to the number of CPUs.
         return _steps(passes, order).map(
             batch,
             num_parallel_calls=self._parallel_batches,
@@ -66,17 +74,18 @@ class _ReadSource:
         return self._parallel
 
 
-class StoredArraySource(_ReadSource):
-    """Arrays that stay on disk (`np.memmap`, HDF5, Zarr), read a batch at a time."""
+class DiskArraySource(_PythonSource):
+    """Arrays on disk (`np.memmap`, HDF5, Zarr), read a batch at a time."""
 
     kind = "arrays"
 
     def __init__(self, arrays: Any, num_parallel_reads: int | None) -> None:
         super().__init__(num_parallel_reads)
-        arrays = to_arrays(arrays, keep_stored=True)
+        arrays = to_arrays(arrays, keep_on_disk=True)
         self.num_examples = common_length(arrays)
         self._arrays = tf.nest.flatten(arrays)
-        # One row is read, since what an array on disk says of itself is not what NumPy makes of it.
+        # Reads one row: the dtype that an array on disk reports may differ from the one that NumPy
+        # gives its rows.
         rows = self.read(np.array([0]), 0, 0)
         self.element_spec = tf.nest.pack_sequence_as(arrays, [row_spec(row) for row in rows])
 
@@ -87,14 +96,14 @@ class StoredArraySource(_ReadSource):
             if isinstance(array, np.ndarray):
                 rows.append(to_arrays(array[index]))
             else:
-                # HDF5 takes indices in rising order only, each one once.
+                # HDF5 accepts only increasing indices, without repetition.
                 unique, inverse = np.unique(index, return_inverse=True)
                 rows.append(to_arrays(array[unique])[inverse])
         return rows
 
 
-class ExampleSource(_ReadSource):
-    """An object with `__len__` and `__getitem__` that returns one example, and a `map` for it."""
+class RandomAccessSource(_PythonSource):
+    """An object whose `__getitem__` returns one example, and the user's `map` over examples."""
 
     kind = "examples"
 
@@ -119,28 +128,28 @@ class ExampleSource(_ReadSource):
         self.element_spec = tf.nest.map_structure(
             lambda array: tf.TensorSpec(array.shape, array.dtype), example
         )
-        self._paths = [path for path, _ in leaves(example)]
+        self._paths = [path for path, _ in leaves_with_paths(example)]
         self._pool = ThreadPoolExecutor(self._parallel, "distrib-read")
 
     @property
     def _parallel_batches(self) -> int:
-        # The examples of a batch are read side by side, so that the first batch of an epoch does
-        # not take `batch_size` times as long as an example. A second batch keeps the readers busy
-        # while the first is put together.
+        # The examples of a batch are read in parallel, so that the first batch of an epoch does not
+        # take `batch_size` times as long as an example. A second batch keeps the readers busy while
+        # the first one is stacked.
         return min(2, self._parallel)
 
     def read(self, index: Array, epoch: int, seed: int) -> list[Array]:
         """Return the examples at `index`, stacked."""
 
-        def part(index: Array) -> list[list[Array]]:
-            return [self._checked(int(i), epoch, seed) for i in index]
+        def read_part(index: Array) -> list[list[Array]]:
+            return [self._checked_example(int(i), epoch, seed) for i in index]
 
         if self._parallel == 1:
-            examples = part(index)
+            examples = read_part(index)
         else:
             parts = np.array_split(index, min(self._parallel, len(index)))
-            examples = [example for done in self._pool.map(part, parts) for example in done]
-        return [np.stack(leaves) for leaves in zip(*examples, strict=True)]
+            examples = [example for part in self._pool.map(read_part, parts) for example in part]
+        return [np.stack(column) for column in zip(*examples, strict=True)]
 
     def _example(self, index: int, epoch: int, seed: int) -> Any:
         example = self._examples[index]
@@ -152,12 +161,13 @@ class ExampleSource(_ReadSource):
             example = self._map(example)
         return to_arrays(example)
 
-    def _checked(self, index: int, epoch: int, seed: int) -> list[Array]:
-        """Return the leaves of an example, which must be as those of example 0.
+    def _checked_example(self, index: int, epoch: int, seed: int) -> list[Array]:
+        """Return the leaves of an example; their shapes and dtypes must be those of example 0.
 
         Raises:
-            RuntimeError: With all there is to know in its text, since TensorFlow passes on the text
-                only. A `StopIteration` must not get out: TensorFlow would take it for the end.
+            RuntimeError: If not, or if the user's code raises. The message holds the traceback,
+                because TensorFlow passes on the message only. TensorFlow would take a
+                `StopIteration` for the end of the data, so that is converted as well.
         """
         try:
             example = self._example(index, epoch, seed)
@@ -166,13 +176,13 @@ class ExampleSource(_ReadSource):
                 f"Example {index} could not be read: {type(error).__name__}: {error}\n"
                 f"{traceback.format_exc()}"
             ) from None
-        found = list(leaves(example))
-        if [path for path, _ in found] != self._paths:
+        parts = list(leaves_with_paths(example))
+        if [path for path, _ in parts] != self._paths:
             raise RuntimeError(
-                f"Example {index} has the parts {[path for path, _ in found]}, but example 0 has "
+                f"Example {index} has the parts {[path for path, _ in parts]}, but example 0 has "
                 f"{self._paths}; return the same structure for all in `map`."
             )
-        for (path, array), spec in zip(found, tf.nest.flatten(self.element_spec), strict=True):
+        for (path, array), spec in zip(parts, tf.nest.flatten(self.element_spec), strict=True):
             if array.shape != tuple(spec.shape):
                 raise RuntimeError(
                     f"Example {index} has shape {array.shape}{at(path)}, but example 0 has "
@@ -183,11 +193,11 @@ class ExampleSource(_ReadSource):
                     f"Example {index} has dtype {array.dtype}{at(path)}, but example 0 has "
                     f"{spec.dtype.name}; convert to one dtype in `map`."
                 )
-        return [array for _, array in found]
+        return [array for _, array in parts]
 
 
 def _steps(passes: Any, order: Order) -> Any:
-    """Return a `tf.data.Dataset` of the (epoch, step) pairs of this process's batches."""
+    """Return a `tf.data.Dataset` of the (epoch, step) of each of this process's batches."""
     return passes.flat_map(
         lambda epoch, first: tf.data.Dataset.range(first, order.own_batches).map(
             lambda step: (epoch, step)

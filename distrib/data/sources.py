@@ -1,9 +1,9 @@
-"""Where examples come from: arrays, one by one from Python, or a `tf.data` pipeline.
+"""Where examples come from: arrays, an object that Python reads, or a `tf.data` pipeline.
 
-A source turns passes, which are pairs (epoch, first step), into batches. Two of the three can fetch
-any example at any time, and start in the middle of an epoch at no cost. A `tf.data` pipeline cannot
-be entered in the middle, so what came before is produced again and dropped, as are the examples of
-other processes.
+A source turns passes, which are pairs (epoch, first step), into batches. Arrays and objects have
+random access, so a pass starts in the middle of an epoch at no cost. A `tf.data` pipeline can only
+be read from its start, so a resumed pass produces the earlier examples again and drops them. It
+also drops the examples of other processes.
 """
 
 from __future__ import annotations
@@ -18,22 +18,28 @@ from distrib.data.arrays import (
     Rows,
     common_length,
     is_in_memory,
-    is_stored,
-    leaves,
+    is_on_disk,
+    leaves_with_paths,
     row_spec,
     to_arrays,
 )
 from distrib.data.order import Order
-from distrib.data.readers import ExampleSource, StoredArraySource
+from distrib.data.readers import DiskArraySource, RandomAccessSource
 from distrib.errors import ConfigurationError
 
-# Bounds of what is gathered at once; the second one also bounds the memory that is held.
+# Limits of a block of batches that is gathered at once; the second one also limits its memory.
 _BLOCK_BATCHES = 64
 _BLOCK_BYTES = 1 << 20
 
 
 class Source(Protocol):
-    """Examples, as many as `num_examples`, of which each has the structure `element_spec`."""
+    """A fixed number of examples of one structure.
+
+    Attributes:
+        kind: Name of the kind of source in a dataset's fingerprint, which checkpoints hold.
+        num_examples: Number of examples in an epoch.
+        element_spec: Structure of `tf.TensorSpec`s of one example.
+    """
 
     kind: str
     num_examples: int
@@ -43,22 +49,22 @@ class Source(Protocol):
         """Return a `tf.data.Dataset` of batches.
 
         Args:
-            passes: `tf.data.Dataset` of pairs of int64 scalars: an epoch, and its first step to be
-                produced. One pass is done after the other.
-            order: Which examples make up a batch, and which of them are this process's.
+            passes: `tf.data.Dataset` of pairs of int64 scalars: an epoch, and its first step to
+                produce. Passes are produced one after the other.
+            order: Which examples make up a batch, and which of them belong to this process.
         """
         ...
 
 
 class ArraySource:
-    """Arrays in memory, of which a batch is one gather, without Python."""
+    """Arrays in memory, batched by `tf.gather` without calling Python."""
 
     kind = "arrays"
 
     def __init__(self, arrays: Any) -> None:
         arrays = to_arrays(arrays)
         self.num_examples = common_length(arrays)
-        # A GPU machine would otherwise keep the data set in the memory of its first GPU.
+        # Otherwise TensorFlow would keep the arrays in the memory of the first GPU.
         with tf.device("CPU:0"):
             self._tensors = tf.nest.map_structure(tf.convert_to_tensor, arrays)
         self.element_spec = tf.nest.map_structure(row_spec, self._tensors)
@@ -66,11 +72,11 @@ class ArraySource:
     def batches(self, passes: Any, order: Order) -> Any:
         """Return the batches; see `Source`.
 
-        A small batch is gathered faster than TensorFlow calls a function for it, so full batches
-        are gathered by the block and handed out one by one. All calls go to one function outside
-        of `flat_map`, because a function within it is prepared anew for each pass.
+        Gathering a small batch takes less time than the call of a function in `tf.data`, so full
+        batches are gathered in blocks and unbatched. `gather` is called outside of `flat_map`,
+        because `tf.data` would set up a function inside of it anew for each pass.
         """
-        steps = self._batches_of_a_block(order)
+        steps = self._batches_per_block(order)
 
         def blocks(epoch: Any, first: Any) -> Any:
             full = tf.data.Dataset.range(first, min(order.full_batches, order.own_batches), steps)
@@ -79,15 +85,15 @@ class ArraySource:
             return tf.data.Dataset.zip((tf.data.Dataset.from_tensors(epoch).repeat(), starts))
 
         def gather(epoch: Any, start: Any) -> Any:
-            index = order.block(epoch, start, steps)
-            # All batches have the same shape to TensorFlow, whether there is a tail or not.
+            index = order.indices_of_block(epoch, start, steps)
+            # Gives all batches the same static shape, whether or not the last one is full.
             index = tf.compat.v1.placeholder_with_default(index, [None, order.static_batch_size])
             return tf.nest.map_structure(lambda tensor: tf.gather(tensor, index), self._tensors)
 
         gathered = passes.flat_map(blocks).map(gather, tf.data.AUTOTUNE, deterministic=True)
         return gathered.unbatch()
 
-    def _batches_of_a_block(self, order: Order) -> int:
+    def _batches_per_block(self, order: Order) -> int:
         specs = tf.nest.flatten(self.element_spec)
         example = sum(max(spec.shape.num_elements(), 1) * spec.dtype.size for spec in specs)
         batch = example * max(order.own_batch_size, 1)
@@ -102,11 +108,11 @@ class StreamSource:
     def __init__(self, dataset: Any, shuffle_buffer: int | None) -> None:
         self.num_examples = int(dataset.cardinality())
         if self.num_examples < 0:
-            what = "without end" if self.num_examples == -1 else "of unknown length"
+            length = "without end" if self.num_examples == -1 else "of unknown length"
             raise ConfigurationError(
-                f"`source` is a tf.data.Dataset {what}, but an epoch has a length; use "
-                "`.take(n)`, or `.apply(tf.data.experimental.assert_cardinality(n))` where n is "
-                "known."
+                f"`source` is a tf.data.Dataset {length}, but an epoch needs a known length; use "
+                "`.take(n)`, or `.apply(tf.data.experimental.assert_cardinality(n))` if you know "
+                "that it has n examples."
             )
         if self.num_examples == 0:
             raise ConfigurationError("`source` is a tf.data.Dataset without examples.")
@@ -115,7 +121,7 @@ class StreamSource:
             if not isinstance(spec, tf.TensorSpec):
                 raise ConfigurationError(
                     f"`source` has examples with a {type(spec).__name__}; only dense tensors can "
-                    "be batched: use `.map` on it with `tf.sparse.to_dense` or `.to_tensor()`."
+                    "be batched: convert it with `tf.sparse.to_dense` or `.to_tensor()` in `.map`."
                 )
         self.shuffle_buffer = shuffle_buffer or min(self.num_examples, 10_000)
         self._dataset = dataset
@@ -126,16 +132,16 @@ class StreamSource:
         def one_pass(epoch: Any, first_step: Any) -> Any:
             dataset = self._dataset
             if order.shuffle:
-                # The seed of `tf.random.set_seed` takes part as well, and a resumed run would have
-                # another order if that had another value. It is set here for the graph that is
-                # being built, and not to 0, which TensorFlow would compare with our tensor.
+                # The order also depends on the global seed of `tf.random.set_seed`, which may
+                # differ in a resumed run. So it is set to a constant for the graph being built, but
+                # not to 0, for which TensorFlow would compare our tensor `seed` in Python.
                 tf.compat.v1.set_random_seed(1)
-                (seed,) = tf.unstack(order.key(epoch, 1))
+                (seed,) = tf.unstack(order.epoch_key(epoch, 1))
                 dataset = dataset.shuffle(
                     self.shuffle_buffer, seed=seed, reshuffle_each_iteration=False
                 )
             dataset = dataset.batch(order.batch_size, drop_remainder=order.drop_remainder)
-            if not whole:
+            if not takes_all_rows:
                 dataset = dataset.enumerate().take(order.own_batches)
             return dataset.skip(first_step)
 
@@ -144,9 +150,10 @@ class StreamSource:
             rows = tf.compat.v1.placeholder_with_default(rows, [order.static_batch_size])
             return tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows), batch)
 
-        whole = order.shard.size == 1 and order.padded_tail == order.tail
+        is_padded = order.padded_last_batch_size != order.last_batch_size
+        takes_all_rows = order.shard.size == 1 and not is_padded
         batches = passes.flat_map(one_pass)
-        return batches if whole else batches.map(own_rows)
+        return batches if takes_all_rows else batches.map(own_rows)
 
 
 def make_source(
@@ -154,51 +161,53 @@ def make_source(
     map: Callable[..., Any] | None,
     num_parallel_reads: int | None,
     shuffle_buffer: int | None,
-) -> ArraySource | StoredArraySource | ExampleSource | StreamSource:
-    """Choose how to read `source`; the arguments are those of `distrib.data.dataset.make_dataset`.
+) -> Source:
+    """Choose how to read `source`; the arguments are those of `make_dataset`.
 
     Raises:
-        ConfigurationError: If nothing can read it, or an argument does not go with it.
+        ConfigurationError: If `source` cannot be read, or an argument does not apply to it.
     """
     if isinstance(source, tf.data.Dataset):
         if map is not None:
             raise ConfigurationError(
-                "`map` is for examples that Python reads; `source` is a tf.data.Dataset: call "
+                "`map` is for examples that Python reads, but `source` is a tf.data.Dataset: call "
                 "`source.map(...)` instead."
             )
-        _refuse("num_parallel_reads", num_parallel_reads, "a tf.data.Dataset reads by itself")
+        reason = "a tf.data.Dataset does its own reading"
+        _refuse_argument("num_parallel_reads", num_parallel_reads, reason)
         return StreamSource(source, shuffle_buffer)
-    why = "only a tf.data.Dataset needs one, this source is shuffled as a whole"
-    _refuse("shuffle_buffer", shuffle_buffer, why)
+    reason = "only a tf.data.Dataset needs a buffer; this source is shuffled as a whole"
+    _refuse_argument("shuffle_buffer", shuffle_buffer, reason)
     _refuse_batches(source)
     nested = isinstance(source, tuple | Mapping)
-    if nested or is_in_memory(source) or is_stored(source):
+    if nested or is_in_memory(source) or is_on_disk(source):
         if map is not None:
-            return ExampleSource(Rows(source), map, num_parallel_reads)
-        if any(is_stored(leaf) for _, leaf in leaves(source)):
-            return StoredArraySource(source, num_parallel_reads)
-    # A list is an array, unless `map` is there to make examples of its items.
+            return RandomAccessSource(Rows(source), map, num_parallel_reads)
+        if any(is_on_disk(leaf) for _, leaf in leaves_with_paths(source)):
+            return DiskArraySource(source, num_parallel_reads)
+    # A list is one array, unless `map` turns its items into examples.
     if nested or is_in_memory(source) or (isinstance(source, list) and map is None):
-        _refuse("num_parallel_reads", num_parallel_reads, "arrays in memory are not read")
+        reason = "arrays in memory need no reading"
+        _refuse_argument("num_parallel_reads", num_parallel_reads, reason)
         return ArraySource(source)
     indexable = hasattr(source, "__len__") and hasattr(source, "__getitem__")
     if indexable and not isinstance(source, str | bytes):
-        return ExampleSource(source, map, num_parallel_reads)
+        return RandomAccessSource(source, map, num_parallel_reads)
     raise ConfigurationError(
-        f"`source` is a {type(source).__name__}; give arrays (also nested in tuples and dicts), an "
-        "object with `__len__` and `__getitem__` that returns one example, or a tf.data.Dataset of "
-        "single examples."
+        f"`source` is a {type(source).__name__}; pass arrays (also nested in tuples and dicts), an "
+        "object with `__len__` and a `__getitem__` that returns one example, or a tf.data.Dataset "
+        "of single examples."
     )
 
 
-def _refuse(argument: str, value: Any, why: str) -> None:
+def _refuse_argument(argument: str, value: Any, reason: str) -> None:
     if value is not None:
-        raise ConfigurationError(f"`{argument}={value}` has no use here: {why}; leave it out.")
+        raise ConfigurationError(f"`{argument}={value}` has no use here: {reason}; leave it out.")
 
 
 def _refuse_batches(source: Any) -> None:
     if isinstance(source, keras.utils.PyDataset):
         raise ConfigurationError(
-            f"`source` is a PyDataset ({type(source).__name__}), whose items are batches; give an "
-            "object with `__len__` and `__getitem__` that returns one example."
+            f"`source` is a PyDataset ({type(source).__name__}), whose items are batches; pass an "
+            "object with `__len__` and a `__getitem__` that returns one example."
         )

@@ -1,9 +1,9 @@
 """Gradient reduction for Keras 3 optimizers: one grouped allreduce before the optimizer's own work.
 
-The methods `apply` and `scale_loss` of the one optimizer object are replaced, its class is not. So
-whatever Keras does with gradients afterwards (clipping, weight decay, moving averages, loss
-scaling, skipping a step that overflowed) it does with the same numbers on every rank, and what is
-saved is the optimizer that the user made, which loads where nobody has heard of distrib.
+`distribute` replaces the methods `apply` and `scale_loss` of one optimizer object, not its class.
+So everything that Keras does with gradients afterwards (clipping, weight decay, moving averages,
+loss scaling, skipping a step that overflowed) uses the same numbers on every rank, and a saved
+model holds the user's own optimizer, which loads without distrib.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ import keras
 import tensorflow as tf
 
 from distrib.errors import ConfigurationError
-from distrib.gradients.reduction import DTYPES, Forms, Reduction, reduce_gradients
+from distrib.gradients.layout import AgreedLayouts
+from distrib.gradients.reduction import COMPRESSED_DTYPES, Reduction, reduce_gradients
 from distrib.keras_compat.optimizers import CLIP_GRADIENTS, variables_to_train
 
 _REDUCER = "_distrib_reducer"
 
 
 def check_arguments(compression: Any, backward_passes_per_step: Any, op: Any) -> None:
-    """Refuse arguments of `cluster.optimizer` that no backend takes.
+    """Refuse arguments of `cluster.optimizer` that no backend supports.
 
     Raises:
-        ConfigurationError: Names the argument and what it may be.
+        ConfigurationError: Names the argument and its valid values.
     """
-    if compression not in (None, *DTYPES):
+    if compression not in (None, *COMPRESSED_DTYPES):
         raise ConfigurationError(
             f"`compression={compression!r}` is unknown; choose None, 'fp16' or 'bf16'."
         )
@@ -40,10 +41,10 @@ def check_arguments(compression: Any, backward_passes_per_step: Any, op: Any) ->
 
 
 def as_optimizer(optimizer: Any) -> Any:
-    """Return a Keras optimizer, or what `keras.optimizers.get` makes one of.
+    """Return a Keras optimizer, or the one that `keras.optimizers.get` makes of a name or config.
 
     Raises:
-        ConfigurationError: If it is neither.
+        ConfigurationError: If the argument is none of these.
     """
     try:
         return keras.optimizers.get(optimizer)
@@ -54,24 +55,26 @@ def as_optimizer(optimizer: Any) -> Any:
 
 
 def accumulate(optimizer: Any, passes: int) -> Any:
-    """Let an optimizer average the gradients of several batches before it applies them.
+    """Make an optimizer average the gradients of several batches before it applies them.
 
     Args:
-        optimizer: A Keras optimizer without variables yet.
-        passes: How many batches.
+        optimizer: A Keras optimizer that has no variables yet.
+        passes: Number of batches.
 
     Returns:
         The same optimizer.
 
     Raises:
-        ConfigurationError: If it accumulates already, or cannot.
+        ConfigurationError: If the optimizer accumulates another number of batches already, has
+            variables, or is a `LossScaleOptimizer`.
     """
     if passes == 1:
         return optimizer
     if hasattr(optimizer, "inner_optimizer"):
         raise ConfigurationError(
-            f"`backward_passes_per_step={passes}` does not go with a LossScaleOptimizer; give the "
-            f"inner optimizer `gradient_accumulation_steps={passes}`, which reduces every pass."
+            f"`backward_passes_per_step={passes}` does not work with a LossScaleOptimizer; pass "
+            f"`gradient_accumulation_steps={passes}` to the inner optimizer, which reduces every "
+            "pass."
         )
     steps = optimizer.gradient_accumulation_steps
     if steps not in (None, passes) or optimizer.built:
@@ -88,7 +91,7 @@ def distribute(optimizer: Any, reduction: Reduction) -> Any:
 
     Args:
         optimizer: A Keras optimizer.
-        reduction: How.
+        reduction: How to reduce them.
 
     Returns:
         The same optimizer.
@@ -99,27 +102,27 @@ def distribute(optimizer: Any, reduction: Reduction) -> Any:
 
 
 def reduction_of(optimizer: Any) -> Reduction | None:
-    """Return how an optimizer reduces gradients; `None` if it does not, or there is none."""
+    """Return how an optimizer reduces gradients; `None` if it does not, or is `None`."""
     reducer = None if optimizer is None else vars(optimizer).get(_REDUCER)
     return None if reducer is None else reducer.reduction
 
 
 def reduce_outside_of_loss_scaling(optimizer: Any) -> None:
-    """Move the reduction from a loss-scaled optimizer to the one that scales its loss.
+    """Move the reduction from the inner optimizer to the `LossScaleOptimizer` around it.
 
-    `compile` wraps the optimizer of a mixed-float16 model into a `LossScaleOptimizer`, which skips
-    steps whose gradients are not finite. Were they reduced after that decision, one rank could skip
-    a step and leave the others waiting.
+    `compile` wraps the optimizer of a mixed-float16 model in a `LossScaleOptimizer`, which skips
+    steps whose gradients are not finite. If gradients were reduced after that decision, one rank
+    could skip a step and leave the others waiting.
     """
     inner = getattr(optimizer, "inner_optimizer", None)
     reducer = None if inner is None else vars(inner).get(_REDUCER)
     if reducer is not None:
-        reducer.undo()
+        reducer.restore()
         distribute(optimizer, reducer.reduction)
 
 
 class _Reducer:
-    """The replaced methods of one optimizer."""
+    """Replaces the methods of one optimizer that touch gradients and loss."""
 
     _count = 0
 
@@ -130,8 +133,9 @@ class _Reducer:
         self._name = f"distrib.gradients.{_Reducer._count}"
         _Reducer._count += 1
         self._accumulates = bool(getattr(optimizer, "gradient_accumulation_steps", None))
-        # What is added up over several batches is dense.
-        self._forms = Forms(reduction, slices=not self._accumulates)
+        # Keras accumulates gradients in dense variables.
+        allow_sparse = reduction.allows_sparse and not self._accumulates
+        self._layouts = AgreedLayouts(reduction.collectives, allow_sparse)
         self._original = {
             "apply": optimizer.apply,
             "scale_loss": optimizer.scale_loss,
@@ -143,13 +147,13 @@ class _Reducer:
             setattr(optimizer, CLIP_GRADIENTS, self._reduce_and_clip)
         setattr(optimizer, _REDUCER, self)
 
-    def undo(self) -> None:
-        """Give the optimizer its methods back."""
+    def restore(self) -> None:
+        """Give the optimizer its own methods back."""
         for name in (*self._original, _REDUCER):
             vars(self._optimizer).pop(name, None)
 
-    # A train step of the user's own calls these two from where AutoGraph looks for branches on
-    # tensors in everything that is called. There are none here, and looking takes seconds.
+    # In a user's own train step AutoGraph searches every called function for branches on tensors.
+    # There are none in the next two methods, and the search takes seconds.
     @tf.autograph.experimental.do_not_convert
     def _apply(self, grads: Any, trainable_variables: Any = None) -> None:
         optimizer = self._optimizer
@@ -157,7 +161,7 @@ class _Reducer:
         variables = list(
             variables_to_train(optimizer) if trainable_variables is None else trainable_variables
         )
-        grads = self._forms.apply(grads, variables)
+        grads = self._layouts.convert(grads, variables)
         if not self._accumulates:
             grads = reduce_gradients(grads, self.reduction, self._name)
         self._original["apply"](grads, variables)

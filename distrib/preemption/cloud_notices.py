@@ -1,14 +1,14 @@
-"""Notices of clouds that they will take this machine away, as requests to stop.
+"""Preemption notices of clouds, as requests to stop.
 
-Most of the time they come as a SIGTERM: Kubernetes sees to it, and so does a machine's own
-shutdown, if it is not too late by then. Google's and Amazon's clouds tell earlier, by a server that
-each of their machines can reach. `DISTRIB_PREEMPTION_NOTICES` has every process ask there. It is a
-variable and no argument, because it is about the machine and not about the training; and nothing
-is asked without it, because elsewhere the address may be anybody's.
+Usually a preemption arrives as a SIGTERM, from Kubernetes or from the machine's own shutdown, which
+may be too late. Google's and Amazon's clouds announce it earlier, through a metadata server that
+their machines can reach. With `DISTRIB_PREEMPTION_NOTICES` every process polls that server. It is
+an environment variable, not an argument, because it depends on the machine and not on the training.
+Without it no process polls, because outside of these clouds the address may belong to any server.
 
-A notice stands until the machine is gone, which may be an hour. A job that was started again on the
-same machine meanwhile would stop at once, and again, and be given up in the end. So only a notice
-that comes while training goes on is a request; one that was there before has been obeyed already.
+A notice lasts until the machine is gone, for up to an hour. A job restarted on the same machine
+meanwhile would stop at once, again and again, and be given up in the end. So only a notice that
+appears during training is a request; a job has already obeyed one that was there before.
 
 - https://cloud.google.com/compute/docs/instances/spot#detect-preemption
 - https://cloud.google.com/compute/docs/metadata/getting-live-migration-notice
@@ -34,88 +34,91 @@ from distrib.log import ANY_RANK, log
 from distrib.preemption.stop_request import StopRequest
 
 _TIMEOUT_SECONDS = 5.0
-# Between attempts to reach a server that does not answer, or says what nobody understands: at first
-# it may be busy, later there is none.
-_FIRST_PAUSE_AFTER_FAILURE, _LONGEST_PAUSE = 1.0, 60.0
-# The server is on the machine or next to it, whatever the environment says of proxies.
+# Seconds between attempts to reach a server that does not answer, or answers wrongly. At first the
+# server may be busy; after many failures there probably is none.
+_FIRST_RETRY_DELAY, _MAX_RETRY_DELAY = 1.0, 60.0
+# The server is on the machine or next to it, so proxies of the environment do not apply.
 _opener = build_opener(ProxyHandler({}))
 
 
 class NoticeSource(Protocol):
-    """One thing that a cloud tells.
+    """A value of a cloud's metadata server that announces a preemption.
 
     Attributes:
-        pause: Seconds between two questions.
+        interval: Seconds between two polls.
     """
 
-    pause: float
+    interval: float
 
-    def ask(self) -> str:
-        """Return the notice that stands now, empty for none; may take until it changes.
+    def poll(self) -> str:
+        """Return the present notice, or an empty string; may block until it changes.
 
         Raises:
-            OSError: If there is no answer; `HTTPException` and `ValueError` if it is a wrong one.
+            OSError: If the server does not answer.
+            HTTPException, ValueError: If its answer is invalid.
         """
 
 
-class Gce:
-    """A value of Google's metadata server.
+class GceNotices:
+    """Notices in a value of Google's metadata server.
 
     Args:
-        key: Below `instance/`.
-        notices: Values that mean the end of the machine.
-        environment: Variables of the process; `GCE_METADATA_HOST` is another server's address.
+        key: Path of the value below `instance/`.
+        notices: Values that announce the end of the machine.
+        environment: Environment variables of the process; `GCE_METADATA_HOST` replaces the server's
+            address.
     """
 
-    # The server answers when the value changes, so this is a limit for one that does not wait.
-    pause = 1.0
-    _LONGEST_WAIT = 60
+    # The server answers when the value changes; the interval is for a server that answers at once.
+    interval = 1.0
+    _MAX_WAIT_SECONDS = 60
 
     def __init__(self, key: str, notices: tuple[str, ...], environment: Mapping[str, str]) -> None:
         host = environment.get("GCE_METADATA_HOST") or "metadata.google.internal"
         self._url = f"http://{host}/computeMetadata/v1/instance/{key}"
         self._key, self._notices = key, notices
-        self._etag = "0"  # Of no value, so the first answer comes at once.
+        self._etag = "0"  # Matches no value, so the first answer comes at once.
 
-    def ask(self) -> str:
-        """Return the value if it is a notice; waits for a while until it is another one."""
-        query = f"wait_for_change=true&timeout_sec={self._LONGEST_WAIT}&last_etag={self._etag}"
+    def poll(self) -> str:
+        """Return the value if it is a notice; blocks for a while until the value changes."""
+        query = f"wait_for_change=true&timeout_sec={self._MAX_WAIT_SECONDS}&last_etag={self._etag}"
         request = Request(f"{self._url}?{query}", headers={"Metadata-Flavor": "Google"})
-        with _opener.open(request, timeout=self._LONGEST_WAIT + _TIMEOUT_SECONDS) as answer:
-            if answer.headers.get("Metadata-Flavor") != "Google":
+        timeout = self._MAX_WAIT_SECONDS + _TIMEOUT_SECONDS
+        with _opener.open(request, timeout=timeout) as response:
+            if response.headers.get("Metadata-Flavor") != "Google":
                 raise ValueError(f"{self._url} is not Google's metadata server")
-            self._etag = answer.headers.get("ETag", "0")
-            value = answer.read().decode().strip()
+            self._etag = response.headers.get("ETag", "0")
+            value = response.read().decode().strip()
         return f"Google says {self._key}={value}" if value in self._notices else ""
 
 
-class Ec2:
-    """The interruption notice of an Amazon spot instance, by version 2 of its metadata service.
+class Ec2Notices:
+    """Interruption notices of an Amazon spot instance, from version 2 of its metadata service.
 
     Args:
-        environment: Variables of the process; `AWS_EC2_METADATA_SERVICE_ENDPOINT` is another
-            server's URL.
+        environment: Environment variables of the process; `AWS_EC2_METADATA_SERVICE_ENDPOINT`
+            replaces the server's URL.
     """
 
-    pause = 5.0  # As Amazon recommends.
-    _TOKEN_SECONDS = "21600"  # The longest there is.
+    interval = 5.0  # Amazon's recommendation.
+    _TOKEN_SECONDS = "21600"  # The maximum.
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         endpoint = environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or "http://169.254.169.254"
         self._url = endpoint.rstrip("/") + "/latest"
         self._token = ""
 
-    def ask(self) -> str:
-        """Return what will be done to the instance, and when."""
+    def poll(self) -> str:
+        """Return the announced action and its time."""
         try:
-            return self._ask()
+            return self._poll()
         except HTTPError as error:
             if error.code != 401:
                 raise
         self._token = ""
-        return self._ask()
+        return self._poll()
 
-    def _ask(self) -> str:
+    def _poll(self) -> str:
         if not self._token:
             self._token = self._open("PUT", "api/token", "ttl-seconds", self._TOKEN_SECONDS)
         try:
@@ -132,16 +135,16 @@ class Ec2:
     def _open(self, method: str, path: str, header: str, value: str) -> str:
         name = "-".join(["X-aws-ec2-metadata-token", header]).rstrip("-")
         request = Request(f"{self._url}/{path}", headers={name: value}, method=method)
-        with _opener.open(request, timeout=_TIMEOUT_SECONDS) as answer:
-            return str(answer.read().decode())
+        with _opener.open(request, timeout=_TIMEOUT_SECONDS) as response:
+            return str(response.read().decode())
 
 
 class NoticePoller:
-    """Asks sources, each from a thread of its own, until one has a notice.
+    """Polls each source from a thread of its own, until one has a notice.
 
     Args:
-        sources: What to ask.
-        stop: What to set then.
+        sources: The sources to poll.
+        stop: The request to stop that a notice makes.
     """
 
     def __init__(self, sources: list[NoticeSource], stop: StopRequest) -> None:
@@ -150,64 +153,63 @@ class NoticePoller:
         for source in sources:
             # A daemon, because it may be waiting for an answer when the process ends.
             threading.Thread(
-                target=self._follow, args=(source,), name="distrib-notices", daemon=True
+                target=self._run, args=(source,), name="distrib-notices", daemon=True
             ).start()
 
     def end(self) -> None:
-        """Ask for nothing more."""
+        """Stop polling."""
         self._ended.set()
 
-    def _follow(self, source: NoticeSource) -> None:
-        standing: str | None = None
-        told = False
-        pause = _FIRST_PAUSE_AFTER_FAILURE
+    def _run(self, source: NoticeSource) -> None:
+        previous: str | None = None
+        failure_reported = False
+        retry_delay = _FIRST_RETRY_DELAY
         while not self._ended.is_set():
             try:
-                notice = source.ask()
+                notice = source.poll()
             except (OSError, HTTPException, ValueError) as error:
-                if not told:
-                    told = True
+                if not failure_reported:
+                    failure_reported = True
                     log.info(
-                        f"cannot ask for notices of preemption ({error}); training goes on, and "
-                        "they will be asked for again. "
-                        f"Is {NOTICES_VARIABLE} right for this machine?"
+                        f"cannot poll for preemption notices ({error}); training goes on, and "
+                        f"polling too. Is {NOTICES_VARIABLE} right for this machine?"
                     )
-                self._ended.wait(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
+                self._ended.wait(retry_delay)
+                retry_delay = min(2 * retry_delay, _MAX_RETRY_DELAY)
                 continue
-            pause = _FIRST_PAUSE_AFTER_FAILURE
-            if notice and standing is None:
-                _tell(f"{notice}, as before training began, which goes on until a signal comes")
-            elif notice and notice != standing and not self._ended.is_set():
-                _tell(f"{notice}, so all ranks save and stop")
+            retry_delay = _FIRST_RETRY_DELAY
+            if notice and previous is None:
+                _warn(f"{notice}, as before training began, which goes on until a signal comes")
+            elif notice and notice != previous and not self._ended.is_set():
+                _warn(f"{notice}, so all ranks save and stop")
                 self._stop.request()
                 return
-            standing = notice
-            self._ended.wait(source.pause)
+            previous = notice
+            self._ended.wait(source.interval)
 
 
 def sources(environment: Mapping[str, str] = os.environ) -> list[NoticeSource]:
-    """Return what this process is to ask.
+    """Return the sources that `DISTRIB_PREEMPTION_NOTICES` names; none without the variable.
 
     Args:
-        environment: Variables of the process.
+        environment: Environment variables of the process. Defaults to `os.environ`.
 
     Raises:
-        ConfigurationError: If the variable names no cloud that is known here.
+        ConfigurationError: If the variable names no supported cloud.
     """
     cloud = environment.get(NOTICES_VARIABLE, "")
     if not cloud:
         return []
     if cloud == "gce":
         return [
-            Gce("preempted", ("TRUE",), environment),
-            Gce("maintenance-event", ("TERMINATE_ON_HOST_MAINTENANCE",), environment),
+            GceNotices("preempted", ("TRUE",), environment),
+            GceNotices("maintenance-event", ("TERMINATE_ON_HOST_MAINTENANCE",), environment),
         ]
     if cloud == "ec2":
-        return [Ec2(environment)]
-    raise ConfigurationError(f"{NOTICES_VARIABLE}={cloud!r} must be 'gce' or 'ec2', or not be set.")
+        return [Ec2Notices(environment)]
+    raise ConfigurationError(f"{NOTICES_VARIABLE}={cloud!r} must be 'gce', 'ec2' or unset.")
 
 
-def _tell(message: str) -> None:
-    """Show a message whichever rank this is: no other rank knows of it."""
+def _warn(message: str) -> None:
+    """Log a warning on any rank, because the other ranks have not seen the notice."""
     log.warning(f"{socket.gethostname()}: {message}.", extra=ANY_RANK)

@@ -1,10 +1,9 @@
-"""Requests to stop: signals in, a flag out. (Notices of clouds are in `cloud_notices.py`.)
+"""Requests to stop by signal: the handler sets a flag. (`cloud_notices.py` polls the clouds.)
 
-SIGTERM comes from Kubernetes, Slurm and spot instances, SIGINT from a keyboard, and SIGUSR1 is what
-Open MPI passes on to all ranks while it kills them soon after a SIGTERM. The handler sets a flag
-and does nothing else: a handler runs between any two bytecodes, where files, locks and collectives
-are in unknown states. The step loop reads the flag between steps. Further signals set the flag
-again, which changes nothing.
+Kubernetes, Slurm and spot instances send SIGTERM, and a keyboard sends SIGINT. Open MPI forwards
+SIGUSR1 to all ranks, but kills them soon after a SIGTERM. The handler only sets a flag, because it
+runs between any two bytecodes, where files, locks and collectives are in unknown states. The step
+loop reads the flag between steps. Further signals change nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class StopRequest:
-    """Whether this process has been asked to stop, and when.
+    """A request that this process stop, from a signal or from another thread.
 
     Example:
 
@@ -41,23 +40,23 @@ class StopRequest:
 
     @property
     def requested(self) -> bool:
-        """Whether there has been a request."""
+        """Whether this process was asked to stop."""
         return self.requested_at is not None
 
     def request(self) -> None:
-        """Ask the process to stop. Any thread may call it, and a signal handler."""
+        """Ask this process to stop; safe to call from any thread and from a signal handler."""
         if self.requested_at is None:
             self.requested_at = time.monotonic()
 
     def listen(self) -> None:
-        """Take signals as requests. Only Python's main thread can; in others nothing happens."""
+        """Install the signal handlers; does nothing outside of Python's main thread."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number in SIGNALS:
             self._previous[number] = signal.signal(number, self._handle)
 
     def ignore(self) -> None:
-        """Give the signals back to the handlers that they had before."""
+        """Restore the previous signal handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()

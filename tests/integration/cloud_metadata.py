@@ -1,7 +1,7 @@
-"""Stands in for the metadata servers of Google's and Amazon's clouds, and is as strict as they are.
+"""Fake metadata servers of Google's and Amazon's clouds, as strict as the real ones.
 
-Google's wants its header, and can hold an answer back until the value changes. Amazon's wants a
-token, which one has to get by PUT and which does not last.
+Google's requires its header, and can delay its answer until the value changes. Amazon's requires a
+token, which a client gets by PUT and which expires.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from urllib.parse import SplitResult, parse_qs, urlsplit
 
 
 class Metadata:
-    """What both servers know, on one address.
+    """The state of both servers, which share one address.
 
     Attributes:
-        address: HOST:PORT.
-        flavor: What Google's says that it is.
+        address: HOST:PORT of the servers.
+        flavor: The `Metadata-Flavor` header of Google's answers.
         log: `METHOD path?query` of each request.
     """
 
@@ -35,24 +35,24 @@ class Metadata:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables that lead the clouds' own tools here."""
+        """Variables that direct clients to these servers."""
         return {
             "GCE_METADATA_HOST": self.address,
             "AWS_EC2_METADATA_SERVICE_ENDPOINT": f"http://{self.address}/",
         }
 
-    def google_says(self, key: str, value: str) -> None:
+    def set_google(self, key: str, value: str) -> None:
         with self.changed:
             self._google[key] = value, secrets.token_hex(8)
             self.changed.notify_all()
 
-    def amazon_says(self, notice: str) -> None:
+    def set_amazon(self, notice: str) -> None:
         self._amazon = notice
 
-    def forget_tokens(self) -> None:
+    def expire_tokens(self) -> None:
         self._tokens.clear()
 
-    def wait_until_asked(self, match: str, times: int) -> None:
+    def wait_for_requests(self, match: str, times: int) -> None:
         with self.changed:
             done = self.changed.wait_for(
                 lambda: sum(match in line for line in self.log) >= times, 60
@@ -60,7 +60,7 @@ class Metadata:
         assert done, self.log
 
     def answer_google(self, key: str, query: dict[str, list[str]]) -> tuple[str, str]:
-        """Return value and ETag, at once if the client does not know them yet."""
+        """Return value and ETag, at once unless the client knows them already."""
 
         def is_new() -> bool:
             return query.get("last_etag") != [self._google[key][1]]
@@ -83,7 +83,7 @@ class Metadata:
 
 @contextmanager
 def metadata_server() -> Iterator[Metadata]:
-    """Serve for as long as the block lasts."""
+    """Run the servers during the `with` block."""
     metadata = Metadata()
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""Models of every kind that a run must be able to resume, each with data that fit it."""
+"""One model of each kind that a run must be able to resume, with data for it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Recipe:
     build: Callable[[], keras.Model]
     data: Callable[[int], tuple[Any, Any]]
     callbacks: Callable[[], list[Any]] = list
-    schedule: bool = True  # whether callbacks may set the learning rate
+    schedule: bool = True  # Whether callbacks may set the learning rate.
 
 
 def rows(n: int, width: int = 12) -> tuple[np.ndarray, np.ndarray]:
@@ -55,7 +55,7 @@ def stack(dtype: Any = None) -> keras.Model:
 
 
 class Subclassed(keras.Model):
-    """Unbuilt until the first batch; keeps a raw tf.Variable and a tf.random.Generator."""
+    """Unbuilt until the first batch; has a plain tf.Variable and a tf.random.Generator."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ def sequences(n: int) -> tuple[Any, Any]:
 
 RECIPES: dict[str, Recipe] = {
     "small": Recipe(lambda: compiled(stack()), rows),
-    # Neither dropout nor batch normalization: what it computes does not depend on the replicas.
+    # Has neither dropout nor batch normalization, so its results do not depend on the replicas.
     "steady": Recipe(
         lambda: compiled(
             keras.Sequential(

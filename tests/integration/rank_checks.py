@@ -26,7 +26,7 @@ import distrib
 from distrib.backends import local
 from distrib.callbacks import EarlyStopping, ReduceLROnPlateau, TerminateOnNaN
 from distrib.cluster import Cluster
-from distrib.data.dataset import make_dataset
+from distrib.data.make_dataset import make_dataset
 from distrib.errors import ConfigurationError
 from distrib.gradients.optimizer import reduction_of
 from distrib.gradients.step_payload import Request

@@ -1,4 +1,4 @@
-"""What is special about `MultiWorkerMirroredStrategy`; the rest is tested with all backends."""
+"""Tests of `MultiWorkerMirroredStrategy` alone; the ranks' tests cover all backends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from distrib.launch.hosts.probe import free_ports
 
 pytestmark = pytest.mark.slow
 
-# Plain Keras on TensorFlow's own strategy: as it is, then with one workaround after the other.
+# Plain Keras on TensorFlow's own strategy: first as it is, then with each workaround added.
 PLAIN = """
 import keras, numpy as np, tensorflow as tf
 from distrib.keras_compat import strategy_faults
@@ -93,7 +93,7 @@ def addresses(count: int) -> list[str]:
     return [f"localhost:{port}" for port in free_ports(count)]
 
 
-def test_tf_config_is_all_that_workers_need(tmp_path: Path) -> None:
+def test_workers_need_nothing_but_tf_config(tmp_path: Path) -> None:
     chief, *workers = addresses(2)
     cluster = {"chief": [chief], "worker": workers}
     with ExitStack() as stack:
@@ -106,7 +106,7 @@ def test_tf_config_is_all_that_workers_need(tmp_path: Path) -> None:
     assert one.partition("[")[2] == other.partition("[")[2]
 
 
-def test_a_worker_that_does_not_come_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+def test_waiting_for_a_missing_worker_ends_after_the_timeout(tmp_path: Path) -> None:
     job = start(tmp_path, 0, "worker", {"worker": addresses(2)}, timeout=4)
     _, errors = job.communicate(timeout=100)
     assert job.returncode == EXIT_LOST_PEER
@@ -114,7 +114,7 @@ def test_a_worker_that_does_not_come_is_not_waited_for_for_ever(tmp_path: Path) 
     assert "Traceback" not in errors
 
 
-def test_a_worker_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_an_index_beyond_the_workers_is_refused(tmp_path: Path) -> None:
     job = start(tmp_path, 2, "worker", {"worker": addresses(2)})
     _, errors = job.communicate(timeout=100)
     assert job.returncode == EXIT_CONFIGURATION

@@ -1,4 +1,4 @@
-"""Notices of clouds, from a server that is as strict as theirs."""
+"""Preemption notices, from servers that are as strict as the clouds' own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from cloud_metadata import Metadata, metadata_server
 from harness import begin, finish, undisturbed
 
 from distrib.errors import EXIT_PREEMPTED
-from distrib.preemption.cloud_notices import VARIABLE, Ec2, Gce, Watch, sources
+from distrib.preemption.cloud_notices import (
+    NOTICES_VARIABLE,
+    Ec2Notices,
+    GceNotices,
+    NoticePoller,
+    sources,
+)
 from distrib.preemption.stop_request import StopRequest
 
 SHORT = ["--epochs", "2"]
@@ -30,7 +36,7 @@ def wait_for(stop: StopRequest) -> None:
         if stop.requested:
             return
         time.sleep(0.01)
-    raise TimeoutError("nobody has asked to stop")
+    raise TimeoutError("no request to stop was made")
 
 
 @pytest.mark.parametrize(
@@ -40,67 +46,67 @@ def wait_for(stop: StopRequest) -> None:
         ("maintenance-event", "MIGRATE_ON_HOST_MAINTENANCE", "TERMINATE_ON_HOST_MAINTENANCE"),
     ],
 )
-def test_google(
+def test_a_changed_value_of_googles_server_is_a_request(
     key: str, calm: str, notice: str, metadata: Metadata, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Gce, "pause", 0.01)
+    monkeypatch.setattr(GceNotices, "interval", 0.01)
     stop = StopRequest()
-    watch = Watch(sources({VARIABLE: "gce", **metadata.environment}), stop)
-    metadata.wait_until_asked(f"/{key}?", 2)  # The second time it waits.
-    metadata.google_says(key, calm)
-    metadata.wait_until_asked(f"/{key}?", 3)
+    poller = NoticePoller(sources({NOTICES_VARIABLE: "gce", **metadata.environment}), stop)
+    metadata.wait_for_requests(f"/{key}?", 2)  # The second one waits for a change.
+    metadata.set_google(key, calm)
+    metadata.wait_for_requests(f"/{key}?", 3)
     assert not stop.requested
-    metadata.google_says(key, notice)
+    metadata.set_google(key, notice)
     wait_for(stop)
-    watch.end()
+    poller.end()
 
 
-def test_amazon(metadata: Metadata, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Ec2, "pause", 0.01)
+def test_an_answer_of_amazons_server_is_a_request(
+    metadata: Metadata, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Ec2Notices, "interval", 0.01)
     stop = StopRequest()
-    watch = Watch(sources({VARIABLE: "ec2", **metadata.environment}), stop)
-    metadata.wait_until_asked("instance-action", 3)
+    poller = NoticePoller(sources({NOTICES_VARIABLE: "ec2", **metadata.environment}), stop)
+    metadata.wait_for_requests("instance-action", 3)
     assert not stop.requested
-    metadata.amazon_says(NOTICE)
+    metadata.set_amazon(NOTICE)
     wait_for(stop)
-    watch.end()
+    poller.end()
     assert metadata.log.count("PUT /latest/api/token") == 1
 
 
-def test_amazons_token_is_renewed(metadata: Metadata) -> None:
-    source = Ec2(metadata.environment)
-    assert source.ask() == ""
-    metadata.forget_tokens()
-    metadata.amazon_says(NOTICE)
-    assert source.ask() == "Amazon will terminate this instance at 2026-09-18T08:22:00Z"
+def test_an_expired_token_of_amazon_is_renewed(metadata: Metadata) -> None:
+    source = Ec2Notices(metadata.environment)
+    assert source.poll() == ""
+    metadata.expire_tokens()
+    metadata.set_amazon(NOTICE)
+    assert source.poll() == "Amazon will terminate this instance at 2026-09-18T08:22:00Z"
     assert metadata.log.count("PUT /latest/api/token") == 2
 
 
-def test_a_proxy_is_not_asked(metadata: Metadata, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxies_are_not_used(metadata: Metadata, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    assert Ec2(metadata.environment).ask() == ""
+    assert Ec2Notices(metadata.environment).poll() == ""
 
 
-def test_answers_of_somebody_else(metadata: Metadata) -> None:
+def test_answers_of_other_servers_are_errors(metadata: Metadata) -> None:
     metadata.flavor = "Vanilla"
     with pytest.raises(ValueError, match="is not Google's metadata server"):
-        Gce("preempted", ("TRUE",), metadata.environment).ask()
-    source = Ec2(metadata.environment)
-    metadata.amazon_says('"terminate"')
+        GceNotices("preempted", ("TRUE",), metadata.environment).poll()
+    source = Ec2Notices(metadata.environment)
+    metadata.set_amazon('"terminate"')
     with pytest.raises(ValueError, match="is not Amazon's notice"):
-        source.ask()
+        source.poll()
     with pytest.raises(HTTPError):
-        Ec2({"AWS_EC2_METADATA_SERVICE_ENDPOINT": f"http://{metadata.address}/else"}).ask()
+        Ec2Notices({"AWS_EC2_METADATA_SERVICE_ENDPOINT": f"http://{metadata.address}/else"}).poll()
 
 
 @pytest.mark.slow
-def test_a_notice_ends_a_run_which_goes_on_to_the_same_end(
-    metadata: Metadata, tmp_path: Path
-) -> None:
+def test_a_notice_preempts_a_run_which_resumes_exactly(metadata: Metadata, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = begin(run, *SHORT, **{VARIABLE: "gce"}, **metadata.environment)
-    metadata.wait_until_asked("/preempted?", 2)
-    metadata.google_says("preempted", "TRUE")
+    process = begin(run, *SHORT, **{NOTICES_VARIABLE: "gce"}, **metadata.environment)
+    metadata.wait_for_requests("/preempted?", 2)
+    metadata.set_google("preempted", "TRUE")
     assert process.wait(60) == EXIT_PREEMPTED
     output = (tmp_path / "run.output").read_text()
     assert "Google says preempted=TRUE, so all ranks save and stop." in output

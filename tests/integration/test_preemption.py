@@ -1,5 +1,5 @@
-"""Jobs that are started again and again by something that does not look: when they may stop, when
-they must, and what a person who comes along finds."""
+"""Jobs that are restarted automatically: preemption, giving up without progress, and resuming after
+a fix."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def newest(run: Path) -> attempts.Entry:
 
 
 @pytest.mark.slow
-def test_a_bug_ends_a_job_after_its_attempts_and_mended_it_goes_on(
+def test_a_bug_ends_a_job_after_its_attempts_and_a_fix_resumes_it(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(ATTEMPTS_VARIABLE, "2")
@@ -68,7 +68,7 @@ def test_a_bug_ends_a_job_after_its_attempts_and_mended_it_goes_on(
 def supervised(
     run: Path, *options: str, size: int = 1, attempts: int = 2, variables: Sequence[str] = ()
 ) -> subprocess.CompletedProcess[str]:
-    """Run the job by `distrib run`, whose ranks may have variables that it has not."""
+    """Run the job with `distrib run`, with variables that only its ranks have."""
     distrib = str(Path(sys.executable).with_name("distrib"))
     command = [distrib, "run", "-np", str(size), "--attempts", str(attempts), "env", *variables]
     command += forked(JOB, "--run", str(run), *SHORT, *options)
@@ -78,12 +78,12 @@ def supervised(
 
 
 @pytest.mark.slow
-def test_a_supervisor_and_the_ledger_count_alike(run: Path) -> None:
+def test_supervisor_and_ledger_count_attempts_alike(run: Path) -> None:
     done = supervised(run, "--kill=bug:17")
     assert done.returncode == EXIT_NO_PROGRESS
     assert done.stderr.count("Traceback") == 2
     assert (newest(run).stalled, newest(run).seen) == (1, 1)
-    # It was the supervisor that gave up, and a person has mended the cause.
+    # The supervisor gave up, and a person has fixed the cause.
     done = supervised(run)
     assert done.returncode == 0, done.stderr
 
@@ -112,7 +112,7 @@ def test_a_save_that_cannot_fit_is_not_begun(
     assert f"({16 - saved} of 16 steps)" in done.stderr
     assert newest(run).end == "preempted"
 
-    # A run that goes on saves nothing at its start, but the ledger knows how long it takes.
+    # A resumed run has not saved yet, but the ledger holds the duration of a save.
     done = start(run, *SHORT, f"--kill=before_step:{saved}")
     assert done.returncode == KILLED
     assert "a request to stop leaves 0.001 s" in done.stderr
@@ -121,7 +121,7 @@ def test_a_save_that_cannot_fit_is_not_begun(
 
 @pytest.mark.slow
 def test_ranks_agree_that_a_save_does_not_fit(run: Path) -> None:
-    """One rank is asked, and another one knows how long a save takes."""
+    """One rank gets the request; another one knows how long a save takes."""
     done = supervised(
         *(run, "--kill=signal:17", "--kill-rank=1"),
         size=2,

@@ -13,7 +13,7 @@ def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_current", None)
 
 
-def test_without_init_a_process_is_a_job_of_its_own() -> None:
+def test_without_init_a_process_is_a_job_by_itself() -> None:
     assert distrib.current().kind == "local"
     assert distrib.current() is distrib.current()
 
@@ -33,7 +33,7 @@ def test_local_scope_and_optimizer_change_nothing() -> None:
     assert vars(optimizer) == before
 
 
-def test_one_process_accumulates_gradients_as_many_do() -> None:
+def test_a_single_process_accumulates_gradients_too() -> None:
     optimizer = distrib.init("local").optimizer("sgd", backward_passes_per_step=3)
     assert optimizer.gradient_accumulation_steps == 3
 
@@ -47,12 +47,12 @@ def test_one_process_accumulates_gradients_as_many_do() -> None:
         ({"backward_passes_per_step": 0}, "`backward_passes_per_step=0` must be"),
     ],
 )
-def test_wrong_arguments_of_optimizer(arguments: dict[str, Any], message: str) -> None:
+def test_invalid_optimizer_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         distrib.init("local").optimizer(**{"optimizer": "sgd", **arguments})
 
 
-def test_collectives_of_one_process() -> None:
+def test_collectives_of_a_single_process() -> None:
     collectives = distrib.init("local").collectives
     assert collectives.allreduce([1, 2], "max").tolist() == [1, 2]
     assert collectives.broadcast({"a": 1}) == {"a": 1}
@@ -60,10 +60,10 @@ def test_collectives_of_one_process() -> None:
     collectives.barrier()
 
 
-def test_dataset_knows_the_replicas() -> None:
+def test_dataset_has_the_global_batches() -> None:
     dataset = distrib.init("local").dataset(([1, 2, 3], [4, 5, 6]), batch_size=2)
     assert len(dataset) == 2
 
 
-def test_repr_says_who_this_is() -> None:
+def test_repr_names_backend_and_rank() -> None:
     assert repr(distrib.init("local")) == "Cluster(kind='local', rank=0, size=1, num_replicas=1)"

@@ -42,7 +42,7 @@ def test_installing_twice_prints_once() -> None:
     assert done.stderr.count("ConfigurationError: x") == 1
 
 
-def test_the_last_words_come_after_the_traceback() -> None:
+def test_the_listener_is_called_after_the_traceback() -> None:
     listen = "on_uncaught_error(lambda error: print('noted', type(error), file=sys.stderr));"
     start = f"import sys; from distrib.errors import *; install_exit_codes(); {listen}"
     done = run(f"{start} raise ValueError('mine')")

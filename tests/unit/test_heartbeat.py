@@ -30,7 +30,7 @@ def lines(reader: int) -> list[dict[str, object]]:
         return []
 
 
-def test_a_new_phase_is_told_at_once_and_an_old_one_now_and_then(
+def test_a_new_phase_is_reported_at_once_and_the_same_phase_once_an_interval(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
@@ -47,13 +47,13 @@ def test_a_new_phase_is_told_at_once_and_an_old_one_now_and_then(
     assert len(lines(pipe[0])) == 1
 
 
-def test_what_happens_outside_of_fit_may_take_its_time(pipe: tuple[int, int]) -> None:
+def test_outside_of_fit_beat_reports_nothing(pipe: tuple[int, int]) -> None:
     heartbeat = Heartbeat(pipe[1])
     heartbeat.beat()
     assert lines(pipe[0]) == []
 
 
-def test_each_line_says_all_that_is_known(pipe: tuple[int, int]) -> None:
+def test_each_line_holds_all_facts(pipe: tuple[int, int]) -> None:
     heartbeat = Heartbeat(pipe[1])
     heartbeat.note(step=3, resumed=0)
     assert lines(pipe[0]) == []
@@ -66,35 +66,35 @@ def test_each_line_says_all_that_is_known(pipe: tuple[int, int]) -> None:
     ]
 
 
-def test_a_supervisor_that_is_busy_stops_nobody(pipe: tuple[int, int]) -> None:
+def test_a_busy_supervisor_does_not_block_the_rank(pipe: tuple[int, int]) -> None:
     fcntl.fcntl(pipe[1], fcntl.F_SETPIPE_SZ, 4096)
     heartbeat = Heartbeat(pipe[1])
     for step in range(1000):
         heartbeat.committed(step)
-    heard = lines(pipe[0])
-    assert 0 < len(heard) < 1000
+    received = lines(pipe[0])
+    assert 0 < len(received) < 1000
     heartbeat.committed(1000)
     assert lines(pipe[0])[-1]["committed"] == 1000
 
 
-def test_a_supervisor_that_is_gone_stops_nobody(pipe: tuple[int, int]) -> None:
+def test_a_dead_supervisor_does_not_stop_the_rank(pipe: tuple[int, int]) -> None:
     heartbeat = Heartbeat(pipe[1])
     os.close(pipe[0])
     heartbeat.committed(1)
     heartbeat.committed(2)
 
 
-def test_nobody_listens() -> None:
+def test_without_a_supervisor_nothing_is_written() -> None:
     heartbeat = connect({})
-    assert not heartbeat.listened
+    assert not heartbeat.connected
     assert not heartbeat.due
     heartbeat.note(step=1)
     heartbeat.enter(TRAINING)
     heartbeat.committed(1)
 
 
-def test_a_child_without_the_pipe_writes_into_nothing_else(pipe: tuple[int, int]) -> None:
-    """It inherits the variable, and may have another file with the pipe's number."""
+def test_a_child_without_the_pipe_does_not_write_into_another_file(pipe: tuple[int, int]) -> None:
+    """The child inherits the variable, but has another file open under the pipe's number."""
     address = f"{pipe[1]}:{os.fstat(pipe[1]).st_ino}"
     code = "from distrib.heartbeat import heartbeat; heartbeat.enter('training')"
     with open(os.devnull, "wb") as other:

@@ -16,22 +16,22 @@ def _as_before() -> Iterator[None]:
     log.setLevel(level)
 
 
-def test_a_message_looks_the_same_on_every_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_message_is_one_line_on_stderr(capfd: pytest.CaptureFixture[str]) -> None:
     log.info("resuming.")
     assert capfd.readouterr() == ("", "\ndistrib: resuming.\n")
 
 
-def test_only_the_chief_speaks(capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_the_chief_shows_messages(capsys: pytest.CaptureFixture[str]) -> None:
     show_chief_only(is_chief=False)
-    log.error("what all ranks know")
-    log.info("what this rank knows", extra=ANY_RANK)
-    assert capsys.readouterr().err == "\ndistrib: what this rank knows\n"
-    show_chief_only(is_chief=True)  # As of a second `init()`, in a notebook.
-    log.info("what all ranks know")
-    assert capsys.readouterr().err == "\ndistrib: what all ranks know\n"
+    log.error("a message of all ranks")
+    log.info("a message of this rank", extra=ANY_RANK)
+    assert capsys.readouterr().err == "\ndistrib: a message of this rank\n"
+    show_chief_only(is_chief=True)  # As by a second `init()` in a notebook.
+    log.info("a message of all ranks")
+    assert capsys.readouterr().err == "\ndistrib: a message of all ranks\n"
 
 
-def test_users_set_the_level(capsys: pytest.CaptureFixture[str]) -> None:
+def test_users_can_set_the_level(capsys: pytest.CaptureFixture[str]) -> None:
     logging.getLogger("distrib").setLevel("WARNING")
     log.info("not shown")
     log.warning("shown")
@@ -41,9 +41,9 @@ def test_users_set_the_level(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("before", "shown"),
     [
-        # A handler of the root logger shows nothing twice.
+        # A handler of the root logger does not show messages twice.
         ("logging.basicConfig(format='root: %(message)s', level=0)", "\ndistrib: x\n"),
-        # A handler of the user's for this logger takes the place of ours.
+        # The user's own handler for this logger replaces the default one.
         (
             "log = logging.getLogger('distrib'); log.addHandler(logging.StreamHandler());"
             "log.setLevel('INFO')",
@@ -52,7 +52,7 @@ def test_users_set_the_level(capsys: pytest.CaptureFixture[str]) -> None:
         ("logging.getLogger('distrib').setLevel('ERROR')", ""),
     ],
 )
-def test_settings_made_before_the_import_hold(before: str, shown: str) -> None:
+def test_settings_made_before_the_import_are_kept(before: str, shown: str) -> None:
     code = f"import logging; {before}; from distrib.log import log; log.info('x')"
     command = [sys.executable, "-P", "-c", code]
     result = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -12,7 +12,7 @@ def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_current", None)
 
 
-def test_a_laptop_needs_no_configuration() -> None:
+def test_a_single_process_needs_no_configuration() -> None:
     cluster = distrib.init()
     assert cluster.kind == "local"
     assert (cluster.rank, cluster.size, cluster.local_rank, cluster.num_replicas) == (0, 1, 0, 1)
@@ -20,18 +20,18 @@ def test_a_laptop_needs_no_configuration() -> None:
     assert distrib.current() is cluster
 
 
-def test_unknown_backend() -> None:
+def test_an_unknown_backend_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="`backend='horovd'` is unknown"):
         distrib.init("horovd")  # type: ignore[arg-type]
 
 
-def test_devices_do_not_fit_local() -> None:
+def test_several_devices_of_a_local_backend_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="`devices=2` does not fit"):
         distrib.init("local", devices=2)
 
 
 @pytest.mark.parametrize("backend", ["local", "mirrored"])
-def test_one_of_many_processes_does_not_train_alone(
+def test_a_single_process_backend_is_refused_to_one_of_many_processes(
     backend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")

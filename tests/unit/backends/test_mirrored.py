@@ -65,7 +65,7 @@ def test_trains_on_batches_that_do_not_split_evenly() -> None:
     )
 
 
-def test_plain_arrays_and_datasets_train_as_well() -> None:
+def test_plain_arrays_and_datasets_train_too() -> None:
     succeed(
         """
         cluster = distrib.init("mirrored", devices=2)
@@ -91,14 +91,14 @@ def test_steps_per_execution_falls_back_with_a_warning() -> None:
     )
 
 
-def test_too_late_to_divide_the_cpu() -> None:
+def test_the_cpu_cannot_be_divided_after_tensorflow_has_started() -> None:
     done = run("tf.constant(1) + 1; distrib.init('mirrored', devices=2)")
     assert done.returncode == 78
     assert "`devices=2`: the CPU cannot be divided any more" in done.stderr
 
 
 @pytest.mark.parametrize("devices", ["0", "-1"])
-def test_nonsense_devices(devices: str) -> None:
+def test_invalid_numbers_of_devices_are_refused(devices: str) -> None:
     done = run(f"distrib.init('mirrored', devices={devices})")
     assert done.returncode == 78
     assert f"`devices={devices}` must be at least 1" in done.stderr

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from distrib.backends.worker_collectives import _bytes, _words, translate
+from distrib.backends.worker_collectives import _bytes, _words, translate_error
 from distrib.errors import LostPeerError
 
 
@@ -17,10 +17,10 @@ from distrib.errors import LostPeerError
     ],
 )
 def test_a_lost_peer_is_recognized(error: tf.errors.OpError, reason: str) -> None:
-    meant = translate(error, 1, 4)
-    assert isinstance(meant, LostPeerError)
-    assert str(meant).startswith("rank 1 of 4 (pid ")
-    assert f"cannot be reached {reason}" in str(meant)
+    translated = translate_error(error, 1, 4)
+    assert isinstance(translated, LostPeerError)
+    assert str(translated).startswith("rank 1 of 4 (pid ")
+    assert f"cannot be reached {reason}" in str(translated)
 
 
 @pytest.mark.parametrize(
@@ -31,8 +31,8 @@ def test_a_lost_peer_is_recognized(error: tf.errors.OpError, reason: str) -> Non
         tf.errors.UnavailableError(None, None, "the data set's server"),
     ],
 )
-def test_other_errors_stay_what_they_are(error: BaseException) -> None:
-    assert translate(error, 1, 4) is error
+def test_other_errors_are_not_translated(error: BaseException) -> None:
+    assert translate_error(error, 1, 4) is error
 
 
 @pytest.mark.parametrize("size", [0, 1, 3, 4, 5])

@@ -18,7 +18,7 @@ from distrib.callbacks import BackupAndRestore, EarlyStopping
 from distrib.checkpoint import commit
 from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.checkpoint.saver import Saver
-from distrib.data.dataset import make_dataset
+from distrib.data.make_dataset import make_dataset
 from distrib.errors import CheckpointMismatchError, ConfigurationError, Preempted
 from distrib.retention import KeepIf
 from distrib.save_policy.schedule import SaveSchedule

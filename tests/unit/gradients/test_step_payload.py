@@ -9,7 +9,7 @@ from distrib.gradients.step_payload import Request, StepPayload
 
 
 def step(payload: StepPayload, others: Any = 0.0) -> float | None:
-    """What a train step does with the payload, in a job where `others` come from the other rank."""
+    """Exchange the payload as a train step does; `others` are the numbers of another rank."""
 
     @tf.function
     def run() -> None:
@@ -19,31 +19,31 @@ def step(payload: StepPayload, others: Any = 0.0) -> float | None:
     return payload.read()
 
 
-def test_nothing_is_granted_that_nobody_wished_for() -> None:
+def test_nothing_is_agreed_without_a_request() -> None:
     payload = StepPayload()
     assert step(payload) is None
     assert payload.agreed == frozenset()
 
 
-@pytest.mark.parametrize("wish", Request)
-def test_a_wish_of_this_rank_is_granted_once(wish: Request) -> None:
+@pytest.mark.parametrize("request_", Request)
+def test_a_request_of_this_rank_is_agreed_once(request_: Request) -> None:
     payload = StepPayload()
-    payload.request(wish, True)
-    assert payload.is_requested(wish)
+    payload.request(request_, True)
+    assert payload.is_requested(request_)
     step(payload)
-    assert payload.agreed == {wish}
-    assert not payload.is_requested(wish)
+    assert payload.agreed == {request_}
+    assert not payload.is_requested(request_)
     step(payload)
     assert payload.agreed == frozenset()
 
 
-def test_a_wish_of_another_rank_is_granted() -> None:
+def test_a_request_of_another_rank_is_agreed() -> None:
     payload = StepPayload()
     step(payload, tf.constant([0.0, 0.5, 0.0, 0.0, 0.0]))  # An average is not a whole number.
     assert payload.agreed == {Request.STOP}
 
 
-def test_a_wish_that_is_taken_back_is_not_granted() -> None:
+def test_a_withdrawn_request_is_not_agreed() -> None:
     payload = StepPayload()
     payload.request(Request.SAVE, True)
     payload.request(Request.SAVE, False)
@@ -51,7 +51,7 @@ def test_a_wish_that_is_taken_back_is_not_granted() -> None:
     assert payload.agreed == frozenset()
 
 
-def test_what_was_granted_is_not_granted_again_without_a_step() -> None:
+def test_a_request_is_not_agreed_again_without_a_step() -> None:
     payload = StepPayload()
     payload.request(Request.PREEMPT, True)
     step(payload)
@@ -59,7 +59,7 @@ def test_what_was_granted_is_not_granted_again_without_a_step() -> None:
     assert payload.agreed == frozenset()
 
 
-def test_the_loss_of_all_ranks() -> None:
+def test_the_loss_is_averaged_over_all_ranks() -> None:
     payload = StepPayload()
     payload.loss_tracker = tracker = keras.metrics.Mean()
     tracker.update_state(2.0, sample_weight=3.0)
@@ -68,7 +68,7 @@ def test_the_loss_of_all_ranks() -> None:
     assert step(payload) is None
 
 
-def test_a_loss_that_is_not_a_number_arrives() -> None:
+def test_a_loss_of_nan_is_passed_on() -> None:
     payload = StepPayload()
     payload.loss_tracker = tracker = keras.metrics.Mean()
     tracker.update_state(np.nan)
@@ -77,7 +77,7 @@ def test_a_loss_that_is_not_a_number_arrives() -> None:
     assert np.isnan(loss)
 
 
-def test_share() -> None:
+def test_the_share_of_a_rank_can_be_set() -> None:
     payload = StepPayload()
     assert float(payload.share) == 1.0
     payload.set_share(0.75)

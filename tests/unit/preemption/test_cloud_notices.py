@@ -1,4 +1,4 @@
-"""What is done with notices; where they come from is in `tests/integration/test_notices.py`."""
+"""How notices become requests; `tests/integration/test_notices.py` polls real servers."""
 
 import queue
 import threading
@@ -8,44 +8,50 @@ import pytest
 from distrib.environment import NOTICES_VARIABLE
 from distrib.errors import ConfigurationError
 from distrib.preemption import cloud_notices
-from distrib.preemption.cloud_notices import Ec2, Gce, NoticePoller, NoticeSource, sources
+from distrib.preemption.cloud_notices import (
+    Ec2Notices,
+    GceNotices,
+    NoticePoller,
+    NoticeSource,
+    sources,
+)
 from distrib.preemption.stop_request import StopRequest
 
 
-class Script(NoticeSource):
-    """Answers what a test says, when it says so."""
+class ScriptedSource(NoticeSource):
+    """Returns the answers of a test, one for each call of `answer`."""
 
-    pause = 0.0
+    interval = 0.0
 
     def __init__(self) -> None:
         self.answers: queue.Queue[str | Exception] = queue.Queue()
-        self.asked = threading.Semaphore(0)
+        self.polled = threading.Semaphore(0)
 
-    def ask(self) -> str:
-        self.asked.release()
+    def poll(self) -> str:
+        self.polled.release()
         answer = self.answers.get()
         if isinstance(answer, Exception):
             raise answer
         return answer
 
     def answer(self, *answers: str | Exception) -> None:
-        """Return when the watch has got them all, and asks for more."""
+        """Return when the poller has received all answers and polls again."""
         for answer in answers:
             self.answers.put(answer)
         for _ in answers:
-            assert self.asked.acquire(timeout=30)
+            assert self.polled.acquire(timeout=30)
 
 
 @pytest.fixture
-def script() -> Script:
-    return Script()
+def source() -> ScriptedSource:
+    return ScriptedSource()
 
 
 @pytest.fixture
-def stop(script: Script) -> StopRequest:
+def stop(source: ScriptedSource) -> StopRequest:
     stop = StopRequest()
-    NoticePoller([script], stop)
-    assert script.asked.acquire(timeout=30)
+    NoticePoller([source], stop)
+    assert source.polled.acquire(timeout=30)
     return stop
 
 
@@ -56,54 +62,54 @@ def requested(stop: StopRequest) -> bool:
 
 
 def test_a_notice_is_a_request_to_stop(
-    script: Script, stop: StopRequest, capsys: pytest.CaptureFixture[str]
+    source: ScriptedSource, stop: StopRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script.answer("", "", "")
+    source.answer("", "", "")
     assert not stop.requested
-    script.answers.put("the end is near")
+    source.answers.put("the end is near")
     assert requested(stop)
     assert "the end is near, so all ranks save and stop." in capsys.readouterr().err
 
 
-def test_a_notice_from_before_training_has_been_obeyed(
-    script: Script, stop: StopRequest, capsys: pytest.CaptureFixture[str]
+def test_a_notice_from_before_training_is_no_request(
+    source: ScriptedSource, stop: StopRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script.answer("the end is near", "the end is near", "")
+    source.answer("the end is near", "the end is near", "")
     assert not stop.requested
     assert capsys.readouterr().err.count("as before training began") == 1
-    script.answers.put("the end is near")
+    source.answers.put("the end is near")
     assert requested(stop)
 
 
 @pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cloud_notices, "_FIRST_PAUSE_AFTER_FAILURE", 0.01)
-    monkeypatch.setattr(cloud_notices, "_LONGEST_PAUSE", 0.01)
+def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cloud_notices, "_FIRST_RETRY_DELAY", 0.01)
+    monkeypatch.setattr(cloud_notices, "_MAX_RETRY_DELAY", 0.01)
 
 
-@pytest.mark.usefixtures("hasty")
-def test_a_server_that_does_not_answer_is_asked_again_and_told_of_once(
-    script: Script, stop: StopRequest, capsys: pytest.CaptureFixture[str]
+@pytest.mark.usefixtures("short_delays")
+def test_a_server_that_does_not_answer_is_polled_again_and_reported_once(
+    source: ScriptedSource, stop: StopRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script.answer(OSError("no route"), ValueError("a page of HTML"), "", OSError("no route"))
-    assert capsys.readouterr().err.count("cannot ask for notices of preemption (no route)") == 1
-    script.answers.put("the end is near")
+    source.answer(OSError("no route"), ValueError("a page of HTML"), "", OSError("no route"))
+    assert capsys.readouterr().err.count("cannot poll for preemption notices (no route)") == 1
+    source.answers.put("the end is near")
     assert requested(stop)
 
 
-def test_after_the_end_of_training_nothing_is_asked() -> None:
-    script, stop = Script(), StopRequest()
-    watch = NoticePoller([script], stop)
-    assert script.asked.acquire(timeout=30)
-    script.answer("")
-    watch.end()
-    script.answers.put("the end is near")
+def test_a_notice_after_the_end_of_training_is_no_request() -> None:
+    source, stop = ScriptedSource(), StopRequest()
+    poller = NoticePoller([source], stop)
+    assert source.polled.acquire(timeout=30)
+    source.answer("")
+    poller.end()
+    source.answers.put("the end is near")
     assert not requested(stop)
 
 
-def test_which_cloud_is_asked() -> None:
+def test_the_variable_chooses_the_cloud() -> None:
     assert sources({}) == sources({NOTICES_VARIABLE: ""}) == []
-    assert [type(s) for s in sources({NOTICES_VARIABLE: "gce"})] == [Gce, Gce]
-    assert [type(s) for s in sources({NOTICES_VARIABLE: "ec2"})] == [Ec2]
+    assert [type(s) for s in sources({NOTICES_VARIABLE: "gce"})] == [GceNotices, GceNotices]
+    assert [type(s) for s in sources({NOTICES_VARIABLE: "ec2"})] == [Ec2Notices]
     with pytest.raises(ConfigurationError, match="DISTRIB_PREEMPTION_NOTICES='azure' must be"):
         sources({NOTICES_VARIABLE: "azure"})

@@ -7,8 +7,8 @@ from distrib.preemption.grace_period import GracePeriod, save_fits
 from distrib.preemption.stop_request import StopRequest
 
 
-class OfTwo(SingleProcess):
-    """Collectives of a rank that is not the chief, and knows nothing of saves."""
+class SecondRank(SingleProcess):
+    """Collectives of rank 1, which does not know how long a save takes."""
 
     def __init__(self, chiefs: tuple[float, float]) -> None:
         self.chiefs = chiefs
@@ -35,22 +35,24 @@ def test_twice_a_save_and_a_step_must_fit(capsys: pytest.CaptureFixture[str]) ->
     grace.check(25, 5)
     assert capsys.readouterr().err == ""
     grace.check(25, 6)
-    said = capsys.readouterr().err
+    message = capsys.readouterr().err
     assert (
         "leaves 60 s (DISTRIB_GRACE_SECONDS) and may need 62 s: a save takes 25 s, a step 6 s"
-        in said
+        in message
     )
-    assert "last checkpoint may be lost then" in said
-    grace.check(99, 6)  # Once is enough.
+    assert "last checkpoint may be lost then" in message
+    grace.check(99, 6)  # It warns once only.
     assert capsys.readouterr().err == ""
 
 
-def test_a_save_that_never_fits_is_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_save_that_never_fits_has_a_message_of_its_own(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     GracePeriod(60).check(61, 0)
     assert "last checkpoint will be lost then" in capsys.readouterr().err
 
 
-def test_nothing_is_said_when_nobody_has_said_how_long(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_grace_period_there_is_no_warning(capsys: pytest.CaptureFixture[str]) -> None:
     GracePeriod(None).check(1e6, 1)
     assert capsys.readouterr().err == ""
 
@@ -64,7 +66,7 @@ def test_nothing_is_said_when_nobody_has_said_how_long(capsys: pytest.CaptureFix
         ((math.inf, 1e9), math.inf, True),
     ],
 )
-def test_who_has_the_least_time_decides(
+def test_the_rank_with_the_least_time_decides(
     chiefs: tuple[float, float], left: float, answer: bool
 ) -> None:
-    assert save_fits(OfTwo(chiefs), left, 0.0) is answer
+    assert save_fits(SecondRank(chiefs), left, 0.0) is answer

@@ -26,7 +26,7 @@ def test_signals_only_set_the_flag(number: signal.Signals) -> None:
     assert signal.getsignal(number) is before
 
 
-def test_other_threads_leave_the_signals_alone() -> None:
+def test_other_threads_install_no_handlers() -> None:
     stop = StopRequest()
     before = signal.getsignal(signal.SIGTERM)
     thread = threading.Thread(target=stop.listen)
@@ -35,7 +35,7 @@ def test_other_threads_leave_the_signals_alone() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_the_time_of_the_first_request_counts() -> None:
+def test_the_time_of_the_first_request_is_kept() -> None:
     stop = StopRequest()
     assert stop.requested_at is None
     stop.request()

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 
-from distrib.data.dataset import make_dataset
+from distrib.data.make_dataset import make_dataset
 from distrib.training.fit_call import EvaluateCall, FitCall, call_of, fit_of, in_progress
 
 DATASET = make_dataset(np.arange(12), batch_size=4)

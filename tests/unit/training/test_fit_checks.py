@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from distrib import callbacks
-from distrib.data.dataset import make_dataset
+from distrib.data.make_dataset import make_dataset
 from distrib.errors import ConfigurationError
 from distrib.save_policy.schedule import SaveSchedule
 from distrib.training import fit_checks

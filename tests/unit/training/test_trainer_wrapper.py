@@ -12,7 +12,7 @@ import pytest
 
 from distrib.callbacks import BackupAndRestore, CSVLogger
 from distrib.checkpoint.directory import CheckpointDirectory
-from distrib.data.dataset import make_dataset
+from distrib.data.make_dataset import make_dataset
 from distrib.errors import ConfigurationError
 from distrib.storage.locate import locate
 from distrib.training import trainer_wrapper

@@ -12,7 +12,7 @@ import tensorflow as tf
 from distrib.callbacks import BackupAndRestore
 from distrib.checkpoint.saver import Content, Saver
 from distrib.checkpoint.stored_checkpoint import LoadedCheckpoint
-from distrib.data.dataset import make_dataset
+from distrib.data.make_dataset import make_dataset
 from distrib.errors import ConfigurationError
 from distrib.launch.checkpoints.export import rebuild
 from distrib.state.build import build_without_data

@@ -1,0 +1,46 @@
+import numpy as np
+import pytest
+
+from distrib.data.make_dataset import make_dataset
+from distrib.errors import ConfigurationError
+
+N = 23
+X = np.arange(N, dtype=np.float32)[:, None]
+Y = np.arange(N)
+
+
+def test_a_batch_size_that_leaves_replicas_empty_is_refused_for_training():
+    with pytest.raises(ConfigurationError, match=r"batch_size=6.*multiple of 4"):
+        make_dataset((X, Y), 6, shuffle=True, num_replicas=4)
+    with pytest.raises(ConfigurationError, match=r"batch_size=7.*8 replicas in 4 processes"):
+        make_dataset((X, Y), 7, True, num_replicas=8, size=4)
+    assert len(make_dataset((X, Y), 6, num_replicas=4)) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": 2.5}, "batch_size=2.5"),
+        ({"batch_size": True}, "batch_size=True"),
+        ({"batch_size": 24, "drop_remainder": True}, "leaves no batch of 23"),
+        ({"seed": -1}, "seed=-1"),
+        ({"seed": 2**63}, "seed=9223372036854775808"),
+        ({"seed": None}, "seed=None"),
+        ({"num_parallel_reads": 0}, "num_parallel_reads=0"),
+        ({"num_parallel_reads": 2}, "num_parallel_reads=2.*in memory"),
+        ({"shuffle_buffer": 5}, "shuffle_buffer=5.*tf.data.Dataset"),
+        ({"num_replicas": 0}, "num_replicas=0"),
+        ({"num_replicas": 3, "size": 2}, "num_replicas=3.*size=2"),
+        ({"size": 0}, "size=0"),
+        ({"rank": 1}, "rank=1.*0 to 0"),
+        ({"rank": -1, "size": 2}, "rank=-1"),
+        ({"source": None}, "NoneType"),
+        ({"source": "train.npy"}, "is a str"),
+        ({"source": iter([1, 2])}, "list_iterator"),
+        ({"source": make_dataset((X, Y), 4)}, "batches already"),
+    ],
+)
+def test_invalid_arguments_are_refused(arguments, message):
+    with pytest.raises(ConfigurationError, match=message):
+        make_dataset(**{"source": (X, Y), "batch_size": 4, **arguments})
