@@ -11,7 +11,8 @@ from distrib.log import log
 from distrib.preemption.cloud_notices import NoticePoller, sources
 from distrib.preemption.grace_period import save_fits
 from distrib.preemption.stop_request import StopRequest
-from distrib.state.run_state import BeforeValidation, Logs, TrainingPosition
+from distrib.state.run_state import BeforeValidation
+from distrib.state.training_position import Logs, TrainingPosition
 from distrib.training.save_controller import SaveController
 from distrib.units import format_duration
 

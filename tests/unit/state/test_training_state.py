@@ -1,5 +1,4 @@
 import json
-import random
 from typing import Any
 
 import keras
@@ -8,16 +7,8 @@ import pytest
 import tensorflow as tf
 
 from distrib.errors import CheckpointMismatchError, ConfigurationError
-from distrib.state.build import build, build_without_data
-from distrib.state.training_state import (
-    METRICS,
-    HostBuffers,
-    TrainingState,
-    VariableSlot,
-    _redistribute,
-    random_state,
-    set_random_state,
-)
+from distrib.state.build import build
+from distrib.state.training_state import HostBuffers, TrainingState
 
 SPEC = (tf.TensorSpec((None, 4), tf.float32), tf.TensorSpec((None, 1), tf.float32))
 
@@ -185,51 +176,3 @@ def test_variables_of_the_first_step_are_reported() -> None:
     train(model)
     with pytest.raises(ConfigurationError, match=r"created by the first train step.*before `fit`"):
         state.check_complete()
-
-
-def test_without_data_the_model_must_be_built() -> None:
-    model = keras.Sequential([keras.layers.Dense(1)])
-    model.compile("adam", "mse")
-    with pytest.raises(ConfigurationError, match="it is not built yet"):
-        build_without_data(model)
-    model = make()
-    build_without_data(model)
-    assert model.optimizer.built
-
-
-def test_values_for_another_number_of_replicas() -> None:
-    def spread(group: str, values: list[Any], count: int, seed: bool = False) -> list[Any]:
-        slot = VariableSlot(group, "path", (), count, same=False, seed=seed)
-        return [value.tolist() for value in _redistribute(slot, values)]
-
-    sums = [np.float32([1, 2]), np.float32([3, 4])]
-    assert spread(METRICS, sums, 1) == [[4, 6]]
-    assert spread(METRICS, sums, 4) == [[1, 1.5]] * 4
-    assert spread(METRICS, [np.int32(7)], 3) == [7, 0, 0]
-    assert spread(METRICS, sums[:1], 2) == [[0.5, 1]] * 2
-    assert spread("model", sums, 1) == [[2, 3]]
-    assert spread("model", sums, 2) == [[1, 2], [3, 4]]
-    counters = [np.int64([7, 1]), np.int64([9, 2])]
-    assert spread("model", counters, 3) == [[7, 1]] * 3
-    seeds = spread("model", [np.uint32([7, 5]), np.uint32([9, 5])], 3, seed=True)
-    assert seeds[0] == [7, 5]
-    assert {counter for _, counter in seeds} == {5}
-    assert len({seed for seed, _ in seeds}) == 3
-
-
-def test_random_generators_continue() -> None:
-    keras.utils.set_random_seed(1)
-    keras.random.normal((2,))
-    state = random_state()
-
-    def draw() -> list[Any]:
-        return [
-            random.random(),
-            np.random.rand(),
-            keras.ops.convert_to_numpy(keras.random.normal((2,))).tolist(),
-        ]
-
-    first = draw()
-    assert draw() != first
-    set_random_state(state)
-    assert draw() == first

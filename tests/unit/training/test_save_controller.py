@@ -11,7 +11,7 @@ from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.checkpoint.saver import Content
 from distrib.errors import CheckpointError
 from distrib.save_policy.schedule import SaveSchedule
-from distrib.state.run_state import Logs, TrainingPosition
+from distrib.state.training_position import Logs, TrainingPosition
 from distrib.storage.locate import locate
 from distrib.training.save_controller import SaveController
 

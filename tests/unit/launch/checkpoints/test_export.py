@@ -16,7 +16,8 @@ from distrib.data.dataset import make_dataset
 from distrib.errors import ConfigurationError
 from distrib.launch.checkpoints.export import rebuild
 from distrib.state.build import build_without_data
-from distrib.state.run_state import Logs, RunState, TrainingPosition
+from distrib.state.run_state import RunState
+from distrib.state.training_position import Logs, TrainingPosition
 from distrib.storage.locate import locate
 
 X = np.random.default_rng(0).normal(size=(24, 5)).astype("float32")
