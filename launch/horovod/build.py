@@ -15,6 +15,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from distrib.environment import GLOO_TIMEOUT_VARIABLE
 from distrib.errors import EXIT_FINISHED, ConfigurationError
 
 from .recipe import recipe_for
@@ -112,7 +113,7 @@ def check(seconds: float = CHECK_SECONDS) -> None:
     variables = {
         "CUDA_VISIBLE_DEVICES": "-1",  # Two ranks cannot share one GPU.
         "TF_CPP_MIN_LOG_LEVEL": "2",
-        "HOROVOD_GLOO_TIMEOUT_SECONDS": "120",  # Importing TensorFlow is slow on a busy machine.
+        GLOO_TIMEOUT_VARIABLE: "120",  # Importing TensorFlow is slow on a busy machine.
     }
     try:
         done = subprocess.run(
