@@ -1,4 +1,4 @@
-"""Starts `job.py` as users start a script, and reads what is left of it."""
+"""Starts `job.py` as users start a script, and reads its result."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _kept: list[subprocess.Popen[str]] = []
 @functools.cache
 def nursery() -> str:
     """Return the address of the process that jobs are forked from; see `nursery.py`."""
-    # No abstract name: those are one network namespace's.
+    # Not an abstract socket, which only one network namespace could reach.
     folder = tempfile.mkdtemp(prefix="distrib-nursery-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     address = f"{folder}/socket"
     process = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("nursery.py")), address],
-        stdin=subprocess.PIPE,  # It ends when this process does.
+        stdin=subprocess.PIPE,  # The nursery ends when this process does.
         stdout=subprocess.PIPE,
         text=True,
         env=environment(),
@@ -42,20 +42,20 @@ def nursery() -> str:
 
 
 def forked(script: Path, *arguments: str) -> list[str]:
-    """Return the command of a process that a script runs in, with everything imported already."""
+    """Return a command that runs a script in a process forked from the nursery."""
     stand_in = str(Path(__file__).with_name("stand_in.py"))
     return [sys.executable, "-I", "-S", stand_in, nursery(), str(script), *arguments]
 
 
 def start(run: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the job once, to its end or its death."""
+    """Run the job once, until it ends or is killed."""
     return _complete(forked(JOB, "--run", str(run), *arguments))
 
 
 def launch(
     size: int, script: Path, *arguments: str, backend: str = "horovod", attempts: int = 0
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script on several ranks of this machine, to its end or, without restarts, its death."""
+    """Run a script on several ranks of this machine, by default without restarts."""
     launcher = [str(Path(sys.executable).with_name("distrib")), "run", "-np", str(size)]
     options = ["--backend", backend, "--attempts", str(attempts)]
     return _complete([*launcher, *options, *forked(script, *arguments)])
@@ -66,7 +66,7 @@ def _complete(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def begin(run: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:
-    """Start the job and leave it running; what it prints goes to `run`'s neighbour `output`."""
+    """Start the job in the background; its stderr goes to the file `<run>.output`."""
     with (run.parent / f"{run.name}.output").open("w") as output:
         command = forked(JOB, "--run", str(run), *arguments)
         return subprocess.Popen(command, stderr=output, env=environment() | variables, text=True)
@@ -77,7 +77,7 @@ def environment() -> dict[str, str]:
 
 
 def finish(run: Path, *arguments: str) -> dict[str, Any]:
-    """Run the job, which must end by itself, and return its result."""
+    """Run the job, assert that it succeeds, and return its result."""
     done = start(run, *arguments)
     assert done.returncode == 0, done.stderr[-4000:]
     return result(run)
@@ -85,9 +85,9 @@ def finish(run: Path, *arguments: str) -> dict[str, Any]:
 
 @functools.cache
 def undisturbed(*arguments: str, ranks: int = 1, backend: str = "horovod") -> dict[str, Any]:
-    """Return what the job ends with if nobody disturbs it; it is run once for all who ask.
+    """Return the result of an undisturbed run of the job, made once per process and arguments.
 
-    It does not pause after its steps, which serves kills alone.
+    Only kills need the pauses after steps, so this run makes none.
     """
     arguments = (*arguments, "--pace", "0")
     with tempfile.TemporaryDirectory(prefix="distrib-undisturbed-") as folder:
@@ -104,7 +104,7 @@ def result(run: Path) -> dict[str, Any]:
 
 
 def kill_and_finish(run: Path, kills: list[str], *arguments: str) -> dict[str, Any]:
-    """Start the job once for each kill, each of which must strike, and once more to the end."""
+    """Run the job once for each kill, assert that the kill happened, and run it to the end."""
     for kill in kills:
         done = start(run, *arguments, *(f"--kill={part}" for part in kill.split("+")))
         expected = EXIT_PREEMPTED if kill.startswith(("signal", "interrupt")) else KILLED

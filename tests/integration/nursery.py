@@ -1,15 +1,15 @@
-"""Forks jobs from a process that has imported everything already.
+"""Fork server for test jobs: forks them from a process that has imported everything already.
 
-Importing TensorFlow, Keras and Orbax takes longer than most test jobs. The nursery does it once and
-starts nothing of them; each job is a process of its own, forked from there, with real signals.
+Importing TensorFlow, Keras and Orbax takes longer than most test jobs. The nursery imports them
+once and starts no thread of theirs. Each job is a forked process of its own and gets real signals.
 
-It listens on a Unix socket, and serves one job a connection. The client sends one line of JSON,
+The nursery listens on a Unix socket; each connection serves one job. The client sends a JSON line,
 `{"script", "arguments", "environment", "directory"}`, together with the file descriptors of the
-job's output, of its errors and, if there is one, of its heartbeat; then numbers of signals for the
-job, a line each. It is answered with the exit status, negative for a signal. When the client hangs
-up, the job is killed.
+job's stdout, stderr and, if there is one, heartbeat; then signal numbers for the job, one per line.
+The nursery answers with the exit status, negative for a signal. When the client hangs up, the
+nursery kills the job.
 
-A job lives where its client does: in the same network, mount, pid and uts namespaces.
+A job runs in its client's network, mount, pid and uts namespaces.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def import_all(folder: Path) -> None:
     if importlib.util.find_spec("horovod"):
         import horovod.tensorflow  # noqa: F401
     gc.collect()
-    gc.freeze()  # Else each job's collector visits, and so copies, a million objects of modules.
+    gc.freeze()  # Else the garbage collector of each job visits, and copies, a million objects.
 
 
 def become(order: dict[str, Any], descriptors: list[int]) -> NoReturn:
@@ -55,7 +55,7 @@ def become(order: dict[str, Any], descriptors: list[int]) -> NoReturn:
     os.environ.update(order["environment"])
     if heartbeat:
         os.environ["DISTRIB_HEARTBEAT"] = f"{heartbeat[0]}:{os.fstat(heartbeat[0]).st_ino}"
-        # What was imported before the fork knows nothing of it.
+        # The module was imported before the fork, without this variable.
         vars(distrib.heartbeat.heartbeat).update(vars(distrib.heartbeat.connect()))
     if "PYTHONFAULTHANDLER" in os.environ:
         faulthandler.enable()
@@ -82,7 +82,7 @@ def become(order: dict[str, Any], descriptors: list[int]) -> NoReturn:
 
 
 def enter(client: int, kind: str) -> None:
-    """Enter a namespace of a process; that of pids is for children only."""
+    """Enter a namespace of a process; a pid namespace applies to children only."""
     theirs, ours = Path(f"/proc/{client}/ns/{kind}"), Path(f"/proc/self/ns/{kind}_for_children")
     ours = ours if ours.exists() else Path(f"/proc/self/ns/{kind}")
     if os.readlink(theirs) == os.readlink(ours):
@@ -113,7 +113,7 @@ def fork_beside(client: int) -> int:
 
 
 class Job:
-    """One forked process, and the connection of the client that wanted it."""
+    """A forked process and its client's connection."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
@@ -148,7 +148,7 @@ class Job:
         os.close(self.end)
         if self.connection in selector.get_map():
             selector.unregister(self.connection)
-            with suppress(ConnectionError):  # Both may have been killed.
+            with suppress(ConnectionError):  # The client may have been killed too.
                 self.connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
         self.connection.close()
 
@@ -160,7 +160,7 @@ def main() -> None:
     listener.listen()
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ)
-    selector.register(sys.stdin, selectors.EVENT_READ)  # It ends with the tests.
+    selector.register(sys.stdin, selectors.EVENT_READ)  # Closed when the tests end.
     print("ready", flush=True)
     while True:
         for key, _ in selector.select():
