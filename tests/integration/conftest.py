@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-# gcsfs reads it when it is imported, here and in what tests start: else it looks for a server that
-# speaks gRPC, for a minute a call.
+# gcsfs reads this variable on import, here and in processes that tests start. Without it each call
+# looks for a gRPC server for a minute.
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 
 from ceph import missing, start_ceph
@@ -17,7 +17,7 @@ from stores import Server, start_gcs, start_moto
 
 @pytest.fixture(scope="module", params=["horovod", "multiworker"])
 def backend(request: pytest.FixtureRequest) -> str:
-    """Each way to join ranks, unless a test names one."""
+    """Each backend with several ranks, unless a test names one."""
     if request.param == "horovod":
         pytest.importorskip("horovod", reason="Horovod is not installed: `distrib horovod build`")
     return str(request.param)
@@ -45,4 +45,4 @@ def _running(start: Callable[[Path], Server], folder: Path) -> Iterator[Server]:
     server = start(folder)
     yield server
     server.kill9()
-    shutil.rmtree(folder)  # Pytest keeps folders, and a disk may hold gigabytes.
+    shutil.rmtree(folder)  # Pytest keeps folders, and the store may hold gigabytes.

@@ -1,4 +1,4 @@
-"""Starts `job.py` as users start a script, and reads its results."""
+"""Starts `job.py` as users start a script, and reads its result."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _kept: list[subprocess.Popen[str]] = []
 @functools.cache
 def nursery() -> str:
     """Return the address of the process that jobs are forked from; see `nursery.py`."""
-    # Not an abstract socket, which exists in one network namespace only.
+    # Not an abstract socket, which only one network namespace could reach.
     folder = tempfile.mkdtemp(prefix="distrib-nursery-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     address = f"{folder}/socket"
     process = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("nursery.py")), address],
-        stdin=subprocess.PIPE,  # Closed when this process ends.
+        stdin=subprocess.PIPE,  # The nursery ends when this process does.
         stdout=subprocess.PIPE,
         text=True,
         env=environment(),
@@ -42,7 +42,7 @@ def nursery() -> str:
 
 
 def forked(script: Path, *arguments: str) -> list[str]:
-    """Return a command that runs a script in a fork of the nursery."""
+    """Return a command that runs a script in a process forked from the nursery."""
     stand_in = str(Path(__file__).with_name("stand_in.py"))
     return [sys.executable, "-I", "-S", stand_in, nursery(), str(script), *arguments]
 
@@ -66,7 +66,7 @@ def _complete(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def begin(run: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:
-    """Start the job and leave it running; its errors go to `<run>.output`."""
+    """Start the job in the background; its stderr goes to the file `<run>.output`."""
     with (run.parent / f"{run.name}.output").open("w") as output:
         command = forked(JOB, "--run", str(run), *arguments)
         return subprocess.Popen(command, stderr=output, env=environment() | variables, text=True)
@@ -77,7 +77,7 @@ def environment() -> dict[str, str]:
 
 
 def finish(run: Path, *arguments: str) -> dict[str, Any]:
-    """Run the job, which must finish, and return its result."""
+    """Run the job, assert that it succeeds, and return its result."""
     done = start(run, *arguments)
     assert done.returncode == 0, done.stderr[-4000:]
     return result(run)
@@ -85,9 +85,9 @@ def finish(run: Path, *arguments: str) -> dict[str, Any]:
 
 @functools.cache
 def undisturbed(*arguments: str, ranks: int = 1, backend: str = "horovod") -> dict[str, Any]:
-    """Return the result of the undisturbed job, which runs once for all tests.
+    """Return the result of an undisturbed run of the job, made once per process and arguments.
 
-    It does not pause after its steps: pauses give kills time to strike.
+    Only kills need the pauses after steps, so this run makes none.
     """
     arguments = (*arguments, "--pace", "0")
     with tempfile.TemporaryDirectory(prefix="distrib-undisturbed-") as folder:
@@ -104,7 +104,7 @@ def result(run: Path) -> dict[str, Any]:
 
 
 def kill_and_finish(run: Path, kills: list[str], *arguments: str) -> dict[str, Any]:
-    """Start the job once for each kill, each of which must strike, and once more to the end."""
+    """Run the job once for each kill, assert that the kill happened, and run it to the end."""
     for kill in kills:
         done = start(run, *arguments, *(f"--kill={part}" for part in kill.split("+")))
         expected = EXIT_PREEMPTED if kill.startswith(("signal", "interrupt")) else KILLED

@@ -2,8 +2,8 @@
 
     python job.py --run DIR [--backend mirrored] [--model NAME] [--kill POINT:NUMBER ...]
 
-`--kill` makes the process kill itself with SIGKILL at a named point, where a test from outside
-could only hope to hit. What counts in the end is written to `DIR/result.json`.
+`--kill` makes the process send itself SIGKILL at a named point, which a kill from outside would hit
+only by luck. The final state and history are written to `DIR/result.json`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def die() -> None:
 
 
 class Killer(keras.callbacks.Callback):
-    """Kills the process when the run reaches a step or an epoch."""
+    """Kills the process at a given step or epoch."""
 
     def __init__(self, point: str, number: int) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class Killer(keras.callbacks.Callback):
 
 
 class SaveCost(keras.callbacks.Callback):
-    """Makes steps long enough for a save to be done before the next one is due."""
+    """Makes steps long enough for each save to finish before the next one is due."""
 
     def __init__(self, seconds: float, hurry: Path) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ def counted(
     before: Callable[[], object] = lambda: None,
     behind: Callable[[], object] = lambda: None,
 ) -> Callable[..., Any]:
-    """Do something before or behind the call of that number."""
+    """Run `before` and `behind` around the `number`-th call."""
     count = itertools.count(1)
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -128,17 +128,17 @@ def counted(
 
 
 def after(call: Callable[..., Any], number: int) -> Callable[..., Any]:
-    """Kill right after the call of that number."""
+    """Kill right after the `number`-th call."""
     return counted(call, number, behind=die)
 
 
 def during(call: Callable[..., Any], number: int) -> Callable[..., Any]:
-    """Kill a moment after the call of that number has begun."""
+    """Kill up to 30 ms after the `number`-th call has begun."""
     return counted(call, number, lambda: threading.Timer(random.uniform(0.0, 0.03), die).start())
 
 
 def failing(call: Callable[..., Any], number: int) -> Callable[..., Any]:
-    """Raise instead of the call of that number."""
+    """Raise instead of making the `number`-th call."""
 
     def fail() -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -147,7 +147,7 @@ def failing(call: Callable[..., Any], number: int) -> Callable[..., Any]:
 
 
 def arm(point: str, number: int) -> None:
-    """Kill points inside distrib: the steps of a save and of a restore."""
+    """Set a kill point inside distrib, in a save or a restore."""
     if point == "save_arrays":  # somewhere while the data are written
         transfer.write = during(transfer.write, number)
     elif point == "save_uncommitted":  # all data there, no manifest
@@ -158,7 +158,7 @@ def arm(point: str, number: int) -> None:
         commit.publish = after(commit.publish, number)
     elif point == "save_prune":  # an old one removed, or half of it
         commit.remove = during(commit.remove, number)
-    elif point == "save_fails":  # as on a full disk, and nobody is killed
+    elif point == "save_fails":  # as on a full disk; no kill
         transfer.write = failing(transfer.write, number)
     elif point == "restore_read":
         transfer.read = during(transfer.read, number)
@@ -169,7 +169,7 @@ def arm(point: str, number: int) -> None:
 
 
 def write_curves(figure: Any, axes: Any, path: Path) -> None:
-    """Write what a plot shows instead of drawing it, which takes half of a short run's time."""
+    """Write a plot's curves as JSON; drawing would take a third of a short run's time."""
     curves = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
     path.write_text(json.dumps(curves))
 
@@ -185,23 +185,23 @@ def digest(variables: Any) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--store", help="URL for everything that callbacks write, instead of --run")
+    parser.add_argument("--store", help="write all callbacks' files to this URL instead of --run")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--devices", type=int, default=2)
     parser.add_argument("--model", default="small")
     parser.add_argument("--kill", action="append", default=[])
-    parser.add_argument("--kill-rank", type=int, default=0, help="the rank that is killed")
+    parser.add_argument("--kill-rank", type=int, default=0, help="rank to kill")
     parser.add_argument("--save-freq", default="3")
-    parser.add_argument("--order", type=int, default=0, help="seed of the callbacks' order")
+    parser.add_argument("--order", type=int, default=0, help="seed for the order of the callbacks")
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--patience", type=int, default=2, help="of EarlyStopping, in epochs")
+    parser.add_argument("--patience", type=int, default=2, help="of EarlyStopping (epochs)")
     parser.add_argument("--samples", type=int, default=173)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument(
         "--pace",
         type=float,
         default=0.03,
-        help="seconds slept after each step, while there is no `hurry` beside the run",
+        help="sleep this long after each step, until a file `hurry` exists beside the run (s)",
     )
     args = parser.parse_args()
     place = locate(args.store or args.run, "store")
@@ -234,7 +234,7 @@ def main() -> None:
     for number_of_kill, kill in enumerate(kills):
         point, number = kill.split(":")
         arm(point, int(number))
-        # Once before all others and once after, so that files are hit in both states.
+        # First one before all other callbacks, then one after them: files are hit in both states.
         callbacks.insert(number_of_kill * len(callbacks), Killer(point, int(number)))
 
     history = model.fit(

@@ -1,4 +1,4 @@
-"""One model of each kind that a run must be able to resume, with data for it."""
+"""One model of each kind that a run must be able to resume, with matching data."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def stack(dtype: Any = None) -> keras.Model:
 
 
 class Subclassed(keras.Model):
-    """Unbuilt until the first batch; has a plain tf.Variable and a tf.random.Generator."""
+    """Unbuilt until the first batch; has a raw `tf.Variable` and a `tf.random.Generator`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Subclassed(keras.Model):
 
 
 class TwoOptimizers(keras.Model):
-    """A custom train step with an optimizer, a metric and a seed of its own."""
+    """A custom train step with its own second optimizer, metric and seed generator."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class TwoOptimizers(keras.Model):
 
 
 class Hits(keras.metrics.Metric):
-    """A custom metric with state of its own."""
+    """A custom metric with its own state."""
 
     def __init__(self) -> None:
         super().__init__(name="hits")
@@ -159,7 +159,7 @@ def sequences(n: int) -> tuple[Any, Any]:
 
 RECIPES: dict[str, Recipe] = {
     "small": Recipe(lambda: compiled(stack()), rows),
-    # Has neither dropout nor batch normalization, so its results do not depend on the replicas.
+    # Neither dropout nor batch normalization: results do not depend on the number of replicas.
     "steady": Recipe(
         lambda: compiled(
             keras.Sequential(

@@ -1,15 +1,15 @@
-"""Forks jobs from a process that has already imported all modules.
+"""Fork server for test jobs: forks them from a process that has imported everything already.
 
 Importing TensorFlow, Keras and Orbax takes longer than most test jobs. The nursery imports them
-once, without running any operation; each job is a process forked from it, with real signals.
+once and starts no thread of theirs. Each job is a forked process of its own and gets real signals.
 
-The nursery listens on a Unix socket, and each connection is one job. The client sends one line of
-JSON, `{"script", "arguments", "environment", "directory"}`, together with the file descriptors of
-the job's output, of its errors and, if it has one, of its heartbeat; then the numbers of signals
-for the job, one a line. The nursery answers with the exit status, negative for a signal. When the
-client disconnects, the nursery kills the job.
+The nursery listens on a Unix socket; each connection serves one job. The client sends a JSON line,
+`{"script", "arguments", "environment", "directory"}`, together with the file descriptors of the
+job's stdout, stderr and, if there is one, heartbeat; then signal numbers for the job, one per line.
+The nursery answers with the exit status, negative for a signal. When the client hangs up, the
+nursery kills the job.
 
-A job runs in the network, mount, pid and uts namespaces of its client.
+A job runs in its client's network, mount, pid and uts namespaces.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def import_all(folder: Path) -> None:
     if importlib.util.find_spec("horovod"):
         import horovod.tensorflow  # noqa: F401
     gc.collect()
-    gc.freeze()  # Else each job's collector visits, and so copies, a million objects of modules.
+    gc.freeze()  # Else the garbage collector of each job visits, and copies, a million objects.
 
 
 def become(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
@@ -54,8 +54,8 @@ def become(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
     os.environ.clear()
     os.environ.update(request["environment"])
     if heartbeat:
-        os.environ[distrib.heartbeat.VARIABLE] = f"{heartbeat[0]}:{os.fstat(heartbeat[0]).st_ino}"
-        # Modules imported before the fork hold the nursery's heartbeat object.
+        os.environ["DISTRIB_HEARTBEAT"] = f"{heartbeat[0]}:{os.fstat(heartbeat[0]).st_ino}"
+        # The module was imported before the fork, without this variable.
         vars(distrib.heartbeat.heartbeat).update(vars(distrib.heartbeat.connect()))
     if "PYTHONFAULTHANDLER" in os.environ:
         faulthandler.enable()
@@ -82,7 +82,7 @@ def become(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
 
 
 def enter(client: int, kind: str) -> None:
-    """Enter a namespace of a process; a pid namespace holds for children only."""
+    """Enter a namespace of a process; a pid namespace applies to children only."""
     theirs, ours = Path(f"/proc/{client}/ns/{kind}"), Path(f"/proc/self/ns/{kind}_for_children")
     ours = ours if ours.exists() else Path(f"/proc/self/ns/{kind}")
     if os.readlink(theirs) == os.readlink(ours):
@@ -113,7 +113,7 @@ def fork_beside(client: int) -> int:
 
 
 class Job:
-    """One forked process, and the connection of its client."""
+    """A forked process and its client's connection."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
@@ -148,7 +148,7 @@ class Job:
         os.close(self.end)
         if self.connection in selector.get_map():
             selector.unregister(self.connection)
-            with suppress(ConnectionError):  # Both may have been killed.
+            with suppress(ConnectionError):  # The client may have been killed too.
                 self.connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
         self.connection.close()
 

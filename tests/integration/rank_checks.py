@@ -1,9 +1,9 @@
-"""What must hold on the ranks of one job, checked on all of them: run by `test_ranks.py`.
+"""Checks that all ranks of one job make together: run by `test_ranks.py`.
 
     distrib run -np 2 rank_checks.py REPORT.json [CHECK ...]
 
-Starting ranks is slow, so one job makes all checks, one after the other. Each is a function that
-every rank calls; what it returns is compared over the ranks, and its failures are reported by name.
+Starting ranks is slow, so one job makes all checks in turn. Every rank calls each check; the ranks'
+return values must be equal, and failures are reported by the check's name.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def data(n: int = 93, width: int = 6) -> tuple[np.ndarray, np.ndarray]:
 
 
 def model_of(cluster: Cluster, optimizer: Any, seed: int = 1, **options: Any) -> keras.Model:
-    """A model with the same weights wherever it is made; reduced over the ranks of `cluster`."""
+    """A model with the same initial weights on all ranks, reduced over the ranks of `cluster`."""
     keras.utils.set_random_seed(seed)
     with cluster.scope():
         model = keras.Sequential(
@@ -62,7 +62,7 @@ def model_of(cluster: Cluster, optimizer: Any, seed: int = 1, **options: Any) ->
 
 
 def steps(model: keras.Model, batches: Any) -> list[np.ndarray]:
-    """Train without `fit`, which knows ranks: the step alone has to be right."""
+    """Train without `fit`, which synchronises ranks: the step alone has to be right."""
     for x, y in batches:
         model.train_on_batch(x, y)
     return [variable.numpy() for variable in model.trainable_variables]
@@ -74,7 +74,7 @@ def close(one: list[np.ndarray], other: list[np.ndarray], tolerance: float = 1e-
 
 
 def compare(cluster: Cluster, make: Callable[[], Any], tolerance: float = 1e-5, **how: Any) -> Any:
-    """Train on each rank's piece of every batch, and on whole batches in the chief alone."""
+    """Train on each rank's part of every batch, and on whole batches on the chief alone."""
     x, y = data(24 * cluster.size)
     whole = cluster.dataset((x, y), 12 * cluster.size)
     mine = steps(model_of(cluster, make(), how=how), whole.repeat().take(6))
@@ -258,7 +258,7 @@ def gradients_of_embeddings(cluster: Cluster) -> Any:
 
 
 class Sided(keras.Model):
-    """Uses a layer on one rank only, and another one on no rank."""
+    """Uses one layer on one rank only, and one layer on no rank."""
 
     def __init__(self, cluster: Cluster) -> None:
         super().__init__()
@@ -624,7 +624,7 @@ def arrays_without_a_dataset(cluster: Cluster) -> Any:
 
 
 class ChiefLooks(keras.callbacks.Callback):
-    """Uses the model on the chief alone, in the middle of a fit."""
+    """Uses the model on the chief alone, during `fit`."""
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         if distrib.current().is_chief:
@@ -642,7 +642,7 @@ def the_chief_may_use_the_model_alone(cluster: Cluster) -> Any:
     return [variable.numpy().tolist() for variable in model.trainable_variables]
 
 
-# What cannot work is refused
+# Refused uses
 
 
 def refused(message: str, train: Callable[[], Any]) -> None:

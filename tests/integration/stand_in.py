@@ -1,9 +1,9 @@
-"""Stands in, as a launcher's child, for a job that is forked from the nursery.
+"""Represents a job that the nursery forks, as the child process that a launcher expects.
 
     python -I -S stand_in.py SOCKET script.py ...
 
-The job gets its outputs, its environment, its folder and its way to the supervisor; signals are
-handed on, and it ends as the job does: with the same exit code, or by the same signal.
+The job inherits its outputs, environment, working directory and heartbeat pipe. The stand-in
+forwards signals to the job and ends as the job does: with its exit code, or by its signal.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 
-HANDED_ON = (
+FORWARDED = (
     *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP),
     *(signal.SIGUSR1, signal.SIGABRT),
 )
@@ -24,7 +24,7 @@ def main() -> int:
     address, script, *arguments = sys.argv[1:]
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(address)
-    for number in HANDED_ON:
+    for number in FORWARDED:
         signal.signal(number, lambda number, frame: connection.sendall(b"%d\n" % number))
     order = {"script": script, "arguments": arguments}
     order |= {"environment": dict(os.environ), "directory": os.getcwd()}
@@ -33,7 +33,7 @@ def main() -> int:
     socket.send_fds(connection, [json.dumps(order).encode() + b"\n"], descriptors)
     status = int(connection.makefile().readline())
     if status < 0:
-        if -status in HANDED_ON:
+        if -status in FORWARDED:
             signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
         signal.pause()
