@@ -35,10 +35,10 @@ def global_result(
     variables = model.metrics_variables
     mine = [[replica.numpy() for replica in replicas_of(variable)] for variable in variables]
     gathered = collectives.allgather((mine, list(names)))
-    everybody = [values for values, _ in gathered]
+    values_by_rank = [values for values, _ in gathered]
     try:
         for number, variable in enumerate(variables):
-            values = [value for rank in everybody for value in rank[number]]
+            values = [value for rank in values_by_rank for value in rank[number]]
             whole = _combine(values, variable.aggregation)
             for replica in replicas_of(variable):
                 replica.assign(whole)

@@ -174,17 +174,17 @@ class RunState:
 
 
 def _config_of(model: Any) -> dict[str, Any] | None:
-    """Return what Keras can make the model of where nobody has its code, JSON-able.
+    """Return the config from which Keras can rebuild the model without its code, JSON-able.
 
-    `None` if the model cannot tell: Keras asks for `get_config` of a class that has arguments, and
-    for the source of every lambda.
+    `None` if there is none: Keras needs `get_config` of a class that has arguments, and the source
+    of every lambda.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # They are about loading, which nobody may ever do.
+        warnings.simplefilter("ignore")  # About loading, which may never happen.
         try:
             config = keras.saving.serialize_keras_object(model)
             given = config.get("compile_config") or {}
-            if "optimizer" in given:  # It may be scaling the loss, which `compile` adds by itself.
+            if "optimizer" in given:  # It may be a LossScaleOptimizer, which `compile` adds.
                 given["optimizer"] = keras.saving.serialize_keras_object(model.optimizer)
             return json.loads(json.dumps(config))
         except (NotImplementedError, TypeError, ValueError, OSError):

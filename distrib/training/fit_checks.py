@@ -32,6 +32,7 @@ _FORGETFUL = {
     "EarlyStopping",
     "LearningRateScheduler",
     "ModelCheckpoint",
+    "OrbaxCheckpoint",
     "ReduceLROnPlateau",
     "SwapEMAWeights",
     "TensorBoard",
@@ -119,16 +120,16 @@ def check_steps(call: FitCall) -> None:
         ConfigurationError: Says how many batches which rank has.
     """
     steps = call.iterator.num_batches
-    everybody = current().collectives.allgather(steps if steps and steps > 0 else None)
-    if None in everybody:
+    steps_by_rank = current().collectives.allgather(steps if steps and steps > 0 else None)
+    if None in steps_by_rank:
         raise ConfigurationError(
             f"It is not known how many batches {type(call.data).__name__} has, and a rank with "
             "fewer than the others would leave them waiting. Pass `steps_per_epoch`, or train on "
             "`cluster.dataset(...)`."
         )
-    if len(set(everybody)) > 1:
+    if len(set(steps_by_rank)) > 1:
         raise ConfigurationError(
-            f"The ranks have {everybody} batches in an epoch, and those with fewer would leave the "
+            f"The ranks have {steps_by_rank} batches in an epoch, and those with fewer would leave the "
             "others waiting. Train on `cluster.dataset(...)`, or pass a `steps_per_epoch` that all "
             "of them have."
         )
