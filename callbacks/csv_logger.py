@@ -1,10 +1,10 @@
-"""`CSVLogger` whose file has every epoch once, whatever happened in between.
+"""`CSVLogger` whose file has every epoch exactly once, however often the run was killed.
 
-The state holds the file's bytes: restoring it puts the file back to what it was when the state was
-taken. Keras opens the file, and wipes it unless told to append, when training begins; a resumed run
-does not know yet that it is one at that moment. So the file is opened when the first epoch begins.
+The state holds the file's bytes, and restoring the state restores the file. Keras opens the file
+when training begins, and truncates it unless `append=True`. A resumed run does not know yet at that
+moment that it is resumed, so this class opens the file when the first epoch begins.
 
-A remote file is written in a working copy, which is sent after every row.
+A remote file is written in a working copy, which is uploaded after every row.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from .orphaned_files import remove_orphans
 class CSVLogger(keras.callbacks.CSVLogger):
     """Write each epoch's results to a CSV file, one row an epoch.
 
-    Keras's `CSVLogger`, written by the chief. After a restart the file goes on as if nothing had
-    happened: rows that a killed process wrote after its last checkpoint are taken out and written
-    again when the epoch is repeated.
+    Keras's `CSVLogger`, written by the chief. After a restart the file continues as if
+    uninterrupted: rows that a killed process wrote after its last checkpoint are removed, and
+    written again when the epoch is repeated.
 
     Args:
-        filename: Local path or fsspec URL of the file; its folder is made if need be.
-        separator: Separates the values of a row.
-        append: Whether to write below what the file holds at the start, instead of replacing it. A
-            resumed run continues the file in either case.
-        storage_options: For the file system of a URL.
+        filename: Local path or fsspec URL of the file; its folder is made if it does not exist.
+        separator: Separates the values of a row. Defaults to `","`.
+        append: Whether a new run appends to an existing file instead of replacing it. A resumed run
+            continues the file in either case. Defaults to `False`.
+        storage_options: Passed to fsspec's file system, for a URL. Defaults to `None`.
 
     Raises:
-        ConfigurationError: If `filename` or `storage_options` does not fit (here), or the folder
+        ConfigurationError: If `filename` or `storage_options` is invalid (here), or the folder
             cannot be written (when training starts).
         UploadError: While training, if a remote file cannot be written.
 
@@ -61,9 +61,9 @@ class CSVLogger(keras.callbacks.CSVLogger):
         append: bool = False,
         storage_options: dict[str, Any] | None = None,
     ) -> None:
-        self._place = locate(filename, "filename", storage_options)
-        self._copy = WorkingCopy(self._place.parent)
-        self._path = self._copy.path / self._place.name
+        self._location = locate(filename, "filename", storage_options)
+        self._working_copy = WorkingCopy(self._location.parent)
+        self._path = self._working_copy.path / self._location.name
         super().__init__(str(self._path), separator, append)
         self.keys: list[str] | None = None
         self._is_open = False
@@ -76,12 +76,12 @@ class CSVLogger(keras.callbacks.CSVLogger):
         self.keys = None
         self.append_header = True
         if current().is_chief:
-            check_writable(self._place.parent, "filename")
-            remove_orphans(self._place)
-            self._copy.fetch(self._place.name)
+            check_writable(self._location.parent, "filename")
+            remove_orphans(self._location)
+            self._working_copy.fetch(self._location.name)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Open the file if it is the first epoch."""
+        """Open the file in the first epoch."""
         uploads.check()
         self._open()
 
@@ -90,16 +90,16 @@ class CSVLogger(keras.callbacks.CSVLogger):
         self._open()
         if self._is_open:
             super().on_epoch_end(epoch, logs)
-            self._copy.publish()
+            self._working_copy.publish()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Close the file, and wait until it is where it belongs."""
+        """Close the file, and wait for its upload."""
         self._open()
         self._close()
         uploads.finish()
 
     def get_state(self) -> dict[str, Any]:
-        """Return the file's bytes, its columns, and whether their header is still to be written."""
+        """Return the file's bytes, its columns, and whether it still needs a header."""
         content = self._content()
         if self._is_open or self._is_resumed:
             append_header = self.append_header and self.writer is None
@@ -112,7 +112,7 @@ class CSVLogger(keras.callbacks.CSVLogger):
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Put the file back to what it was when `get_state` was called, and continue it."""
+        """Restore the file to what it was when `get_state` was called, and continue it."""
         self._close()
         self._is_resumed = True
         self.keys = None if state["keys"] is None else list(state["keys"])
@@ -124,7 +124,7 @@ class CSVLogger(keras.callbacks.CSVLogger):
             temporary.write_bytes(content)
 
     def _content(self) -> npt.NDArray[np.uint8]:
-        # A file that is yet to be wiped counts as wiped.
+        # A file that is yet to be truncated counts as empty.
         continues = self._is_open or self._is_resumed or self.append
         readable = continues and current().is_chief and self._path.exists()
         return np.frombuffer(self._path.read_bytes() if readable else b"", np.uint8)
@@ -138,7 +138,7 @@ class CSVLogger(keras.callbacks.CSVLogger):
         else:
             super().on_train_begin()
         self._is_open = True
-        self._copy.publish()
+        self._working_copy.publish()
 
     def _close(self) -> None:
         super().on_train_end()

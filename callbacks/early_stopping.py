@@ -1,4 +1,4 @@
-"""`EarlyStopping` that a restart does not set back to full patience."""
+"""`EarlyStopping` whose patience survives a restart."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from .mixins import PrintsOnChief, StateInAttributes
 class EarlyStopping(StateInAttributes, PrintsOnChief, keras.callbacks.EarlyStopping):
     """Stop training when a monitored quantity no longer improves.
 
-    Keras's `EarlyStopping`, which also keeps its patience, its best value and its best weights over
-    restarts. Every process decides, on the same global values; the chief prints.
+    Keras's `EarlyStopping`, whose patience, best value and best weights survive restarts. Every
+    process decides, on the same global values; the chief prints.
 
     Args:
-        monitor: Name of the quantity in `logs`.
-        min_delta: Smallest change that counts as an improvement.
-        patience: Epochs without improvement after which training stops.
-        verbose: 1 prints a message on stopping, 0 does not.
-        mode: `"min"`, `"max"`, or `"auto"`, which goes by the metric.
-        baseline: Value that must be beaten for patience to start again.
-        restore_best_weights: Whether the model ends with the weights of its best epoch.
-        start_from_epoch: Epochs to let pass before monitoring.
+        monitor: Name of the quantity in `logs`. Defaults to `"val_loss"`.
+        min_delta: Smallest change that counts as an improvement. Defaults to `0`.
+        patience: Epochs without improvement after which training stops. Defaults to `0`.
+        verbose: 1 prints a message on stopping, 0 does not. Defaults to `0`.
+        mode: `"min"`, `"max"`, or `"auto"`, which goes by the metric. Defaults to `"auto"`.
+        baseline: Value that must be beaten for patience to start again. Defaults to `None`.
+        restore_best_weights: Whether the model ends with the weights of its best epoch. Defaults to
+            `False`.
+        start_from_epoch: Epochs to skip before monitoring. Defaults to `0`.
 
     Example:
     >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])

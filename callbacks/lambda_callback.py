@@ -1,4 +1,4 @@
-"""`LambdaCallback` whose functions may have a state."""
+"""`LambdaCallback` whose functions may keep state."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ class LambdaCallback(StateInAttributes, keras.callbacks.LambdaCallback):
     """Make a callback of plain functions.
 
     Keras's `LambdaCallback`. The functions run on every process, because only you know whether they
-    write or decide; ask `distrib.current().is_chief` before writing. Functions that keep something
-    can give it to the checkpoint by two further functions, `get_state` and `set_state`.
+    write or decide; check `distrib.current().is_chief` before writing. To save state of the
+    functions in checkpoints, pass two more functions, `get_state` and `set_state`.
 
     Args:
-        on_epoch_begin: Called with `(epoch, logs)`.
-        on_epoch_end: Called with `(epoch, logs)`.
-        on_train_begin: Called with `(logs)`.
-        on_train_end: Called with `(logs)`.
-        on_train_batch_begin: Called with `(batch, logs)`.
-        on_train_batch_end: Called with `(batch, logs)`.
+        on_epoch_begin: Called with `(epoch, logs)`. Defaults to `None`.
+        on_epoch_end: Called with `(epoch, logs)`. Defaults to `None`.
+        on_train_begin: Called with `(logs)`. Defaults to `None`.
+        on_train_end: Called with `(logs)`. Defaults to `None`.
+        on_train_batch_begin: Called with `(batch, logs)`. Defaults to `None`.
+        on_train_batch_end: Called with `(batch, logs)`. Defaults to `None`.
         **kwargs: Any other method of a callback, by name, such as `get_state` (no arguments,
             returns a dict) and `set_state` (takes that dict).
 

@@ -1,4 +1,4 @@
-"""`LearningRateScheduler` that applies its schedule once an epoch, also when one is resumed."""
+"""`LearningRateScheduler` that sets the rate once per epoch, even of a resumed epoch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .mixins import PrintsOnChief
 class LearningRateScheduler(PrintsOnChief, keras.callbacks.LearningRateScheduler):
     """Set the learning rate at the start of every epoch by a function.
 
-    Keras's `LearningRateScheduler`. The learning rate itself is restored with the optimizer. When
-    an epoch is resumed in its middle, its rate has been set already: setting it again would apply a
+    Keras's `LearningRateScheduler`. The learning rate itself is restored with the optimizer. An
+    epoch that is resumed in its middle has its rate already: setting it again would apply a
     schedule like `lr * 0.9` twice, and print a second message.
 
     Args:
         schedule: Takes the epoch (int, from 0) and the current learning rate (float), returns the
             new learning rate (float).
-        verbose: 1 prints each setting, 0 does not.
+        verbose: 1 prints a message on each change, 0 does not. Defaults to `0`.
 
     Example:
     >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
@@ -40,13 +40,13 @@ class LearningRateScheduler(PrintsOnChief, keras.callbacks.LearningRateScheduler
         self._epoch = self._resumed_epoch = None
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Set the epoch's learning rate, unless the epoch is being resumed."""
+        """Set the epoch's learning rate, unless the epoch is resumed."""
         if epoch != self._resumed_epoch:
             super().on_epoch_begin(epoch, logs)
         self._epoch = epoch
 
     def get_state(self) -> dict[str, Any]:
-        """Return the last epoch whose rate was set, or None."""
+        """Return the last epoch whose rate was set, or `None`."""
         return {"epoch": self._epoch}
 
     def set_state(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""`LearningRateWarmup`: start a large global batch gently."""
+"""`LearningRateWarmup`: a linear warm-up for large global batches."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ class LearningRateWarmup(PrintsOnChief, keras.callbacks.Callback):
 
     The gradual warm-up of Goyal et al. 2017, "Accurate, Large Minibatch SGD" (arXiv 1706.02677):
     with n replicas the global batch is n times as large and the learning rate is scaled by n, which
-    the first epochs do not bear. Batch t of the T warm-up batches is trained with
+    makes the first epochs unstable. Batch t of the T warm-up batches is trained with
     `initial_lr + (target_lr - initial_lr) * t / T`. After the last of them the rate is `target_lr`,
-    and from then on other callbacks may change it.
+    and other callbacks may change it.
 
     Args:
-        warmup_epochs: Length of the warm-up in epochs; fractions are fine.
-        initial_lr: Learning rate of the first batch. None is `target_lr / num_replicas`, the rate
-            of one replica; then one replica alone has nothing to warm up.
-        target_lr: Learning rate after the warm-up. None is the optimizer's at the start of
-            training, which you have scaled with the global batch.
-        verbose: 1 prints a message when the warm-up is over, 0 does not.
+        warmup_epochs: Length of the warm-up in epochs, which may be a fraction. Defaults to `5`.
+        initial_lr: Learning rate of the first batch. Defaults to `None`: `target_lr /
+            num_replicas`, the rate of one replica, so a single replica has no warm-up.
+        target_lr: Learning rate after the warm-up. Defaults to `None`: the optimizer's rate at the
+            start of training, which you have scaled with the global batch.
+        verbose: 1 prints a message when the warm-up is over, 0 does not. Defaults to `0`.
 
     Raises:
         ConfigurationError: If an argument is negative; when training begins, if the number of steps
@@ -69,12 +69,12 @@ class LearningRateWarmup(PrintsOnChief, keras.callbacks.Callback):
         self._is_warming = False
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Settle the two rates and the length of the warm-up."""
+        """Determine the two rates and the length of the warm-up."""
         steps = self.params["steps"]
         if steps is None:
             raise ConfigurationError(
                 "LearningRateWarmup needs the number of steps per epoch, which is unknown for this "
-                "data; give `steps_per_epoch` to fit(), or a dataset that knows its length."
+                "data. Pass `steps_per_epoch` to fit(), or a dataset of known length."
             )
         self._warmup_steps = self.warmup_epochs * steps
         self._is_warming = False
@@ -102,7 +102,7 @@ class LearningRateWarmup(PrintsOnChief, keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Set the target after the last batch of the warm-up.
 
-        Here and not at the end of the epoch, where another callback may set the next rate.
+        Not at the end of the epoch, where another callback may set the next rate.
         """
         if self._is_warming and self._step(batch) + 1 >= self._warmup_steps:
             self._is_warming = False
@@ -123,7 +123,7 @@ class LearningRateWarmup(PrintsOnChief, keras.callbacks.Callback):
             logs[name] = _rate(optimizer)
 
     def get_state(self) -> dict[str, Any]:
-        """Return the rates at both ends of the warm-up, one of each for every optimizer."""
+        """Return the first and the last rate of the warm-up, for every optimizer."""
         return {"initial": list(self._initial), "target": list(self._target)}
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -160,6 +160,6 @@ def _refuse_schedule(optimizer: Any) -> None:
     if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
         raise ConfigurationError(
             "LearningRateWarmup sets the learning rate, but the optimizer computes it by a "
-            f"{type(schedule).__name__}; compile with a number, or use a schedule that has its own "
-            "warm-up and leave this callback out."
+            f"{type(schedule).__name__}. Compile with a number, or remove this callback and use a "
+            "schedule that has a warm-up of its own."
         )

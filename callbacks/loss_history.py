@@ -1,6 +1,6 @@
 """`LossHistory`: the loss of every batch, as numbers and as plots.
 
-The losses are kept in arrays of doubles: a million batches take 12 MB, in memory and in the state.
+Arrays of doubles hold the losses: a million batches take 12 MB, in memory and in the state.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class LossHistory(keras.callbacks.Callback):
     """Keep the loss of every batch, and save plots of it after every epoch.
 
     A batch's loss is `logs["loss"]` of `on_batch_end`, which in Keras 3 is the mean over the
-    epoch's batches up to this one. The chief writes, after every epoch and each in one step:
+    epoch's batches up to this one. After every epoch the chief writes, each file atomically:
 
     - `plot_at_epoch_{epoch}.png`: the losses of that epoch's batches;
     - `loss.png`: the losses of all batches so far, with the `loss` and `val_loss` of the epochs;
@@ -41,16 +41,16 @@ class LossHistory(keras.callbacks.Callback):
     and highest value. The CSV file has every batch. After a restart no batch is missing or doubled.
 
     Args:
-        directory: Local path or fsspec URL of the folder for the files; made if need be. One run,
-            one folder.
-        storage_options: For the file system of a URL.
+        directory: Local path or fsspec URL of the folder for the files; made if it does not exist.
+            One run, one folder.
+        storage_options: Passed to fsspec's file system, for a URL. Defaults to `None`.
 
     Attributes:
         losses: Losses of all batches of the run so far, a list of float (a new one each time).
-        per_batch_losses: Losses of the present or last epoch's batches, likewise.
+        per_batch_losses: Losses of the batches of the current or last epoch, likewise.
 
     Raises:
-        ConfigurationError: If `directory` or `storage_options` does not fit, or matplotlib is
+        ConfigurationError: If `directory` or `storage_options` is invalid, or matplotlib is
             missing (here), or the folder cannot be written (when training starts).
         UploadError: While training, if a remote file cannot be written.
 
@@ -91,7 +91,7 @@ class LossHistory(keras.callbacks.Callback):
 
     @property
     def per_batch_losses(self) -> list[float]:
-        """Losses of the present or last epoch's batches."""
+        """Losses of the batches of the current or last epoch."""
         return self._losses[self._epoch_start :].tolist()
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -112,7 +112,7 @@ class LossHistory(keras.callbacks.Callback):
         if not logs or "loss" not in logs:
             raise ConfigurationError(
                 "LossHistory needs `loss` in the batch's logs, which hold: "
-                f"{', '.join(logs or {}) or 'nothing'}; return it from `train_step`."
+                f"{', '.join(logs or {}) or 'nothing'}. Return it from `train_step`."
             )
         self._batches.append(batch)
         self._losses.append(logs["loss"])
@@ -136,7 +136,7 @@ class LossHistory(keras.callbacks.Callback):
         self._save_run_plot()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Wait until all files are where they belong."""
+        """Wait for all uploads."""
         uploads.finish()
 
     def get_state(self) -> dict[str, Any]:
@@ -150,7 +150,7 @@ class LossHistory(keras.callbacks.Callback):
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continue from what `get_state` returned, and put the files in line with it."""
+        """Continue from what `get_state` returned, and rewrite the files to match."""
         self._losses = _array("d", state["losses"])
         self._batches = _array("i", state["batches"])
         self._epoch_start = state["epoch_start"]
@@ -158,7 +158,7 @@ class LossHistory(keras.callbacks.Callback):
         self._epoch_losses = {name: _array("d", v) for name, v in state["epoch_losses"].items()}
         if current().is_chief:
             self._rows = [HEADER, *(self._rows_of(i) for i in range(len(self._ends)))]
-            self._repair()
+            self._rewrite_files()
 
     def _rows_of(self, index: int) -> str:
         epoch, end = self._ends[index]
@@ -166,10 +166,10 @@ class LossHistory(keras.callbacks.Callback):
         pairs = zip(self._batches[start:end], self._losses[start:end], strict=True)
         return "".join(f"{epoch},{batch},{loss!r}\n" for batch, loss in pairs)
 
-    def _repair(self) -> None:
-        """Undo what an attempt that died later wrote over the numbers and the plot of the run.
+    def _rewrite_files(self) -> None:
+        """Undo what a killed process wrote after the state was taken.
 
-        Plots of single epochs stay: repeating the epoch replaces them by the same.
+        Plots of single epochs stay: repeating the epoch replaces them by identical ones.
         """
         if self._ends:
             self._save_numbers()

@@ -1,7 +1,7 @@
 """The two plots of `LossHistory`, drawn without a display.
 
-Through matplotlib's objects, not `pyplot`: no state is shared with plots that the user draws, and
-no window system is asked for. matplotlib is imported when the first plot is drawn.
+They use matplotlib's objects, not `pyplot`, which would share state with the user's own plots and
+start a window system. matplotlib is imported when the first plot is drawn.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def save_run_plot(
         steps: Steps done after each batch, from 1, shape (n,).
         losses: The batches' losses, shape (n,).
         epoch_steps: Steps done at the end of each epoch, shape (e,).
-        epoch_losses: Label to values at the epochs' ends, shape (e,); NaN where there is none.
+        epoch_losses: Label to values at the epochs' ends, shape (e,); NaN for a missing one.
     """
     figure, axes = _figure()
     _curve(axes, steps, losses, label="Training loss for each batch", color=LIGHT, linewidth=0.8)
@@ -65,7 +65,7 @@ def save_run_plot(
 def downsample(x: Array, y: Array, max_points: int = MAX_POINTS) -> tuple[Array, Array]:
     """Reduce a long curve to about `max_points` points that look the same.
 
-    Each stretch of the curve is replaced by its lowest and its highest value, so peaks stay.
+    Each stretch of the curve is reduced to its lowest and its highest value, so peaks stay.
 
     Example:
     >>> x, y = downsample(np.arange(6), np.array([1.0, 5.0, 2.0, 4.0, 3.0, 9.0]), max_points=4)
@@ -75,7 +75,7 @@ def downsample(x: Array, y: Array, max_points: int = MAX_POINTS) -> tuple[Array,
     if len(y) <= max_points:
         return x, y
     starts = np.linspace(0, len(y), max_points // 2, endpoint=False, dtype=np.int64)
-    # fmin and fmax pass over NaN.
+    # fmin and fmax ignore NaN.
     low, high = np.fmin.reduceat(y, starts), np.fmax.reduceat(y, starts)
     return np.repeat(x[starts], 2), np.column_stack([low, high]).ravel()
 

@@ -1,4 +1,4 @@
-"""`ModelCheckpoint` that never leaves half a file."""
+"""`ModelCheckpoint` that replaces files atomically."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ from .orphaned_files import remove_orphans
 class ModelCheckpoint(StateInAttributes, PrintsOnChief, keras.callbacks.ModelCheckpoint):
     """Save the model or its weights after epochs or every so many batches.
 
-    Keras's `ModelCheckpoint`, which writes each file beside its target and then puts it in the
-    target's place in one step: whoever reads the target sees the old file or the new one, also when
-    the process is killed or the disk is full while writing. The chief writes. The best value and
-    the count of batches are kept over restarts.
+    Keras's `ModelCheckpoint`, which writes each file beside its target and then renames it: a
+    reader sees the old file or the new one, even if the process is killed or the disk is full
+    during the save. The chief writes. The best value and the count of batches survive restarts.
 
-    A remote file is written on the local disk first and sent in the background. A checkpoint of
-    `BackupAndRestore` that knows of it is committed only when it has arrived.
+    A remote file is written on the local disk first and uploaded in the background. A
+    `BackupAndRestore` checkpoint that counts on the file is committed after the upload.
 
     Args:
         filepath: Local path or fsspec URL, with placeholders such as `{epoch:02d}` and
-            `{val_loss:.2f}` if wanted. Ends in `.keras` (or `.h5`), with `save_weights_only=True`
+            `{val_loss:.2f}`. Ends in `.keras` (or `.h5`), with `save_weights_only=True`
             in `.weights.h5`.
-        monitor: Name of the quantity in `logs` that tells which model is best.
-        verbose: 1 prints what is saved and why, 0 does not.
-        save_best_only: Whether to save only when the quantity improves.
-        save_weights_only: Whether to save the weights alone.
-        mode: `"min"`, `"max"`, or `"auto"`, which goes by the metric.
-        save_freq: `"epoch"`, or a number of batches.
-        initial_value_threshold: Value that the first save must beat.
-        storage_options: For the file system of a URL.
+        monitor: Name of the quantity in `logs` that tells which model is best. Defaults to
+            `"val_loss"`.
+        verbose: 1 prints what is saved and why, 0 does not. Defaults to `0`.
+        save_best_only: Whether to save only when the quantity improves. Defaults to `False`.
+        save_weights_only: Whether to save the weights alone. Defaults to `False`.
+        mode: `"min"`, `"max"`, or `"auto"`, which goes by the metric. Defaults to `"auto"`.
+        save_freq: `"epoch"`, or a number of batches. Defaults to `"epoch"`.
+        initial_value_threshold: Value that the first save must beat. Defaults to `None`.
+        storage_options: Passed to fsspec's file system, for a URL. Defaults to `None`.
 
     Raises:
-        ConfigurationError: If `filepath` or `storage_options` does not fit (here), or the folder
+        ConfigurationError: If `filepath` or `storage_options` is invalid (here), or the folder
             cannot be written (when training starts).
-        ValueError: If `filepath`'s ending or `save_freq` does not fit.
-        OSError: While training, if `filepath` is a directory or cannot be written; of a remote
+        ValueError: If `filepath`'s ending or `save_freq` is invalid.
+        OSError: While training, if `filepath` is a directory or cannot be written; for a remote
             file an `UploadError`, which may come a little later.
 
     Example:
@@ -71,7 +71,7 @@ class ModelCheckpoint(StateInAttributes, PrintsOnChief, keras.callbacks.ModelChe
         initial_value_threshold: float | None = None,
         storage_options: dict[str, Any] | None = None,
     ) -> None:
-        self._place = locate(filepath, "filepath", storage_options)
+        self._location = locate(filepath, "filepath", storage_options)
         super().__init__(
             filepath,
             monitor,
@@ -84,10 +84,10 @@ class ModelCheckpoint(StateInAttributes, PrintsOnChief, keras.callbacks.ModelChe
         )
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Look whether files can be written, and remove what killed attempts left half written."""
+        """Check that the folder can be written, and remove temporary files of killed processes."""
         if current().is_chief:
-            check_writable(_fixed_folder(self._place), "filepath")
-            remove_orphans(self._place)
+            check_writable(_fixed_folder(self._location), "filepath")
+            remove_orphans(self._location)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Save if it is time."""
@@ -95,18 +95,18 @@ class ModelCheckpoint(StateInAttributes, PrintsOnChief, keras.callbacks.ModelChe
         super().on_train_batch_end(batch, logs)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Wait until all files are where they belong."""
+        """Wait for all uploads."""
         uploads.finish()
 
     def _save_model(self, epoch: int, batch: int | None, logs: dict[str, Any]) -> None:
-        # Keras (3.15.1) sets this up at the first epoch's end only, so that saving the best by
-        # batches fails in the first epoch, and would fail in ours after each restart.
+        # Keras (3.15.1) sets this at the first epoch's end only, so saving the best by batches
+        # fails in the first epoch, and would fail after each restart.
         if self.save_best_only and self.monitor_op is None:
             self._set_monitor_op()
         filepath = self._get_file_path(epoch, batch, logs)
         if not self._should_save_model(epoch, batch, logs, filepath) or not current().is_chief:
             return
-        target = relocate(self._place, filepath, "filepath")
+        target = relocate(self._location, filepath, "filepath")
         if target.local is not None and target.local.is_dir():
             raise OSError(
                 "Please specify a non-directory filepath for ModelCheckpoint. "
@@ -124,9 +124,9 @@ class ModelCheckpoint(StateInAttributes, PrintsOnChief, keras.callbacks.ModelChe
             self.model.save(str(path), overwrite=True)
 
 
-def _fixed_folder(place: Location) -> Location:
-    """The deepest folder of `place` whose name has no placeholder."""
-    folder = place.parent
+def _fixed_folder(location: Location) -> Location:
+    """Return the deepest parent folder without a placeholder in its path."""
+    folder = location.parent
     while "{" in folder.path and folder.parent != folder:
         folder = folder.parent
     return folder

@@ -1,7 +1,7 @@
-"""Removes the temporary files that killed attempts left beside a file on the local disk.
+"""Removes temporary files that killed processes left on the local disk.
 
-`distrib.storage.local_files` names them `.tmp-<pid>-<8 hex digits>-<name>`. One is removed only
-when its name says that it was to become one of our files and the process that wrote it is gone.
+`distrib.storage.local_files` names them `.tmp-<pid>-<8 hex digits>-<name>`. A file is removed
+only if its name is that of a callback's file and the process that wrote it has ended.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from distrib.storage.location import Location
 
 
 def remove_orphans(location: Location) -> None:
-    """Remove the temporary files of dead processes that were to become `location`.
+    """Remove the temporary files of dead processes for one target file.
 
     Args:
-        location: The file; a remote store holds nothing unfinished. Its name may hold `str.format`
-            placeholders, its folder may not (then nothing is removed).
+        location: The target; a remote store holds no temporary files. Its name may hold
+        `str.format`
+            placeholders. If its folder does, nothing is removed.
     """
     target = location.local
     if target is None or not target.parent.is_dir():
@@ -32,8 +33,8 @@ def remove_orphans(location: Location) -> None:
 
 
 def _in_use(pid: int) -> bool:
-    # Our own number is a dead process's too: in a container every attempt has the same one, and
-    # callbacks write from the training thread, which is here.
+    # A file with this process's number is a dead process's: in a container every attempt has the
+    # same number, and callbacks write from the training thread, which is executing this.
     if pid == os.getpid():
         return False
     try:

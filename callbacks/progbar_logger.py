@@ -1,4 +1,4 @@
-"""`ProgbarLogger` that counts time from where this process began."""
+"""`ProgbarLogger` that measures time from the step at which this process began."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from .mixins import PrintsOnChief, StateInAttributes
 class ProgbarLogger(StateInAttributes, PrintsOnChief, keras.callbacks.ProgbarLogger):
     """Show the progress bar.
 
-    Keras's `ProgbarLogger`, which shows on the chief only. When a run resumes in the middle of an
-    epoch the bar goes on from the resumed step, and the time per step and the time left are
-    reckoned from the steps that this process has done.
+    Keras's `ProgbarLogger`, shown on the chief only. If a run resumes in the middle of an epoch,
+    the bar continues from the resumed step, and the time per step and the time left are computed
+    from the steps of this process.
 
     Example:
     >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
@@ -26,7 +26,7 @@ class ProgbarLogger(StateInAttributes, PrintsOnChief, keras.callbacks.ProgbarLog
     progbar: _Progbar | None
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Note the first batch that this process does in the epoch."""
+        """Record the first batch of this process in the epoch."""
         if self.seen == 0 and self.progbar is not None:
             self.progbar.steps_before = batch
 
@@ -38,7 +38,7 @@ class ProgbarLogger(StateInAttributes, PrintsOnChief, keras.callbacks.ProgbarLog
 
 
 class _Progbar(keras.utils.Progbar):
-    """A bar some of whose steps were done before it was made."""
+    """A bar that starts after the steps of an earlier process."""
 
     steps_before = 0
 

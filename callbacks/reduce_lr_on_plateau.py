@@ -1,4 +1,4 @@
-"""`ReduceLROnPlateau` that a restart does not set back to full patience."""
+"""`ReduceLROnPlateau` whose patience survives a restart."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from .mixins import PrintsOnChief, StateInAttributes
 class ReduceLROnPlateau(StateInAttributes, PrintsOnChief, keras.callbacks.ReduceLROnPlateau):
     """Lower the learning rate when a monitored quantity no longer improves.
 
-    Keras's `ReduceLROnPlateau`, which also keeps its best value, its patience and its cooldown over
-    restarts. Every process decides, on the same global values; the chief prints.
+    Keras's `ReduceLROnPlateau`, whose best value, patience and cooldown survive restarts. Every
+    process decides, on the same global values; the chief prints.
 
     Args:
-        monitor: Name of the quantity in `logs`.
-        factor: What the learning rate is multiplied by; below 1.
-        patience: Epochs without improvement after which it is lowered.
-        verbose: 1 prints a message on each change, 0 does not.
-        mode: `"min"`, `"max"`, or `"auto"`, which goes by the metric.
-        min_delta: Smallest change that counts as an improvement.
-        cooldown: Epochs to wait after a change before counting again.
-        min_lr: The learning rate never goes below it.
+        monitor: Name of the quantity in `logs`. Defaults to `"val_loss"`.
+        factor: Factor for the learning rate, below 1. Defaults to `0.1`.
+        patience: Epochs without improvement after which the rate is lowered. Defaults to `10`.
+        verbose: 1 prints a message on each change, 0 does not. Defaults to `0`.
+        mode: `"min"`, `"max"`, or `"auto"`, which goes by the metric. Defaults to `"auto"`.
+        min_delta: Smallest change that counts as an improvement. Defaults to `1e-4`.
+        cooldown: Epochs to wait after a change before counting again. Defaults to `0`.
+        min_lr: Lower bound of the learning rate. Defaults to `0.0`.
 
     Example:
     >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])

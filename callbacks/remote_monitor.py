@@ -16,17 +16,16 @@ from .mixins import StateInAttributes
 class RemoteMonitor(StateInAttributes, keras.callbacks.RemoteMonitor):
     """Send each epoch's results to a server by HTTP POST.
 
-    Keras's `RemoteMonitor`, which sends from the chief only and says at construction when
-    `requests` is missing. It has no state. A server cannot be asked to forget: when a process is
-    killed after an epoch was sent and before its checkpoint was saved, that epoch is sent a second
-    time with the same values.
+    Keras's `RemoteMonitor`, which sends from the chief only and raises at construction if
+    `requests` is missing. It has no state. If a process is killed after it sent an epoch and before
+    it saved the epoch's checkpoint, the epoch is sent again with the same values.
 
     Args:
-        root: URL of the server.
-        path: Appended to `root`.
-        field: Name of the form field that holds the data, where a form is sent.
-        headers: Further HTTP headers.
-        send_as_json: Whether to send JSON instead of a form.
+        root: URL of the server. Defaults to `"http://localhost:9000"`.
+        path: Appended to `root`. Defaults to `"/publish/epoch/end/"`.
+        field: Name of the form field that holds the data. Defaults to `"data"`.
+        headers: Further HTTP headers. Defaults to `None`.
+        send_as_json: Whether to send JSON instead of a form. Defaults to `False`.
 
     Raises:
         ConfigurationError: If the package `requests` is not installed.

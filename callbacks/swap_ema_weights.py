@@ -13,13 +13,14 @@ from .mixins import StateInAttributes
 class SwapEMAWeights(StateInAttributes, keras.callbacks.SwapEMAWeights):
     """Evaluate with the moving average of the weights, train with the weights.
 
-    Keras's `SwapEMAWeights`. Keras 3.15.1 swaps by adding and subtracting, which rounds, so that
-    every validation changes the last bits of both; here each value only moves, and a run that
-    validates trains as one that does not. Needs an optimizer with `use_ema=True`.
+    Keras's `SwapEMAWeights`. Keras 3.15.1 swaps by adding and subtracting, which rounds, so every
+    validation changes the last bits of both. Here the values are exchanged, so validation does not
+    affect training. Needs an optimizer with `use_ema=True`.
 
     Args:
-        swap_on_epoch: Whether the averages also stand in the model from `on_epoch_end` to the next
+        swap_on_epoch: Whether the model also has the averages from `on_epoch_end` to the next
             `on_epoch_begin`, so that callbacks after this one, such as `ModelCheckpoint`, see them.
+            Defaults to `False`.
 
     Raises:
         ValueError: While training, if the optimizer has no moving average.
@@ -36,7 +37,7 @@ class SwapEMAWeights(StateInAttributes, keras.callbacks.SwapEMAWeights):
 
     def on_predict_end(self, logs: dict[str, Any] | None = None) -> None:
         """Put the weights back after `predict`."""
-        # Keras 3.15.1 asks `if not self._ema_weights_in_model` here, which is never so after
+        # Keras 3.15.1 tests `if not self._ema_weights_in_model` here, which is never true after
         # on_predict_begin: the averages stay in the model, and the next fit trains them.
         self.on_test_end(logs)
 

@@ -1,15 +1,15 @@
-"""`TensorBoard` whose curves have every point once, whatever happened in between.
+"""`TensorBoard` whose curves have every point exactly once, however often the run was killed.
 
-Event files can only be added to by the writer that made them. So each run has an id, which stands
-in the names of its event files and in its state together with their sizes; restoring a state cuts
-the files back to those sizes, removes the run's files that are not listed (they come from attempts
-that died later), and goes on in a new file. Other files in the folder are never touched.
+Only the writer that made an event file can append to it. So each run has an id, which is part of
+the names of its event files. The state holds the id and the files' sizes. Restoring a state
+truncates the files to those sizes, removes the run's other files (a killed process wrote them
+later), and continues in a new file. Files of other runs in the folder are never touched.
 
-For a remote folder TensorFlow writes into a working copy. What has changed there is sent after
-every epoch, and whenever a state is taken, whose sizes hold only for files that have arrived.
+For a remote folder TensorFlow writes into a working copy. Changed files are uploaded after every
+epoch and whenever a state is taken, because its sizes must hold for the remote files.
 
-Keras writes the model's summary when the callback is given its model, at which time a resumed run
-does not know yet that it is one. Here nothing is written before the first epoch or test begins.
+Keras writes the model's summary in `set_model`, when a resumed run does not know yet that it is
+resumed. Here nothing is written before the first epoch or test begins.
 """
 
 from __future__ import annotations
@@ -37,23 +37,27 @@ _FOLDERS = ("train", "validation")
 class TensorBoard(StateInAttributes, keras.callbacks.TensorBoard):
     """Log metrics, graphs, weights and profiles for TensorBoard.
 
-    Keras's `TensorBoard`, written by the chief. After a restart, steps and epochs go on where the
-    checkpoint was taken, and no point is missing or doubled. Profiles are not part of the state.
+    Keras's `TensorBoard`, written by the chief. After a restart, steps and epochs continue from the
+    checkpoint, and no point is missing or doubled. Profiles are not part of the state.
 
     Args:
-        log_dir: Local path or fsspec URL of the folder for the event files.
-        histogram_freq: Epochs between histograms of the weights; 0 for none.
-        write_graph: Whether to write the graph of the model.
-        write_images: Whether to write the weights as images, along with the histograms.
-        write_steps_per_second: Whether to log the speed, per batch and per epoch.
-        update_freq: `"epoch"`, `"batch"`, or a number of batches, for batch-level summaries.
-        profile_batch: Number of the batch, or pair of first and last, to profile; 0 for none.
-        embeddings_freq: Epochs between saves of embedding layers; 0 for none.
-        embeddings_metadata: File name of metadata, or dict from layer names to such.
-        storage_options: For the file system of a URL.
+        log_dir: Local path or fsspec URL of the folder for the event files. Defaults to `"logs"`.
+        histogram_freq: Epochs between histograms of the weights; 0 for none. Defaults to `0`.
+        write_graph: Whether to write the graph of the model. Defaults to `True`.
+        write_images: Whether to write the weights as images with the histograms. Defaults to
+            `False`.
+        write_steps_per_second: Whether to log the speed, per batch and per epoch. Defaults to
+            `False`.
+        update_freq: `"epoch"`, `"batch"`, or a number of batches between batch-level summaries.
+            Defaults to `"epoch"`.
+        profile_batch: Batch to profile, or pair of first and last; 0 for none. Defaults to `0`.
+        embeddings_freq: Epochs between saves of embedding layers; 0 for none. Defaults to `0`.
+        embeddings_metadata: File name of metadata, or dict of layer names to file names. Defaults
+            to `None`.
+        storage_options: Passed to fsspec's file system, for a URL. Defaults to `None`.
 
     Raises:
-        ConfigurationError: If `log_dir` or `storage_options` does not fit, or the package
+        ConfigurationError: If `log_dir` or `storage_options` is invalid, or the package
             `tensorboard` is not installed (here), or the folder cannot be written (when training
             starts).
         UploadError: While training, if a remote file cannot be written.
@@ -92,9 +96,9 @@ class TensorBoard(StateInAttributes, keras.callbacks.TensorBoard):
                 "TensorBoard needs the package `tensorboard`, which is not installed; "
                 'run: pip install "distrib[tensorboard]"'
             )
-        self._copy = WorkingCopy(locate(log_dir, "log_dir", storage_options))
+        self._working_copy = WorkingCopy(locate(log_dir, "log_dir", storage_options))
         super().__init__(
-            str(self._copy.path),
+            str(self._working_copy.path),
             histogram_freq,
             write_graph,
             write_images,
@@ -111,33 +115,33 @@ class TensorBoard(StateInAttributes, keras.callbacks.TensorBoard):
         self._earlier_sizes: dict[str, int] = {}  # Of the run's files that earlier processes wrote.
 
     def set_model(self, model: Any) -> None:
-        """Take the model; its summary is written later."""
+        """Set the model; its summary is written later."""
         self._should_write_summary = False
         super().set_model(model)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Start a run of its own; `set_state` makes it the continuation of another."""
+        """Start a new run; `set_state` turns it into the continuation of another."""
         self._run_id = _new_run_id()
         self._global_train_batch = 0
         self._previous_epoch_iterations = 0
         self._is_writing = False
         self._earlier_sizes = {}
         if current().is_chief:
-            check_writable(self._copy.folder, "log_dir")
+            check_writable(self._working_copy.folder, "log_dir")
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Start writing if it is the first epoch."""
+        """Start writing in the first epoch."""
         self._start_writing()
         super().on_epoch_begin(epoch, logs)
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Count the batch and give its number to summaries written inside it."""
+        """Count the batch, and use its number for summaries written inside it."""
         uploads.check()
         self._start_writing()
         super().on_train_batch_begin(batch, logs)
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Give the number of tested batches to summaries written in the test."""
+        """Use the number of tested batches for summaries written in the test."""
         self._write_summary()
         super().on_test_begin(logs)
 
@@ -145,20 +149,20 @@ class TensorBoard(StateInAttributes, keras.callbacks.TensorBoard):
         """Write the results of the test."""
         super().on_test_end(logs)
         if not self._is_writing:  # An `evaluate` of its own.
-            self._copy.publish()
+            self._working_copy.publish()
             uploads.finish()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Write the epoch's results."""
         super().on_epoch_end(epoch, logs)
-        self._copy.publish()
+        self._working_copy.publish()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Close the event files, and wait until they are where they belong."""
+        """Close the event files, and wait for their uploads."""
         if self._is_writing:
             super().on_train_end(logs)
         self._is_writing = False
-        self._copy.publish()
+        self._working_copy.publish()
         uploads.finish()
 
     def get_state(self) -> dict[str, Any]:
@@ -166,11 +170,11 @@ class TensorBoard(StateInAttributes, keras.callbacks.TensorBoard):
         for writer in self._writers.values():
             writer.flush()
         sizes = self._earlier_sizes | {name: path.stat().st_size for name, path in self._files()}
-        self._copy.publish()
+        self._working_copy.publish()
         return super().get_state() | {"files": sizes}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continue the run that the state is from, with its event files as they were then."""
+        """Continue the state's run, with its event files as they were then."""
         was_writing = self._is_writing
         if was_writing:
             self._pop_writer()
@@ -181,7 +185,7 @@ class TensorBoard(StateInAttributes, keras.callbacks.TensorBoard):
         self._earlier_sizes = dict(state["files"])
         if current().is_chief:
             for folder in _FOLDERS:
-                self._copy.cut_back(folder, state["files"], self._is_ours)
+                self._working_copy.cut_back(folder, state["files"], self._is_ours)
         if was_writing:
             self._start_writing()
 
@@ -189,7 +193,7 @@ class TensorBoard(StateInAttributes, keras.callbacks.TensorBoard):
         """List the run's event files here, as paths relative to `log_dir` and in full."""
         if not current().is_chief:
             return []
-        root = self._copy.path
+        root = self._working_copy.path
         paths = [path for folder in _FOLDERS for path in sorted((root / folder).glob("*"))]
         return [(p.relative_to(root).as_posix(), p) for p in paths if self._is_ours(p.name)]
 

@@ -18,7 +18,8 @@ class TerminateOnNaN(StateInAttributes, keras.callbacks.TerminateOnNaN):
     Keras's `TerminateOnNaN`, which prints on the chief only. It has no state.
 
     Args:
-        raise_error: Whether to raise at once instead of ending training in the usual way.
+        raise_error: Whether to raise an error instead of ending training normally. Defaults to
+            `False`.
 
     Raises:
         RuntimeError: From the batch with the bad loss, if `raise_error` is true.

@@ -1,4 +1,7 @@
-"""A process that is not the chief; and `driving.py` beside this file can be imported."""
+"""Fixtures: a process that is not the chief, and uploads that fail.
+
+They also make `driving.py` beside this file importable.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ def not_chief(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def no_uploads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The memory file system takes what the check before training writes, and no uploads."""
+    """The memory file system accepts the check before training, and refuses uploads."""
 
     def denied(*_: Any) -> None:
         raise PermissionError("not you")
@@ -38,7 +41,7 @@ def no_uploads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def failed_upload(no_uploads: None, memory_folder: Any) -> None:
-    """A file that a callback has handed over could not be sent, which nobody knows yet."""
+    """The upload of a callback's file has failed, and the error is not raised yet."""
     with uploads.replacing(memory_folder.location() / "some.png") as temporary:
         temporary.write_bytes(b"x")
     with pytest.raises(UploadError):

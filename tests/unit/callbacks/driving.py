@@ -64,9 +64,9 @@ def drive(
     Args:
         callbacks: Driven in this order.
         model: The model they see.
-        resume: Where to go on from; None starts a fresh run.
+        resume: Where to continue from; None starts a fresh run.
         snapshot_at: Where to take a snapshot.
-        kill_at: Where to stop as a killed process does. None goes to the end.
+        kill_at: Where to stop as a killed process does. None runs to the end.
 
     Returns:
         The snapshot, if one was asked for.

@@ -1,4 +1,4 @@
-"""The arguments, and what can be seen of it within one process; the rest is in `integration`."""
+"""Arguments and behaviour within one process; kills and several ranks are in `integration`."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def steps(directory: Path) -> list[int]:
 
 
 class Recorder(keras.callbacks.Callback):
-    """Notes which hooks it saw; counts across restarts as a third party's callback would."""
+    """Records its hooks; counts across restarts as a third party's callback would."""
 
     def __init__(self) -> None:
         super().__init__()

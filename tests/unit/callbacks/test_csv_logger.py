@@ -132,7 +132,7 @@ def test_remote_second_fit_starts_anew_or_goes_on(tmp_path: Path, remote: Any) -
         assert remote.contents()[f"{append}.csv"] == path.read_bytes()
 
 
-def test_place_that_cannot_be_written_is_refused_when_training_begins(s3_server: Any) -> None:
+def test_unwritable_folder_is_refused_when_training_begins(s3_server: Any) -> None:
     logger = CSVLogger("s3://no-such-bucket/log.csv", storage_options=s3_server.options)
     with pytest.raises(ConfigurationError, match="`filename`: cannot write to s3://no-such-bucket"):
         logger.on_train_begin()

@@ -1,4 +1,4 @@
-"""Every callback beside Keras's own in the same training: nothing that a user sees may differ.
+"""Every callback and Keras's own in the same training: users may see no difference.
 
 Keras's own tests, run against ours in `tests/integration/test_keras_own_tests.py`, go further.
 """

@@ -67,12 +67,12 @@ def test_one_replica_has_nothing_to_warm_up() -> None:
     assert rates(LearningRateWarmup(0, 0.1, 0.5)) == [0.5] * (EPOCHS * STEPS)
 
 
-@pytest.mark.parametrize("place", [0, 1])
-def test_other_callbacks_have_the_rate_after_the_warmup(place: int) -> None:
+@pytest.mark.parametrize("index", [0, 1])
+def test_other_callbacks_have_the_rate_after_the_warmup(index: int) -> None:
     noted = Rates()
     scheduler = keras.callbacks.LearningRateScheduler(lambda epoch, lr: lr if epoch < 1 else 0.3)
     callbacks: list[Any] = [LearningRateWarmup(1, initial_lr=0.0), noted]
-    callbacks.insert(place, scheduler)
+    callbacks.insert(index, scheduler)
     model = model_at(0.8)
     listed = keras.callbacks.CallbackList(callbacks, model=model, epochs=2, steps=2)
     listed.on_train_begin()
@@ -99,7 +99,7 @@ def test_rates_are_those_of_an_uninterrupted_run(
         make(), model_at(0.8), snapshot_at=snapshot_at, kill_at=later_than(snapshot_at)[-1]
     )
     ours = make()
-    # What the optimizer is restored to in the middle of the warm-up is not the target.
+    # The restored optimizer has a rate of the warm-up, which is not the target.
     drive(ours, model_at(0.8), resume=snapshot)
     assert ours[0].rates == whole[0].rates
 

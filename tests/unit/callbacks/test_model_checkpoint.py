@@ -190,7 +190,7 @@ def test_placeholders_may_be_in_the_folder(remote: Any) -> None:
     assert sorted(remote.contents()) == [f"{epoch}/m.weights.h5" for epoch in (1, 2, 3)]
 
 
-def test_place_that_cannot_be_written_is_refused_when_training_begins(s3_server: Any) -> None:
+def test_unwritable_folder_is_refused_when_training_begins(s3_server: Any) -> None:
     for folder in ("no-such-bucket", "no-such-bucket/{epoch}", "{epoch}"):
         saver = ModelCheckpoint(f"s3://{folder}/m.keras", storage_options=s3_server.options)
         bucket = folder.split("/")[0]

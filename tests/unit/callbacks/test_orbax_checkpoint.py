@@ -113,7 +113,7 @@ def test_stores_that_orbax_does_not_know_are_refused(url: str) -> None:
         OrbaxCheckpoint(url)
 
 
-def test_folder_that_cannot_be_written_is_refused_when_training_begins(tmp_path: Path) -> None:
+def test_unwritable_folder_is_refused_when_training_begins(tmp_path: Path) -> None:
     saver = OrbaxCheckpoint(tmp_path / "run")
     (tmp_path / "run").rmdir()
     (tmp_path / "run").touch()

@@ -209,7 +209,7 @@ def test_remote_points_are_complete_and_single_on_another_machine(
 
     def dies(callback: Any) -> None:
         close(callback)
-        callback._copy.publish()  # All that it wrote has arrived: the worst case.
+        callback._working_copy.publish()  # All that it wrote has arrived: the worst case.
         uploads.finish()
 
     def make() -> TensorBoard:
@@ -239,7 +239,7 @@ def test_many_kills_in_a_row_remotely(tmp_path: Path, memory_folder: Any) -> Non
         board = TensorBoard(memory_folder.url)
         snapshot = drive([board], resume=snapshot, snapshot_at=at, kill_at=killed)
         close(board)
-        board._copy.publish()
+        board._working_copy.publish()
         uploads.finish()
     drive([TensorBoard(memory_folder.url)], resume=snapshot)
     assert points(download(memory_folder, tmp_path / "ours")) == points(tmp_path / "keras")
@@ -298,7 +298,7 @@ def test_second_fit_is_a_run_of_its_own(memory_folder: Any) -> None:
     assert all(board._run_id in name for name in files)
 
 
-def test_place_that_cannot_be_written_is_refused_when_training_begins(s3_server: Any) -> None:
+def test_unwritable_folder_is_refused_when_training_begins(s3_server: Any) -> None:
     board = TensorBoard("s3://no-such-bucket/logs", storage_options=s3_server.options)
     with pytest.raises(ConfigurationError, match="`log_dir`: cannot write to s3://no-such-bucket"):
         board.on_train_begin()
