@@ -120,7 +120,7 @@ class BackupAndRestore(RunSaver):
         self.local_cache = None if local_cache is None else self._local_folder(local_cache)
         self._schedule = _parse_save_freq(save_freq)
 
-    def new_resume(self) -> Resume:
+    def _new_resume(self) -> Resume:
         """See `RunSaver`."""
         directory = CheckpointDirectory(self.directory, self.local_cache)
         return Resume(directory, self._schedule, self._policy(), self.delete_checkpoint)

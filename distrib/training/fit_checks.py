@@ -129,7 +129,7 @@ def check_steps(call: FitCall) -> None:
         )
     if len(set(steps_by_rank)) > 1:
         raise ConfigurationError(
-            f"The ranks have {steps_by_rank} batches in an epoch, and those with fewer would leave the "
-            "others waiting. Train on `cluster.dataset(...)`, or pass a `steps_per_epoch` that all "
-            "of them have."
+            f"The ranks have {steps_by_rank} batches in an epoch, and those with fewer would leave "
+            "the others waiting. Train on `cluster.dataset(...)`, or pass a `steps_per_epoch` that "
+            "all of them have."
         )

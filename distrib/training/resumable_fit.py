@@ -30,7 +30,7 @@ from distrib.training.resume import Resume
 class RunSaver(keras.callbacks.Callback):
     """Base of `BackupAndRestore`: asks for a `fit` to be saved. The list does all the work."""
 
-    def new_resume(self) -> Resume:
+    def _new_resume(self) -> Resume:
         """Return what saves and resumes one `fit`, as this callback's arguments say."""
         raise NotImplementedError
 
@@ -67,7 +67,7 @@ class ResumableCallbackList(FitCallbackList):
                 "The callback list holds two BackupAndRestore; one saves the state of all the "
                 "others."
             )
-        self._resume = saver.new_resume()
+        self._resume = saver._new_resume()
         # Batches of the epoch in progress that an earlier process did.
         self._offset = 0
         self._skip_training = False
