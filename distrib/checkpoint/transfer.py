@@ -228,14 +228,14 @@ def _write_all(path: Path, remaining: memoryview, flags: int) -> None:
         os.close(descriptor)
 
 
-def _read(place: Location, entry: FileEntry, parts: list[tuple[int, Array]] | None) -> Array:
-    if place.local is not None:
-        return _read_local(place.local, entry, parts)
+def _read(location: Location, entry: FileEntry, parts: list[tuple[int, Array]] | None) -> Array:
+    if location.local is not None:
+        return _read_local(location.local, entry, parts)
     try:
-        content = np.frombuffer(place.read_bytes(), np.uint8)
+        content = np.frombuffer(location.read_bytes(), np.uint8)
     except FileNotFoundError as error:
-        raise DamagedCheckpointError(f"{place} is missing") from error
-    _check(place, entry, len(content), lambda: google_crc32c.value(content))
+        raise DamagedCheckpointError(f"{location} is missing") from error
+    _check(location, entry, len(content), lambda: google_crc32c.value(content))
     for offset, target in parts or []:
         target[:] = content[offset : offset + len(target)]
     return content
@@ -254,11 +254,13 @@ def _read_local(path: Path, entry: FileEntry, parts: list[tuple[int, Array]] | N
     return content
 
 
-def _check(place: object, entry: FileEntry, size: int, checksum: Callable[[], int]) -> None:
+def _check(location: object, entry: FileEntry, size: int, checksum: Callable[[], int]) -> None:
     if size != entry.size:
-        raise DamagedCheckpointError(f"{place} has {size} bytes instead of {entry.size}")
+        raise DamagedCheckpointError(f"{location} has {size} bytes instead of {entry.size}")
     if (crc := checksum()) != entry.crc32c:
-        raise DamagedCheckpointError(f"{place} has CRC32C {crc:08x} instead of {entry.crc32c:08x}")
+        raise DamagedCheckpointError(
+            f"{location} has CRC32C {crc:08x} instead of {entry.crc32c:08x}"
+        )
 
 
 def _read_into(file: Any, size: int, targets: list[tuple[int, Array]]) -> int:

@@ -54,13 +54,14 @@ def _kind(
     return ErrorKind(frozenset(codes.split()), cause, remedy, transient, out_of_space)
 
 
+NO_SUCH_BUCKET = _kind(
+    "NoSuchBucket",
+    "the bucket {bucket!r} does not exist",
+    "create it, or correct its name",
+)
 # The first match wins, so specific error codes come before HTTP statuses and errnos.
 ERROR_KINDS = (
-    _kind(
-        "NoSuchBucket",
-        "the bucket {bucket!r} does not exist",
-        "create it, or correct its name",
-    ),
+    NO_SUCH_BUCKET,
     _kind(
         "InvalidBucketName ParamValidationError",
         "{bucket!r} is not a valid bucket name",

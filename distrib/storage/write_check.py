@@ -18,7 +18,7 @@ from dataclasses import replace
 from threading import Thread
 
 from distrib.errors import ConfigurationError, DistribError, StoreUnavailableError
-from distrib.storage.errors import ERROR_KINDS, classify
+from distrib.storage.errors import NO_SUCH_BUCKET, classify
 from distrib.storage.location import Location, describe_error
 
 # The same name in every process, so that the next check removes the probe of a killed one.
@@ -111,7 +111,7 @@ def _error(location: Location, argument: str, operation: str, error: OSError) ->
     kind = classify(error)
     cause = describe_error(error, location)
     if location.local is None and operation == "write to" and isinstance(error, FileNotFoundError):
-        kind = ERROR_KINDS[0]  # GCS does not say that it is the bucket that does not exist.
+        kind = NO_SUCH_BUCKET  # GCS answers 404, without a word about the bucket.
         cause = kind.cause.format(bucket=location.path.split("/")[0])
     if location.local is not None and isinstance(error, FileExistsError):
         cause = f"a file is in the way ({error.filename})"
