@@ -61,6 +61,12 @@ job.main()
 """
 
 
+@pytest.mark.parametrize(
+    "backend",
+    ["horovod", pytest.param("multiworker", marks=pytest.mark.exhaustive)],
+    indirect=True,
+    scope="module",
+)
 def test_a_hang_shows_all_stacks_and_the_job_restarts(backend: str, tmp_path: Path) -> None:
     script = tmp_path / "stuck.py"
     script.write_text(STUCK)
