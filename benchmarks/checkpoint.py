@@ -54,7 +54,7 @@ from distrib.checkpoint.manifest import FileEntry
 from distrib.checkpoint.orbax_format import DataFile
 from distrib.checkpoint.saver import Saver
 from distrib.errors import EXIT_CONFIGURATION
-from distrib.state.loaded_checkpoint import LoadedCheckpoint
+from distrib.state.run_checkpoint import RunCheckpoint
 from distrib.storage.locate import locate
 from distrib.storage.write_check import check_writable
 
@@ -284,7 +284,7 @@ def train(load: Load, case: str, folder: str) -> dict[str, Any]:
 
 def restore_distrib(directory: str) -> Any:
     """Load the newest checkpoint of a run into memory, verified."""
-    return CheckpointDirectory(locate(directory, "directory")).load_newest(LoadedCheckpoint.load)
+    return CheckpointDirectory(locate(directory, "directory")).load_newest(RunCheckpoint.load)
 
 
 def restore_plain(directory: str) -> Any:

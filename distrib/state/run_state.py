@@ -28,7 +28,7 @@ from distrib.keras_compat.logs import plain_logs
 from distrib.state import codec
 from distrib.state.callback_state import acts_in_validation, stateful_callbacks
 from distrib.state.differences import check_data
-from distrib.state.loaded_checkpoint import LoadedCheckpoint
+from distrib.state.run_checkpoint import RunCheckpoint
 from distrib.state.random_generators import random_state, set_random_state
 from distrib.state.training_position import Logs, TrainingPosition
 from distrib.state.training_state import HostBuffers, Overrides, TrainingState
@@ -64,7 +64,7 @@ class RunState:
         """Make the callbacks of the `fit` part of it."""
         self._callbacks = callbacks
 
-    def check(self, checkpoint: LoadedCheckpoint) -> None:
+    def check(self, checkpoint: RunCheckpoint) -> None:
         """Compare a checkpoint with the model and the data at hand.
 
         Raises:
@@ -143,7 +143,7 @@ class RunState:
             {name: float(value) for name, value in shown.items() if isinstance(value, int | float)},
         )
 
-    def restore(self, checkpoint: LoadedCheckpoint) -> None:
+    def restore(self, checkpoint: RunCheckpoint) -> None:
         """Become what the checkpoint was taken of; `check` it first."""
         self._state.restore(checkpoint.training[training_item.VARIABLES_STATE], checkpoint.arrays)
         states = checkpoint.own_states(current().rank, current().size)

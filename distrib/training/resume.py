@@ -23,7 +23,7 @@ from distrib.keras_compat.trainer import set_initial_epoch
 from distrib.log import log
 from distrib.save_policy.schedule import SaveSchedule
 from distrib.state.build import build, build_without_data
-from distrib.state.loaded_checkpoint import LoadedCheckpoint
+from distrib.state.run_checkpoint import RunCheckpoint
 from distrib.state.run_state import RunState
 from distrib.state.training_position import Logs, TrainingPosition
 from distrib.training.agreement import agreement
@@ -117,7 +117,7 @@ class Resume:
     def _start(self) -> int:
         return 0 if self._checkpoint is None else self._checkpoint.position.step
 
-    def _resume(self, checkpoint: LoadedCheckpoint) -> None:
+    def _resume(self, checkpoint: RunCheckpoint) -> None:
         self._position = position = checkpoint.position
         self._saves.resumed(position.step)
         heartbeat.note(step=position.step)

@@ -23,7 +23,7 @@ from distrib.preemption.grace_period import GracePeriod
 from distrib.save_policy.interval import Observed
 from distrib.save_policy.save_cost import SaveCost
 from distrib.save_policy.schedule import SaveSchedule, SaveTimer
-from distrib.state.loaded_checkpoint import LoadedCheckpoint
+from distrib.state.run_checkpoint import RunCheckpoint
 from distrib.state.run_state import BeforeValidation, RunState
 from distrib.state.training_position import Logs, TrainingPosition
 from distrib.storage.location import Location, describe_error
@@ -89,15 +89,15 @@ class SaveController:
 
     # Before training
 
-    def load_newest(self) -> LoadedCheckpoint | None:
+    def load_newest(self) -> RunCheckpoint | None:
         """Make sure that the run can be saved, and load its newest checkpoint, on all ranks."""
         checkpoint = None
         if self._cluster.is_chief:
             check_writable(self.location, "directory")
             # The chief of the attempt before may be on a host that was cut off, and not know it.
             self._directory.lock(_LOCK_TIMEOUT_SECONDS if self._supervision.attempts else 0.0)
-            checkpoint = self._directory.load_newest(LoadedCheckpoint.load)
-        loaded: LoadedCheckpoint | None = self._cluster.collectives.broadcast(checkpoint)
+            checkpoint = self._directory.load_newest(RunCheckpoint.load)
+        loaded: RunCheckpoint | None = self._cluster.collectives.broadcast(checkpoint)
         return loaded
 
     def check_progress(self, start: int) -> None:

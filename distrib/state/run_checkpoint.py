@@ -16,7 +16,7 @@ from distrib.state.training_position import Logs, TrainingPosition
 
 
 @dataclass(frozen=True)
-class LoadedCheckpoint:
+class RunCheckpoint:
     """What one checkpoint holds.
 
     Attributes:
@@ -30,7 +30,7 @@ class LoadedCheckpoint:
     arrays: ArrayGroups
 
     @classmethod
-    def load(cls, stored: StoredCheckpoint) -> LoadedCheckpoint:
+    def load(cls, stored: StoredCheckpoint) -> RunCheckpoint:
         """Read a checkpoint.
 
         Raises:
