@@ -73,7 +73,7 @@ class Supervision:
     Attributes:
         attempts: How many attempts in a row may gain no step; 0 for no limit, and if the job has no
             supervisor.
-        stalled: How many attempts in a row have gained no step, as far as the supervisor has seen.
+        stalled: How many attempts in a row have made no progress, as the supervisor has seen it.
         last_end: How the last attempt ended, in a line; may be empty.
     """
 

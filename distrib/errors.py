@@ -87,7 +87,7 @@ class NoLoadableCheckpointError(DistribError):
 
 
 class NoProgressError(DistribError):
-    """Several attempts in a row have gained no step, so another one is not expected to."""
+    """Several attempts in a row have made no progress, so another one is not expected to."""
 
     exit_code = EXIT_NO_PROGRESS
 

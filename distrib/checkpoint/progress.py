@@ -56,7 +56,7 @@ def reason_to_give_up(checkpoints: Location, start: int, supervisor: Supervision
     ]
     return "\n".join(
         [
-            f"given up: {stalled} attempts in a row have gained no step beyond {start}, the "
+            f"given up: {stalled} attempts in a row have made no progress beyond {start}, the "
             f"step of the checkpoint that they began with in {checkpoints}:",
             *lines,
             "Fix the cause and run the same command again: it will resume from there, with "

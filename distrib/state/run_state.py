@@ -28,8 +28,8 @@ from distrib.keras_compat.logs import plain_logs
 from distrib.state import codec
 from distrib.state.callback_state import acts_in_validation, stateful_callbacks
 from distrib.state.differences import check_data
-from distrib.state.run_checkpoint import RunCheckpoint
 from distrib.state.random_generators import random_state, set_random_state
+from distrib.state.run_checkpoint import RunCheckpoint
 from distrib.state.training_position import Logs, TrainingPosition
 from distrib.state.training_state import HostBuffers, Overrides, TrainingState
 from distrib.state.variable_slots import METRICS, OTHER

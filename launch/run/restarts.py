@@ -92,7 +92,7 @@ class Restarts:
 
     def _give_up_message(self) -> str:
         return (
-            f"given up: {self._attempts} attempts in a row have gained no step beyond "
+            f"given up: {self._attempts} attempts in a row have made no progress beyond "
             f"{self._step}, the last checkpoint's. The last one ended because {self.last_error}. "
             f"Fix the cause and run the same command again. (exit code {EXIT_NO_PROGRESS})"
         )

@@ -58,7 +58,7 @@ def test_a_bug_ends_a_job_after_its_attempts_and_a_fix_resumes_it(
         assert (newest(run).end, newest(run).error) == ("failed", "ValueError: a bug in step 17")
     done = start(run, *broken)
     assert done.returncode == EXIT_NO_PROGRESS
-    assert "given up: 2 attempts in a row have gained no step beyond 16" in done.stderr
+    assert "given up: 2 attempts in a row have made no progress beyond 16" in done.stderr
     assert done.stderr.count("ended: ValueError: a bug in step 17") == 2
     assert "Traceback" not in done.stderr
     assert newest(run).end == "given up"
@@ -94,7 +94,7 @@ def test_all_ranks_give_up_together(run: Path) -> None:
         directory(run).begin(2, 16, Supervision(attempts=2))
     done = supervised(run, size=2)
     assert done.returncode == EXIT_NO_PROGRESS, done.stderr
-    assert done.stderr.count("given up: 2 attempts in a row have gained no step beyond 16") == 2
+    assert done.stderr.count("given up: 2 attempts in a row have made no progress beyond 16") == 2
 
 
 @pytest.mark.slow

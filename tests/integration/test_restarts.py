@@ -30,7 +30,7 @@ def test_a_job_with_a_bug_is_given_up_and_then_fixed(backend: str, tmp_path: Pat
     again = done.stderr.count("Starting again")
     assert done.stderr.count("[rank 1] ValueError: a bug in step 10") == again + 1
     last = done.stderr.splitlines()[-1]
-    assert "2 attempts in a row have gained no step beyond 9" in last
+    assert "2 attempts in a row have made no progress beyond 9" in last
     assert "rank 1 on localhost ended with exit code 1: ValueError: a bug in step 10" in last
     assert launch(2, JOB, "--run", str(run), backend=backend, attempts=2).returncode == 0
     assert result(run) == undisturbed(ranks=2, backend=backend)

@@ -64,7 +64,7 @@ def test_the_reason_lists_how_the_attempts_ended(checkpoints: Location) -> None:
     reason = reason_to_give_up(checkpoints, 20, last)
     assert reason is not None
     reported = [re.sub(r" \(pid .*\) ", " ", line.strip()) for line in reason.splitlines()]
-    assert reported[0].startswith("given up: 4 attempts in a row have gained no step beyond 20,")
+    assert reported[0].startswith("given up: 4 attempts in a row have made no progress beyond 20,")
     assert reported[1:-1] == [
         "attempt 1 ended: ValueError: a bug",
         "attempt 2 ended: rank 1 on h1 was killed",

@@ -118,7 +118,7 @@ def test_a_job_that_fails_each_time_is_given_up(tmp_path: Path, capfd: Capture) 
     assert err.count("OSError: y\n") == 2
     assert "exit code 3: OSError: y. Starting again now." in err
     assert err.splitlines()[-1].startswith(
-        "distrib: given up: 2 attempts in a row have gained no step beyond 0, the last "
+        "distrib: given up: 2 attempts in a row have made no progress beyond 0, the last "
         "checkpoint's. The last one ended because rank 0 on localhost ended with exit code 3: "
         "OSError: y. "
     )

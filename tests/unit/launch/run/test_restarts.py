@@ -32,7 +32,7 @@ def test_the_job_fails_after_enough_attempts_without_progress() -> None:
     assert delays == [0.0, 5.0, 15.0]
     last = decide(restarts, 1, 25, 25)
     assert last.exit_code == 70
-    assert "4 attempts in a row have gained no step beyond 25" in last.reason
+    assert "4 attempts in a row have made no progress beyond 25" in last.reason
     assert "rank 1 on h1 ended with exit code 1: OSError: x" in last.reason
 
 
