@@ -1,8 +1,7 @@
-"""Does reading keep up with `from_tensor_slices(...).shuffle(n).batch(b).prefetch()`?
+"""Speed of `cluster.dataset` next to `from_tensor_slices(...).shuffle(n).batch(b).prefetch()`.
 
-Prints, for each kind of source, the time of a shuffled epoch side by side with that pipeline's.
-Both are run in turns in one process, so that whatever else the machine does hits both; the ratio
-is that of the medians.
+Prints the seconds of a shuffled epoch of both for each kind of source. The two take turns in one
+process, so other load on the machine affects both. The ratio is the ratio of the medians.
 
     python benchmarks/input_pipeline.py --examples 60000 --batch-size 128 --repeats 7
 """
@@ -11,9 +10,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +21,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 import tensorflow as tf
 
+from common.measuring import column_medians, seconds_of
 from distrib.data.make_dataset import make_dataset
 
 
@@ -37,7 +37,7 @@ class Examples:
 
 
 class SlowExamples(Examples):
-    """As on network storage: each example takes a millisecond to arrive."""
+    """Examples that each take 1 ms to read, as on network storage."""
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         time.sleep(0.001)
@@ -45,18 +45,13 @@ class SlowExamples(Examples):
 
 
 def epoch_seconds(dataset: Any) -> float:
-    begin = time.perf_counter()
-    for _ in dataset:
-        pass
-    return time.perf_counter() - begin
+    return seconds_of(lambda: deque(dataset, maxlen=0))
 
 
-def compare(name: str, ours: Any, theirs: Any, examples: int, repeats: int) -> None:
-    epoch_seconds(ours), epoch_seconds(theirs)  # The first pass builds the iterators' graphs.
-    times: list[tuple[float, float]] = [
-        (epoch_seconds(ours), epoch_seconds(theirs)) for _ in range(repeats)
-    ]
-    a, b = (statistics.median(column) for column in zip(*times, strict=True))
+def compare(name: str, ours: Any, baseline: Any, examples: int, repeats: int) -> None:
+    epoch_seconds(ours), epoch_seconds(baseline)  # The first pass builds the iterators' graphs.
+    times = [(epoch_seconds(ours), epoch_seconds(baseline)) for _ in range(repeats)]
+    a, b = column_medians(times)
     spread = [f"{min(column):.3f}-{max(column):.3f}" for column in zip(*times, strict=True)]
     print(
         f"{name:<34} {examples:>8} {a:>8.3f} ({spread[0]}) {b:>8.3f} ({spread[1]}) {a / b:>7.2f}",
@@ -65,10 +60,10 @@ def compare(name: str, ours: Any, theirs: Any, examples: int, repeats: int) -> N
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--examples", type=int, default=60_000)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--examples", type=int, default=60_000, help="use N examples [60000]")
+    parser.add_argument("--batch-size", type=int, default=128, help="batch size [128]")
+    parser.add_argument("--repeats", type=int, default=7, help="time N epochs of each [7]")
     args = parser.parse_args()
     n, batch = args.examples, args.batch_size
     rng = np.random.default_rng(0)

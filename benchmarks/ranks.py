@@ -1,15 +1,15 @@
-"""What a train step costs on two Horovod ranks, side by side with what it cannot do without.
+"""Cost of a train step on two Horovod ranks, side by side with steps that do only the necessary.
 
     python benchmarks/ranks.py
 
 - `loop`: a hand-written loop around one `tf.function`: gradients, one `hvd.grouped_allreduce`,
-  `optimizer.apply`. No callbacks, no metrics but the loss, nothing is checked.
+  `optimizer.apply`. It has no callbacks, no checks, and the loss as its only metric.
 - `bare fit`: `model.fit` of Keras 3 with an optimizer whose `apply` does the same allreduce.
 - `distrib`: `model.fit` with `cluster.optimizer` and `cluster.dataset`.
 - `upstream`: Horovod's own `DistributedOptimizer`, on legacy Keras, if `tf-keras` is installed.
 
-The first two run without distrib, and so with Horovod's own settings; upstream needs another Keras.
-So there are three kinds of jobs, in turn, several times. Medians over all of them are compared.
+The first two run without distrib, and thus with Horovod's own settings; upstream needs legacy
+Keras. Therefore three kinds of jobs take turns. The table compares medians over all jobs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import json
 import os
 import statistics
 import subprocess
-import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -31,16 +30,17 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
-WARM, STEPS, BATCH = 20, 150, 32
+from common.measuring import LAUNCHER
+
+WARMUP_STEPS, STEPS, BATCH = 20, 150, 32
 RANKS, ROUNDS = 2, 3
 MODELS = ("mlp", "convnet", "large mlp")
-LAUNCHER = Path(sysconfig.get_path("scripts")) / "distrib"
 
 
 def examples(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """As many as one fit needs, on all ranks."""
+    """Return the examples that one fit needs, of all ranks."""
     rng = np.random.default_rng(0)
-    count = (WARM + STEPS) * BATCH * RANKS
+    count = (WARMUP_STEPS + STEPS) * BATCH * RANKS
     shape = (count, 16, 16, 1) if name == "convnet" else (count, 64)
     return rng.random(shape, np.float32), rng.integers(10, size=count)
 
@@ -66,12 +66,12 @@ def build(keras: Any, name: str) -> Any:
 
 def stopwatch(keras: Any) -> Any:
     class Stopwatch(keras.callbacks.Callback):
-        """Times the steps that follow the first ones."""
+        """Times the steps after the warm-up."""
 
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            if batch == WARM - 1:
+            if batch == WARMUP_STEPS - 1:
                 self.started = time.perf_counter()
-            if batch == WARM + STEPS - 1:
+            if batch == WARMUP_STEPS + STEPS - 1:
                 self.seconds = (time.perf_counter() - self.started) / STEPS
 
     return Stopwatch()
@@ -83,11 +83,11 @@ def fit(keras: Any, model: Any, data: Any) -> float:
     return float(watch.seconds)
 
 
-def own_data(x: Any, y: Any, rank: int) -> Any:
+def shard(x: Any, y: Any, rank: int) -> Any:
     import tensorflow as tf
 
-    shard = tf.data.Dataset.from_tensor_slices((x[rank::RANKS], y[rank::RANKS]))
-    return shard.shuffle(len(x)).batch(BATCH).prefetch(tf.data.AUTOTUNE)
+    data = tf.data.Dataset.from_tensor_slices((x[rank::RANKS], y[rank::RANKS]))
+    return data.shuffle(len(x)).batch(BATCH).prefetch(tf.data.AUTOTUNE)
 
 
 def loop(hvd: Any, keras: Any, name: str) -> float:
@@ -107,10 +107,10 @@ def loop(hvd: Any, keras: Any, name: str) -> float:
         optimizer.apply(hvd.grouped_allreduce(gradients), model.trainable_variables)
         total.assign_add(loss)
 
-    iterator = iter(own_data(*examples(name), hvd.rank()))
+    iterator = iter(shard(*examples(name), hvd.rank()))
     started = 0.0
-    for number in range(WARM + STEPS):
-        if number == WARM:
+    for number in range(WARMUP_STEPS + STEPS):
+        if number == WARMUP_STEPS:
             total.numpy()
             started = time.perf_counter()
         step(iterator)
@@ -125,7 +125,7 @@ def bare_fit(hvd: Any, keras: Any, name: str) -> float:
 
     model = build(keras, name)
     model.compile(Adam(), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    return fit(keras, model, own_data(*examples(name), hvd.rank()))
+    return fit(keras, model, shard(*examples(name), hvd.rank()))
 
 
 def with_distrib(cluster: Any, keras: Any, name: str) -> float:
@@ -144,10 +144,10 @@ def upstream(hvd: Any, keras: Any, name: str) -> float:
         hvd.DistributedOptimizer(keras.optimizers.Adam()),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
-    return fit(keras, model, own_data(*examples(name), hvd.rank()))
+    return fit(keras, model, shard(*examples(name), hvd.rank()))
 
 
-def rank_of_plain(name: str) -> dict[str, Callable[[], float]]:
+def plain_cases(name: str) -> dict[str, Callable[[], float]]:
     import horovod.tensorflow as hvd
     import keras
 
@@ -158,7 +158,7 @@ def rank_of_plain(name: str) -> dict[str, Callable[[], float]]:
     }
 
 
-def rank_of_distrib(name: str) -> dict[str, Callable[[], float]]:
+def distrib_cases(name: str) -> dict[str, Callable[[], float]]:
     import keras
 
     import distrib
@@ -167,7 +167,7 @@ def rank_of_distrib(name: str) -> dict[str, Callable[[], float]]:
     return {"distrib": lambda: with_distrib(cluster, keras, name)}
 
 
-def rank_of_upstream(name: str) -> dict[str, Callable[[], float]]:
+def upstream_cases(name: str) -> dict[str, Callable[[], float]]:
     import horovod.tensorflow.keras as hvd
     import tf_keras
 
@@ -175,11 +175,11 @@ def rank_of_upstream(name: str) -> dict[str, Callable[[], float]]:
     return {"upstream": lambda: upstream(hvd, tf_keras, name)}
 
 
-KINDS = {"plain": rank_of_plain, "distrib": rank_of_distrib, "upstream": rank_of_upstream}
+KINDS = {"plain": plain_cases, "distrib": distrib_cases, "upstream": upstream_cases}
 
 
-def job(kind: str, name: str, folder: Path) -> dict[str, list[float]]:
-    """Start the ranks of one job, and return the chief's times."""
+def run_job(kind: str, name: str, folder: Path) -> dict[str, list[float]]:
+    """Run the ranks of one job, and return the chief's seconds per step."""
     report = folder / "times.json"
     legacy = {"TF_USE_LEGACY_KERAS": "1"} if kind == "upstream" else {}
     command = [str(LAUNCHER), "run", "-np", str(RANKS), __file__, "--rank", kind]
@@ -191,16 +191,16 @@ def job(kind: str, name: str, folder: Path) -> dict[str, list[float]]:
 def table(name: str, times: dict[str, list[float]]) -> Iterator[str]:
     yield f"\n{name}: batch {BATCH} on each of {RANKS} ranks"
     yield f"{'':12}{'ms/step':>10}{'best':>10}{'distrib takes':>16}"
-    middle = {case: statistics.median(values) for case, values in times.items()}
+    medians = {case: statistics.median(values) for case, values in times.items()}
     for case, values in times.items():
-        ratio = middle["distrib"] / middle[case]
-        yield f"{case:12}{middle[case] * 1e3:10.3f}{min(values) * 1e3:10.3f}{ratio:15.3f}x"
+        ratio = medians["distrib"] / medians[case]
+        yield f"{case:12}{medians[case] * 1e3:10.3f}{min(values) * 1e3:10.3f}{ratio:15.3f}x"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--jobs", type=int, default=4, help="of each kind")
-    parser.add_argument("--model", choices=MODELS, help="only this one")
+    parser.add_argument("--jobs", type=int, default=4, help="run N jobs of each kind [4]")
+    parser.add_argument("--model", choices=MODELS, help="measure one model [all]")
     parser.add_argument("--rank", choices=KINDS, help=argparse.SUPPRESS)
     parser.add_argument("--report", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -213,12 +213,12 @@ def main() -> None:
     kinds = list(KINDS)
     if importlib.util.find_spec("tf_keras") is None:
         kinds.remove("upstream")
-        print("without upstream's optimizer: `pip install tf-keras` to compare with it, too")
+        print("skipped upstream: `pip install tf-keras` to compare with Horovod's optimizer")
     with tempfile.TemporaryDirectory() as folder:
         for name in [args.model] if args.model else MODELS:
             times: dict[str, list[float]] = {}
             for kind in kinds * args.jobs:
-                for case, values in job(kind, name, Path(folder)).items():
+                for case, values in run_job(kind, name, Path(folder)).items():
                     times.setdefault(case, []).extend(values)
             print("\n".join(table(name, times)), flush=True)
 

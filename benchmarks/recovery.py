@@ -1,10 +1,10 @@
-"""How long a job stands still when one of its ranks is killed, and with what.
+"""Time that a job loses when one of its ranks is killed, by part.
 
     python benchmarks/recovery.py [--kills 3]
 
-Two ranks train under `distrib run`; one is killed with SIGKILL, and the job starts itself again.
-What passes until the first step after that is split up. What is not distrib's is measured by
-itself, too: two interpreters side by side that import the same packages and do nothing else.
+Two ranks train under `distrib run`. SIGKILL ends one of them, and `distrib run` restarts the job.
+The time from the kill to the next step is split into parts. The part that distrib cannot change is
+also measured alone: two interpreters, side by side, that only import the same packages.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import itertools
 import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
+
+from common.measuring import LAUNCHER, column_medians, seconds_of
 
 SCRIPT = """
 import json, os, sys, time
@@ -61,43 +63,41 @@ PARTS = ("ranks end", "hosts, start", "interpreter", "imports", "init", "restore
 
 
 def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--kills", type=int, default=3)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=3, help="kill a rank N times [3]")
     kills = parser.parse_args().kills
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         script = folder / "train.py"
         script.write_text(SCRIPT)
-        alone = statistics.median(import_alone(script) for _ in range(3))
+        imports = median(seconds_of(lambda: import_twice(script)) for _ in range(3))
         rows = measure(folder, script, kills)
     print(f"\nseconds from the death of a rank to the next step, medians of {kills} kills")
-    medians = [statistics.median(row[part] for row in rows) for part in PARTS]
-    for part, median in zip(PARTS, medians, strict=True):
-        print(f"  {part:<14}{median:8.2f}")
+    medians = column_medians([row[part] for part in PARTS] for row in rows)
+    for part, seconds in zip(PARTS, medians, strict=True):
+        print(f"  {part:<14}{seconds:8.2f}")
     print(f"  {'all':<14}{sum(medians):8.2f}")
-    rest = sum(medians) - alone - medians[PARTS.index("restore")]
-    print(f"interpreter and imports alone, two side by side: {alone:.2f}")
+    rest = sum(medians) - imports - medians[PARTS.index("restore")]
+    print(f"interpreter and imports alone, two side by side: {imports:.2f}")
     print(f"all, less those, less the restore: {rest:.2f}")
 
 
-def import_alone(script: Path) -> float:
-    """Return the seconds that two interpreters need for the imports."""
-    began = time.perf_counter()
+def import_twice(script: Path) -> None:
+    """Run the imports in two interpreters side by side."""
     command = [sys.executable, "-P", str(script), "imports"]
     quiet = {"env": environment(), "stderr": subprocess.DEVNULL}
     both = [subprocess.Popen(command, **quiet) for _ in range(2)]
     for process in both:
         process.wait()
-    return time.perf_counter() - began
 
 
 def measure(folder: Path, script: Path, kills: int) -> list[dict[str, float]]:
-    """Kill a rank so many times, and return what passed each time, by part."""
-    launcher = str(Path(sys.executable).with_name("distrib"))
+    """Kill a rank `kills` times, and return the seconds of each part for each kill."""
+    marks = folder / "marks"
+    marks.mkdir()
     with (folder / "output").open("wb") as output:
         job = subprocess.Popen(
-            [launcher, "run", "-np", "2", str(script), name_of(folder)],
+            [str(LAUNCHER), "run", "-np", "2", str(script), str(marks)],
             env=environment(),
             stdout=output,
             stderr=output,
@@ -118,16 +118,10 @@ def measure(folder: Path, script: Path, kills: int) -> list[dict[str, float]]:
     return rows
 
 
-def name_of(folder: Path) -> str:
-    """Return a fresh folder for the run."""
-    (folder / "marks").mkdir()
-    return str(folder / "marks")
-
-
 def wait_for_ranks(
     folder: Path, known: dict[int, tuple[int, Path]], job: subprocess.Popen[bytes]
 ) -> dict[int, tuple[int, Path]]:
-    """Return pid and marks of both ranks when they have made a step that `known` ones have not."""
+    """Wait for the first step of two ranks not in `known`, and return pid and marks by rank."""
     old = {path for _, path in known.values()}
     while True:
         if job.poll() is not None:
@@ -144,31 +138,31 @@ def wait_for_ranks(
 
 
 def wait_for_ends(pids: list[int]) -> float:
-    """Return when the last of some processes has ended."""
+    """Wait until all processes have ended, and return the time."""
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         time.sleep(0.002)
     return time.time()
 
 
 def split(died: float, ended: float, rank: tuple[int, Path]) -> dict[str, float]:
-    """Return the seconds of each part."""
+    """Return the seconds of each part; `died` and `ended` are times of `time.time`."""
     pid, path = rank
     marks = json.loads(path.read_text())
-    started = start_of(pid)
+    started = start_time(pid)
     times = [died, ended, started, *marks.values()]
     spans = [after - before for before, after in itertools.pairwise(times)]
     return dict(zip(PARTS, spans, strict=True))
 
 
-def start_of(pid: int) -> float:
-    """Return when a process was started, by the clock of `time.time`."""
+def start_time(pid: int) -> float:
+    """Return the start time of a process, by the clock of `time.time`."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     since_boot = int(fields[19]) / os.sysconf("SC_CLK_TCK")
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + since_boot
 
 
 def environment() -> dict[str, str]:
-    """Return this environment, without GPUs and without chatter."""
+    """Return this process's environment, with GPUs and TensorFlow's log messages disabled."""
     return {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 

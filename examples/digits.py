@@ -1,9 +1,9 @@
-"""Train a small convolutional net on handwritten digits; stop it any way you like, run it again.
+"""Train a small convolutional net on handwritten digits. Kill it at any time, then run it again.
 
     python examples/digits.py --run runs/digits
 
-The data are scikit-learn's 1,797 digits of 8 x 8 pixels, so nothing is downloaded. `--data` takes
-an `.npz` in MNIST's format instead (`x_train`, `y_train`, `x_test`, `y_test`).
+The data set is scikit-learn's 1,797 digits of 8 x 8 pixels, which needs no download. `--data` reads
+an `.npz` file in MNIST's format instead (`x_train`, `y_train`, `x_test`, `y_test`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from distrib.callbacks import (
 
 
 def load_data(path: Path | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return training images and labels, then those for validation; images are (n, h, w, 1)."""
+    """Return `x, y, val_x, val_y`: images of shape (n, height, width, 1) and labels."""
     if path is not None:
         with np.load(path) as data:
             x, y, val_x, val_y = (data[k] for k in ("x_train", "y_train", "x_test", "y_test"))
@@ -64,8 +64,8 @@ def build_model(shape: tuple[int, ...]) -> keras.Model:
     )
 
 
-def digest(model: keras.Model) -> str:
-    """SHA-256 of all the model's variables, bit for bit."""
+def hash_weights(model: keras.Model) -> str:
+    """Return the SHA-256 of all weights, to compare two runs bit for bit."""
     sha = hashlib.sha256()
     for value in model.get_weights():
         sha.update(np.ascontiguousarray(value).tobytes())
@@ -75,12 +75,12 @@ def digest(model: keras.Model) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, default=Path("runs/digits"), help="output folder")
-    parser.add_argument("--data", type=Path, help="MNIST-format .npz")
-    parser.add_argument("--epochs", type=int, default=25)
-    parser.add_argument("--batch-size", type=int, default=64, help="global batch size")
-    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--data", type=Path, help="read an .npz in MNIST's format instead")
+    parser.add_argument("--epochs", type=int, default=25, help="train for N epochs [25]")
+    parser.add_argument("--batch-size", type=int, default=64, help="global batch size [64]")
+    parser.add_argument("--seed", type=int, default=7, help="seed of weights and data order [7]")
     parser.add_argument("--backend", choices=("auto", "local", "mirrored"), default="auto")
-    parser.add_argument("--devices", type=int, help="for --backend mirrored")
+    parser.add_argument("--devices", type=int, help="use N devices with --backend mirrored [all]")
     args = parser.parse_args()
 
     cluster = distrib.init(args.backend, devices=args.devices)
@@ -113,7 +113,7 @@ def main() -> None:
     _, accuracy = model.evaluate(val, verbose=0)
     if cluster.is_chief:
         print(f"validation accuracy: {accuracy:.4f}")
-        print(f"weights sha256: {digest(model)}")
+        print(f"weights sha256: {hash_weights(model)}")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
     distrib run -np 4 examples/mnist.py         # or horovodrun, mpirun, or python alone
 
-The net and its training are those of the original: Adam's learning rate grows with the number of
-ranks, after a warm-up of three epochs, and every epoch leaves a model. What a Horovod script does
-by hand is gone: no rank picks its GPU, broadcasts weights, averages metrics or asks whether it may
-write, and callbacks stand in any order. New is that a killed run goes on where it was.
+Model and training are the original's: Adam's learning rate is scaled by the number of ranks and
+warmed up for three epochs, and every epoch saves a model. distrib does what a Horovod script does
+by hand: it picks each rank's GPU, broadcasts weights, averages metrics, and lets only the chief
+write. Callbacks can be in any order. In addition, a killed run resumes at the last checkpoint.
 
-Keras downloads the data; `--data` takes them from an `.npz` file (`x_train`, `y_train`) instead.
+Keras downloads the data; `--data` reads an `.npz` file (`x_train`, `y_train`) instead.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from distrib.callbacks import BackupAndRestore, LearningRateWarmup, ModelCheckpo
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--run", type=Path, default=Path("runs/mnist"), help="output folder")
-parser.add_argument("--data", type=Path, help="MNIST-format .npz")
-parser.add_argument("--epochs", type=int, default=24)
-parser.add_argument("--batch-size", type=int, default=128, help="of each rank")
+parser.add_argument("--data", type=Path, help="read an .npz in MNIST's format [download]")
+parser.add_argument("--epochs", type=int, default=24, help="train for N epochs [24]")
+parser.add_argument("--batch-size", type=int, default=128, help="batch size of each rank [128]")
 args = parser.parse_args()
 
 cluster = distrib.init()
@@ -35,7 +35,7 @@ keras.utils.set_random_seed(7)
 if args.data is not None:
     with np.load(args.data) as data:
         x, y = data["x_train"], data["y_train"]
-else:  # A file for each rank, so that no two write the same one.
+else:  # Each rank downloads a file of its own: concurrent writes would damage a shared one.
     (x, y), _ = keras.datasets.mnist.load_data(f"mnist-{cluster.rank}.npz")
 
 with cluster.scope():
