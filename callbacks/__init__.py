@@ -2,7 +2,7 @@
 
 A class of the same name as Keras's takes the same arguments and adds `get_state` and `set_state`,
 through which `BackupAndRestore` saves and restores it. Only the chief writes. Names that need no
-change are Keras's own objects.
+change are Keras's own objects. May import all of `distrib` but `launch`.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from distrib.errors import ConfigurationError, install_exit_codes
 from distrib.save_policy.schedule import SaveSchedule
 from distrib.storage.locate import locate
 from distrib.training import trainer_wrapper
+from distrib.training.fit_session import FitSession
 from distrib.training.resumable_fit import RunSaver
-from distrib.training.resume import Resume
 from distrib.units import parse_duration
 
 
@@ -120,10 +120,10 @@ class BackupAndRestore(RunSaver):
         self.local_cache = None if local_cache is None else self._local_folder(local_cache)
         self._schedule = _parse_save_freq(save_freq)
 
-    def _new_resume(self) -> Resume:
+    def _new_session(self) -> FitSession:
         """See `RunSaver`."""
         directory = CheckpointDirectory(self.directory, self.local_cache)
-        return Resume(directory, self._schedule, self._policy(), self.delete_checkpoint)
+        return FitSession(directory, self._schedule, self._policy(), self.delete_checkpoint)
 
     def _local_folder(self, local_cache: str | os.PathLike[str]) -> Path:
         folder = locate(local_cache, "local_cache").local

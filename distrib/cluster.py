@@ -188,8 +188,8 @@ def current() -> Cluster:
     return _current
 
 
-def is_initialized() -> bool:
-    """Tell whether this process has its cluster, from `init()` or from `current()`."""
+def has_current() -> bool:
+    """Tell whether `init()` or `current()` has made this process's cluster."""
     return _current is not None
 
 

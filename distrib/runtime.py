@@ -92,12 +92,12 @@ def _make_backend(kind: str, devices: int | None) -> Backend:
 
 def _prepare_keras(cluster: Cluster) -> None:
     """Wrap Keras's trainer. The backend must have started, because Keras imports TensorFlow."""
-    from distrib.keras_compat.trainer import keep_auto_jit_off
+    from distrib.keras_compat.trainer import disable_auto_jit
     from distrib.training import trainer_wrapper
 
     trainer_wrapper.install()
     if cluster.size > 1:
-        keep_auto_jit_off()  # XLA cannot compile the exchange between ranks in a train step.
+        disable_auto_jit()  # XLA cannot compile the exchange between ranks in a train step.
 
 
 def _single_process_backend(devices: int | None) -> Literal["local", "mirrored"]:

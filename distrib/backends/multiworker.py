@@ -26,7 +26,7 @@ from distrib.gradients.optimizer import accumulate, distribute
 from distrib.gradients.reduction import Compression, Op, Reduction
 from distrib.gradients.step_payload import StepPayload
 from distrib.keras_compat import strategy_faults
-from distrib.keras_compat.optimizers import leave_sum_over_replicas_out
+from distrib.keras_compat.optimizers import disable_sum_over_replicas
 from distrib.units import parse_duration
 
 START_TIMEOUT_VARIABLE = "DISTRIB_START_TIMEOUT_SECONDS"
@@ -114,7 +114,7 @@ class MultiWorkerBackend:
             ),
         )
         # It is wrapped in the scope of its model, but may have been created in another one.
-        leave_sum_over_replicas_out(optimizer, tf.distribute.get_strategy())
+        disable_sum_over_replicas(optimizer, tf.distribute.get_strategy())
         return optimizer
 
     def translate_error(self, error: BaseException) -> BaseException:

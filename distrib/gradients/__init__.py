@@ -2,5 +2,5 @@
 
 `optimizer.py` wraps the user's optimizer, `reduction.py` reduces gradients in the `layout.py` that
 the ranks agreed on, and `step_payload.py` adds flags and the loss.
-May import `collectives` and `keras_compat`; knows nothing of the model, of `fit` or of storage.
+May import `collectives`, `heartbeat`, `keras_compat` and below; knows no model, `fit` or storage.
 """

@@ -1,4 +1,4 @@
-"""What Keras knows of a model's layers and of seeds, but does not tell. Tried with 3.12 and 3.15.
+"""Private attributes of Keras's layers and seed generators. Tried with Keras 3.12 and 3.15.
 
 - `Layer._flatten_layers()`: the layers within a layer, at any depth
 - `Layer._trainable_variables`, `Layer._non_trainable_variables`: by what they are made for, whether

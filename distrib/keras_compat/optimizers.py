@@ -56,7 +56,7 @@ def strategy_of(optimizer: Any) -> Any:
     return optimizer._distribution_strategy
 
 
-def leave_sum_over_replicas_out(optimizer: Any, strategy: Any) -> None:
+def disable_sum_over_replicas(optimizer: Any, strategy: Any) -> None:
     """Have an optimizer, and those that it wraps, add no gradients up over replicas by itself.
 
     Args:

@@ -1,4 +1,4 @@
-"""Keras's faults under `tf.distribute`, and what is done about them: here and nowhere else.
+"""Workarounds for bugs of Keras under `tf.distribute`.
 
 Keras 3.12 to 3.15 has four:
 
@@ -18,7 +18,7 @@ Keras 3.12 to 3.15 has four:
    predicts.
 
 `tests/unit/backends/test_mirrored.py` and `tests/integration/test_multiworker.py` fail when Keras
-mends them.
+fixes them.
 """
 
 from __future__ import annotations

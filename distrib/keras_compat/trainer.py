@@ -11,6 +11,7 @@ them and calls `super()` comes through here as well. Names that are private in K
 - `Model._symbolic_build(data_batch)`, which builds model, metrics and optimizer without a step
 - `Model._initial_epoch`, by which Keras's `BackupAndRestore` tells `fit` where to begin
 - `Model._loss_tracker`, the metric that holds the mean loss
+- `CallbackList._async_train`, `_async_test`: whether Keras calls batch hooks in threads
 - `EpochIterator._current_iterator` and the attributes `data_adapter`, `num_batches` and
   `steps_per_epoch` of that class, which is not public
 """
@@ -90,7 +91,7 @@ def own_results(model: Any, logs: Mapping[str, Any]) -> Mapping[str, Any]:
     return results
 
 
-def keep_auto_jit_off() -> None:
+def disable_auto_jit() -> None:
     """Have Keras's `jit_compile="auto"`, which may choose XLA on a GPU, choose no compilation."""
     keras.Model._resolve_auto_jit_compile = lambda model: False
 
@@ -113,6 +114,12 @@ def set_initial_epoch(model: Any, epoch: int | None) -> None:
 def loss_tracker_of(model: Any) -> Any:
     """Return the `keras.metrics.Mean` that Keras's own train step keeps the loss in."""
     return model._loss_tracker
+
+
+def call_hooks_synchronously(callbacks: Any) -> None:
+    """Keep a `CallbackList` from calling the batch hooks of `fit` and `evaluate` in threads."""
+    callbacks._async_train = False
+    callbacks._async_test = False
 
 
 def element_spec_of(iterator: Any) -> Any:

@@ -29,7 +29,7 @@ class StopRequest:
         while not stop.requested:
             train_one_step()
     finally:
-        stop.ignore()
+        stop.restore_handlers()
     ```
     """
 
@@ -55,7 +55,7 @@ class StopRequest:
         for number in SIGNALS:
             self._previous[number] = signal.signal(number, self._handle)
 
-    def ignore(self) -> None:
+    def restore_handlers(self) -> None:
         """Restore the previous signal handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)

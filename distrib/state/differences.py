@@ -38,7 +38,7 @@ def differences_between(
 
 
 def check_data(saved: Mapping[str, Any] | None, here: Mapping[str, Any] | None) -> None:
-    """Refuse data other than those that a checkpoint's position counts in.
+    """Raise if the training data differs from the checkpoint's.
 
     Args:
         saved: Description of the data in the checkpoint; `None` if they cannot be resumed.

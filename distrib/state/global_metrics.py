@@ -1,6 +1,6 @@
 """Exact metrics of data that several ranks share.
 
-A metric such as AUC cannot be had from the ranks' own results, but its state can be added up:
+A metric such as AUC cannot be computed from the ranks' own results, but its state can be added up:
 Keras keeps sums, and says of each variable how replicas are to be combined. So the state of all
 metrics is combined over the ranks, the result is computed from that, and each rank's own state is
 put back, because a checkpoint that is resumed needs it.

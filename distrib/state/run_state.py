@@ -1,11 +1,11 @@
 """All that a run needs to continue: gathered into a checkpoint, and restored from one.
 
-It is gathered from several owners, each of which knows its own part: the variables
-(`TrainingState`), every callback that has state, Keras's `History`, the random generators, the last
-`logs`, and a description of the training data, whose position means nothing on other data.
+It is gathered from the variables (`TrainingState`), every callback that has state, Keras's
+`History`, the random generators, the last `logs`, and a description of the training data, whose
+position means nothing on other data.
 
 Of callbacks and random generators the chief's states are kept, and those of other ranks where they
-differ, which is rare. All ranks capture together, and each restores its own.
+differ. All ranks capture together, and each restores its own.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from distrib.state.callback_state import acts_in_validation, stateful_callbacks
 from distrib.state.differences import check_data
 from distrib.state.random_generators import random_state, set_random_state
 from distrib.state.run_checkpoint import RunCheckpoint
+from distrib.state.saved_variables import METRICS, OTHER
 from distrib.state.training_position import Logs, TrainingPosition
 from distrib.state.training_state import HostBuffers, Overrides, TrainingState
-from distrib.state.variable_slots import METRICS, OTHER
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class RunState:
         )
 
     def restore(self, checkpoint: RunCheckpoint) -> None:
-        """Become what the checkpoint was taken of; `check` it first."""
+        """Restore the run from a checkpoint; `check` it first."""
         self._state.restore(checkpoint.training[training_item.VARIABLES_STATE], checkpoint.arrays)
         states = checkpoint.own_states(current().rank, current().size)
         for name, callback in stateful_callbacks(self._callbacks):

@@ -12,7 +12,7 @@ from distrib.checkpoint.layout import ArrayGroups
 from distrib.cluster import current
 from distrib.errors import CheckpointMismatchError, ConfigurationError
 from distrib.state.differences import differences_between
-from distrib.state.variable_slots import GROUPS, VariableSlot, collect_slots, redistribute
+from distrib.state.saved_variables import GROUPS, SavedVariable, collect_variables, redistribute
 
 _SHOWN_DIFFERENCES = 5
 
@@ -37,7 +37,7 @@ Overrides = Mapping[tuple[str, str], list[npt.NDArray[Any]]]
 
 
 class TrainingState:
-    """All variables of a built model and what trains it, on all ranks.
+    """All variables of a built model, its optimizer and its metrics, on all ranks.
 
     Args:
         model: A compiled `keras.Model` whose variables exist (see `distrib.state.build`).
@@ -49,7 +49,7 @@ class TrainingState:
         self._model = model
         self._metrics = metrics
         self._cluster = current()
-        self._slots = collect_slots(model, metrics, self._cluster.size)
+        self._slots = collect_variables(model, metrics, self._cluster.size)
         # Every checkpoint carries it, and it never changes.
         self._description = {
             "optimizer": _optimizer_name(model.optimizer),
@@ -84,7 +84,7 @@ class TrainingState:
             ConfigurationError: Names the first such variable.
         """
         known = {id(slot.replicas[0]) for slot in self._slots}
-        for slot in collect_slots(self._model, self._metrics, self._cluster.size):
+        for slot in collect_variables(self._model, self._metrics, self._cluster.size):
             if id(slot.replicas[0]) not in known:
                 raise ConfigurationError(
                     f"The variable {slot.path!r} ({slot.group}) was created by the first train "
@@ -114,16 +114,18 @@ class TrainingState:
         """
         overrides = overrides or {}
 
-        def values(slot: VariableSlot) -> list[npt.NDArray[Any]]:
+        def values(slot: SavedVariable) -> list[npt.NDArray[Any]]:
             return overrides.get((slot.group, slot.path)) or slot.values
 
-        different = [values(slot) for slot in self._slots if not slot.same]
+        different = [values(slot) for slot in self._slots if not slot.identical]
         ranks = iter(zip(*self._cluster.collectives.allgather(different), strict=True))
         if not self._cluster.is_chief:
             return {}
         copies: dict[str, dict[str, npt.NDArray[Any]]] = {group: {} for group in GROUPS}
         for slot in self._slots:
-            parts = values(slot) if slot.same else [part for rank in next(ranks) for part in rank]
+            parts = (
+                values(slot) if slot.identical else [part for rank in next(ranks) for part in rank]
+            )
             for name, part in zip(slot.names, parts, strict=True):
                 copies[slot.group][name] = buffers.copy(slot.group, name, part)
         return copies
@@ -151,12 +153,12 @@ class TrainingState:
             group = arrays.get(entry["group"], {})
             self._assign(slot, [group[name] for name in entry["names"]])
 
-    def _assign(self, slot: VariableSlot, values: list[npt.NDArray[Any]]) -> None:
+    def _assign(self, slot: SavedVariable, values: list[npt.NDArray[Any]]) -> None:
         """Give each replica of this process its own of the values of all replicas."""
         values = redistribute(slot, values)
-        first = 0 if slot.same else self._cluster.rank * len(slot.replicas)
+        first = 0 if slot.identical else self._cluster.rank * len(slot.replicas)
         for number, replica in enumerate(slot.replicas):
-            replica.assign(values[0] if slot.same else values[first + number])
+            replica.assign(values[0] if slot.identical else values[first + number])
 
     def _check_alike(self) -> None:
         descriptions = self._cluster.collectives.allgather(self._description)

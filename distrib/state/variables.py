@@ -1,4 +1,4 @@
-"""What distrib has to know of a Keras variable that Keras does not say in one word."""
+"""Helpers for Keras variables: replicas, weights, statistics, seeds."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def seeds_of(model: Any) -> set[int]:
 def seed_of_replica(state: npt.NDArray[Any], number: int) -> npt.NDArray[Any]:
     """Return the seed generator state of one replica, made of the first one's.
 
-    Replicas that draw the same numbers would drop the same units of every piece of a batch.
+    Replicas with the same seed would use the same dropout mask.
 
     Args:
         state: `[seed, counter]` of the first replica.
@@ -67,7 +67,7 @@ def seed_of_replica(state: npt.NDArray[Any], number: int) -> npt.NDArray[Any]:
 
 
 def optimizers_of(model: Any) -> list[Any]:
-    """Return the optimizers that train a model: the compiled one, unless its train step has own."""
+    """Return the optimizers that train a model: the compiled one, or those of its `train_step`."""
     held = tf.train.TrackableView(model).descendants()
     own = [thing for thing in held if isinstance(thing, keras.optimizers.Optimizer)]
     if type(model).train_step is keras.Model.train_step or not own:

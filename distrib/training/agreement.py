@@ -1,9 +1,9 @@
-"""Save and stop decisions that all ranks take together, after the same step.
+"""Whether to save, and whether to exit for a preemption: one decision for all ranks.
 
 A single process decides for itself. Of several ranks, any may receive a request to stop, and only
 the chief knows whether a save is due. Each rank states its requests before a step; the answer comes
 back with the gradients (`gradients/step_payload.py`). Between epochs there are no gradients, so the
-ranks agree in a collective of its own.
+ranks agree in a collective of its own. (`model.stop_training` is agreed in `multi_rank_fit.py`.)
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class AllRanks:
         self._payload.request(Request.SAVE, save)
 
     def after_step(self, preempt: bool) -> Decision:
-        """See `Agreement`."""
+        """See `Agreement`. `StepPayload.read` must have been called for this step."""
         agreed = self._payload.agreed
         return Decision(Request.PREEMPT in agreed, Request.SAVE in agreed)
 

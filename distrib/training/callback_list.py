@@ -1,4 +1,4 @@
-"""The callback list that takes the place of Keras's in a `fit` that is saved or shared.
+"""The callback list that replaces Keras's in a `fit` that saves checkpoints or has several ranks.
 
 Keras's `fit` makes its `CallbackList` after the iterator over the data, and takes one that it is
 given instead. This one is made before Keras runs, so it has to be opened when the iterator, and
@@ -23,7 +23,7 @@ def flat_callbacks(callbacks: Any) -> list[Any]:
 
 
 class FitCallbackList(keras.callbacks.CallbackList):
-    """Base of the lists that save a `fit` or share it; those are mixed as the `fit` needs.
+    """Base of the lists that save checkpoints or synchronize ranks; a `fit` may need both.
 
     Args:
         call: The `fit`.
@@ -32,10 +32,11 @@ class FitCallbackList(keras.callbacks.CallbackList):
     def __init__(self, call: FitCall) -> None:
         # Not Keras's own `__init__`, which calls `set_model` of all callbacks: see `open`.
         self._call = call
+        self._batch_logs: Any = None
         call.callbacks = self
 
     def open(self, steps: int | None) -> None:
-        """Become what Keras would have made.
+        """Run Keras's own `__init__`, now that the number of steps is known.
 
         Args:
             steps: In an epoch; `None` if that is not known.
@@ -54,6 +55,11 @@ class FitCallbackList(keras.callbacks.CallbackList):
             epochs=self._call.epochs,
             steps=steps,
         )
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Keep the logs that callbacks see: on several ranks, with the loss of all of them."""
+        self._batch_logs = logs
+        super().on_train_batch_end(batch, logs)
 
     def __enter__(self) -> FitCallbackList:
         return self

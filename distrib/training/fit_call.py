@@ -98,7 +98,7 @@ class FitCall:
 
     @property
     def batches(self) -> int | None:
-        """Batches in an epoch of this fit; `None` if the data do not tell."""
+        """Batches in an epoch of this fit; `None` if unknown."""
         if self.dataset is None:
             return self.steps_per_epoch
         return self.steps_per_epoch or self.dataset.num_batches
@@ -111,8 +111,8 @@ class FitCall:
     def begin_new_pass(self) -> None:
         """Make the next epoch begin a new pass over the data, unless they are endless.
 
-        With `steps_per_epoch` Keras goes on with the iterator of the epoch before, which has run
-        out if that epoch was resumed.
+        With `steps_per_epoch` Keras reuses the iterator of the previous epoch, which is exhausted
+        if that epoch was resumed.
         """
         if self.dataset is not None and not self.dataset.endless:
             trainer.restart(self.iterator)

@@ -27,7 +27,7 @@ _WRITERS = {
     "TensorBoard",
 }
 # Keras's callbacks that have state, and lose it at a restart.
-_FORGETFUL = {
+_NOT_RESUMABLE = {
     "CSVLogger",
     "EarlyStopping",
     "LearningRateScheduler",
@@ -58,16 +58,16 @@ def check_call(call: FitCall, schedule: SaveSchedule) -> None:
         return
     raise ConfigurationError(
         f"`steps_per_epoch={steps}` differs from the dataset's {dataset.num_batches} batches. "
-        "Pass `dataset.repeat()`, which goes on through the data from epoch to epoch, or leave "
+        "Pass `dataset.repeat()`, which continues through the data across epochs, or leave "
         "`steps_per_epoch` out."
     )
 
 
-def warn_of_forgetful(callbacks: Sequence[Any]) -> None:
+def warn_about_unsaved_callbacks(callbacks: Sequence[Any]) -> None:
     """Name Keras's own callbacks in the list that have a twin here which survives a restart."""
     for callback in callbacks:
         kind = type(callback)
-        if kind.__module__.startswith("keras.") and kind.__name__ in _FORGETFUL:
+        if kind.__module__.startswith("keras.") and kind.__name__ in _NOT_RESUMABLE:
             warnings.warn(
                 f"keras.callbacks.{kind.__name__} forgets its state at a restart; import "
                 f"{kind.__name__} from distrib.callbacks to resume exactly.",

@@ -50,10 +50,10 @@ def _explaining_evaluate() -> Iterator[None]:
 
 
 def _average_statistics(model: Any) -> None:
-    """Make the statistics of batch normalization one model's again.
+    """Average the moving statistics of batch normalization over the ranks.
 
-    Each rank's are of its own pieces. Averaged, validation and whatever is saved do not depend on
-    which rank does it. In float64, so that what is equal already stays as it is.
+    Each rank has statistics of its own shards; after averaging, validation and checkpoints are the
+    same on every rank. In float64, so that equal values stay as they are.
     """
     variables = statistics_of(model)
     if not variables:

@@ -32,7 +32,7 @@ from distrib.training.fit_checks import check_ranks, check_steps
 
 
 class MultiRankCallbackList(FitCallbackList):
-    """A callback list whose ranks act as one.
+    """A callback list that keeps all ranks in step.
 
     Args:
         call: The `fit`.
@@ -57,7 +57,7 @@ class MultiRankCallbackList(FitCallbackList):
         model = self.model
         if not model.built or (model.optimizer is not None and not model.optimizer.built):
             build(model, self._call.element_spec)
-        # Gradients that are reduced only now and then would bring the loss of some steps only.
+        # With gradient accumulation most steps carry no loss.
         accumulates = getattr(model.optimizer, "gradient_accumulation_steps", None)
         self._cluster.step_payload.loss_tracker = None if accumulates else loss_tracker_of(model)
         super().on_train_begin(logs)
@@ -67,16 +67,16 @@ class MultiRankCallbackList(FitCallbackList):
         """Begin the epoch with the chief's learning rate."""
         self._epoch, self._done = epoch, None
         super().on_epoch_begin(epoch, logs)
-        self._agree(stop=False)
+        self._agree_on_stop_and_learning_rate(stop=False)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """Weigh the rank's piece of the batch."""
+        """Set the loss weight of this rank's shard of the batch."""
         self._done = batch
         self._cluster.step_payload.set_share(self._share(batch))
         super().on_train_batch_begin(batch, logs)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Show the global loss, and stop if a rank had wished so before the batch."""
+        """Show the global loss, and stop if any rank requested it before the batch."""
         self._done = batch + 1
         step_payload = self._cluster.step_payload
         loss = step_payload.read()
@@ -91,20 +91,20 @@ class MultiRankCallbackList(FitCallbackList):
         heartbeat.enter(TRAINING)
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Show a sign of life."""
+        """Send a heartbeat."""
         super().on_test_batch_end(batch, logs)
         heartbeat.beat()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Show the chief's logs, then stop, and set the learning rate, on all ranks or none."""
+        """Pass the chief's logs to callbacks; agree on `stop_training` and the learning rate."""
         step_payload = self._cluster.step_payload
         super().on_epoch_end(epoch, self._cluster.collectives.broadcast(plain_logs(logs)))
         stop = self.model.stop_training or step_payload.is_requested(Request.STOP)
-        self.model.stop_training = self._agree(stop)
+        self.model.stop_training = self._agree_on_stop_and_learning_rate(stop)
         step_payload.request(Request.STOP, False)
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Weigh what is trained without `fit` afterwards as whole batches."""
+        """Reset the loss weight to 1, for training loops without `fit`."""
         super().on_train_end(logs)
         self._cluster.step_payload.set_share(1.0)
         heartbeat.enter(OUTSIDE)
@@ -132,10 +132,10 @@ class MultiRankCallbackList(FitCallbackList):
         first = batch + self._epoch * (self._call.batches or 0) if dataset.endless else batch
         steps = range(first, first + self.model.steps_per_execution)
         shares = {dataset.share(step % dataset.num_batches) for step in steps}
-        # One execution has one weight; a batch that is cut unevenly counts as the others then.
+        # One execution has one weight: 1 if the shares of its batches differ.
         return shares.pop() if len(shares) == 1 else 1.0
 
-    def _agree(self, stop: bool) -> bool:
+    def _agree_on_stop_and_learning_rate(self, stop: bool) -> bool:
         """Tell whether any rank wants to stop, and take over the chief's learning rate."""
         rate = learning_rate_of(self.model.optimizer)
         value = float(rate.numpy()) if isinstance(rate, keras.Variable) else 0.0

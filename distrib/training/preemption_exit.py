@@ -42,11 +42,11 @@ class PreemptionExit:
         self._poller = NoticePoller(self._sources, self._stop)
 
     def close(self) -> None:
-        """Give the signals back, unless the process is ending: then they repeat the first one."""
+        """Restore the signal handlers, unless the process is exiting."""
         if self._poller is not None:
             self._poller.end()
         if not self._exiting:
-            self._stop.ignore()
+            self._stop.restore_handlers()
 
     def exit(
         self,
@@ -94,7 +94,7 @@ class PreemptionExit:
             return "the data cannot be resumed within an epoch, so this one will be repeated"
         saves = self._saves
         return (
-            f"a save takes {format_duration(saves.save_time)}, for which the time that is left "
-            f"will not do. The run goes on from checkpoint {saves.last_checkpoint}, and repeats "
-            f"what came after it ({position.step - saves.last_saved_step} of {position.step} steps)"
+            f"a save takes {format_duration(saves.save_time)}, longer than the time that is left. "
+            f"The run goes on from checkpoint {saves.last_checkpoint}, and repeats what came after "
+            f"it ({position.step - saves.last_saved_step} of {position.step} steps)"
         )

@@ -22,15 +22,16 @@ import keras
 
 from distrib.errors import ConfigurationError
 from distrib.heartbeat import OUTSIDE, STARTING, TRAINING, heartbeat
+from distrib.keras_compat.trainer import call_hooks_synchronously
 from distrib.training.callback_list import FitCallbackList, flat_callbacks
 from distrib.training.fit_call import FitCall, fit_of
-from distrib.training.resume import Resume
+from distrib.training.fit_session import FitSession
 
 
 class RunSaver(keras.callbacks.Callback):
-    """Base of `BackupAndRestore`: asks for a `fit` to be saved. The list does all the work."""
+    """Base of `BackupAndRestore`: a marker. `ResumableCallbackList` does the saving."""
 
-    def _new_resume(self) -> Resume:
+    def _new_session(self) -> FitSession:
         """Return what saves and resumes one `fit`, as this callback's arguments say."""
         raise NotImplementedError
 
@@ -67,20 +68,18 @@ class ResumableCallbackList(FitCallbackList):
                 "The callback list holds two BackupAndRestore; one saves the state of all the "
                 "others."
             )
-        self._resume = saver._new_resume()
+        self._session = saver._new_session()
         # Batches of the epoch in progress that an earlier process did.
         self._offset = 0
         self._skip_training = False
         self._forced_stop = False
-        self._stop_of_others = False
+        self._stop_training_before = False
         self._train_function: Any = None
 
     def open(self, steps: int | None) -> None:
         """See `FitCallbackList`."""
         super().open(steps)
-        # Keras may run batch hooks in threads; a snapshot needs them done.
-        self._async_train = False
-        self._async_test = False
+        call_hooks_synchronously(self)  # A snapshot needs all callbacks to have seen the batch.
 
     def __exit__(
         self,
@@ -88,44 +87,44 @@ class ResumableCallbackList(FitCallbackList):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Give the signals back, also if the `fit` has raised."""
-        self._resume.close()
+        """Restore the signal handlers, also if the `fit` has raised."""
+        self._session.close()
         super().__exit__(kind, error, traceback)
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Find and check the checkpoint, begin, then restore it or save the first one."""
         heartbeat.enter(STARTING)
-        self._resume.prepare(self._call)
+        self._session.prepare(self._call)
         super().on_train_begin(logs)
-        self._resume.begin(self.callbacks)
+        self._session.begin(self.callbacks)
 
     def on_train_end(self, logs: Any = None) -> None:
         """End the callbacks, then the saving."""
-        if not self._resume.active:
+        if not self._session.active:
             super().on_train_end(logs)
             return
-        super().on_train_end(logs or self._resume.logs.epoch)
-        self._resume.end()
+        super().on_train_end(logs or self._session.logs.epoch)
+        self._session.end()
         heartbeat.enter(OUTSIDE)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Set the data's position, begin the epoch, and restore what that has changed."""
-        if self._resume.active:
-            self._offset = self._resume.batch
-            self._skip_training = self._resume.train_done
-            self._resume.before_epoch(epoch)
+        if self._session.active:
+            self._offset = self._session.batch
+            self._skip_training = self._session.train_done
+            self._session.before_epoch(epoch)
         super().on_epoch_begin(epoch, logs)
-        if self._resume.active:
-            self._resume.epoch_began()
+        if self._session.active:
+            self._session.epoch_began()
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Number the batch from the epoch's real beginning."""
         if self._skip_training:
             self._train_function = self.model.train_function
-            self.model.train_function = lambda iterator: self._resume.logs.batch
+            self.model.train_function = lambda iterator: self._session.logs.batch
             return
-        if self._resume.active:
-            self._resume.before_batch(batch + self._offset)
+        if self._session.active:
+            self._session.before_batch(batch + self._offset)
         super().on_train_batch_begin(batch + self._offset, logs)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -133,50 +132,50 @@ class ResumableCallbackList(FitCallbackList):
         if self._skip_training:
             self._skip_training = False
             self.model.train_function = self._train_function
-            self._force_stop(self._resume.stop_requested)
+            self._force_stop(self._session.stop_requested)
             return
         batch += self._offset
         super().on_train_batch_end(batch, logs)
-        if self._resume.active:
-            self._resume.after_batch(batch, logs)
+        if self._session.active:
+            self._session.after_batch(batch, self._batch_logs)
             heartbeat.enter(TRAINING)
-            if self._offset and self._resume.train_done:
+            if self._offset and self._session.train_done:
                 self._force_stop(self.model.stop_training)
 
     def on_test_begin(self, logs: Any = None) -> None:
         """Remember what validation changes before it does."""
         self._release_stop()
-        if self._resume.active:
-            self._resume.before_validation()
+        if self._session.active:
+            self._session.before_validation()
         super().on_test_begin(logs)
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
         """Leave the validation early if the process was asked to stop."""
         super().on_test_batch_end(batch, logs)
         heartbeat.beat()
-        if self._resume.active and self._resume.preempt_requested:
+        if self._session.active and self._session.exit_requested:
             self.model.stop_evaluating = True
 
     def on_test_end(self, logs: Any = None) -> None:
         """End the validation, and the process if it was asked to stop."""
         super().on_test_end(logs)
-        if self._resume.active:
-            self._resume.after_validation()
+        if self._session.active:
+            self._session.after_validation()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """End the epoch, then save if it is time."""
         self._release_stop()
         super().on_epoch_end(epoch, logs)
         self._offset = 0
-        if self._resume.active:
-            self._resume.after_epoch(epoch, logs)
+        if self._session.active:
+            self._session.after_epoch(epoch, logs)
 
     def _force_stop(self, stop_of_others: bool) -> None:
-        self._stop_of_others = stop_of_others
+        self._stop_training_before = stop_of_others
         self._forced_stop = True
         self.model.stop_training = True
 
     def _release_stop(self) -> None:
         if self._forced_stop:
             self._forced_stop = False
-            self.model.stop_training = self._stop_of_others
+            self.model.stop_training = self._stop_training_before

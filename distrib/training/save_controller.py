@@ -1,4 +1,4 @@
-"""Saves a run: when a checkpoint is due, its capture, and the errors of its writing.
+"""Decides when to save, captures the state, and reports write errors on all ranks.
 
 All ranks capture their states together; the chief alone has a schedule, an attempt in the run's
 ledger and a background writer, because no other rank touches storage. An error of the writer is
@@ -29,7 +29,7 @@ from distrib.state.training_position import Logs, TrainingPosition
 from distrib.storage.location import Location, describe_error
 from distrib.storage.write_check import check_writable
 
-# A rank that hears no more of its supervisor lives for a minute.
+# A rank exits about 60 s after it has lost its supervisor.
 _LOCK_TIMEOUT_SECONDS = 90.0
 
 
@@ -61,7 +61,7 @@ class SaveController:
         self.grace = GracePeriod(grace_seconds())
         self.cost = SaveCost()
         self.last_saved_step = -1
-        self._told_of_skipping = False
+        self._skip_logged = False
         # The chief's.
         self._saver: Saver | None = None
         self._attempt: Attempt | None = None
@@ -101,7 +101,7 @@ class SaveController:
         return loaded
 
     def check_progress(self, start: int) -> None:
-        """Refuse, on all ranks together, a run whose last attempts have all gained nothing.
+        """Refuse, on all ranks together, a run whose last attempts have made no progress.
 
         Args:
             start: Step that this attempt begins with.
@@ -121,7 +121,7 @@ class SaveController:
             raise NoProgressError(reason)
 
     def begin(self, state: RunState, start: int) -> None:
-        """Become the run's newest attempt, which ends an older one; call it when all else fits.
+        """Register as the run's newest attempt, which fences off older ones, after all checks.
 
         Args:
             state: What is saved.
@@ -155,18 +155,18 @@ class SaveController:
     def is_due(self, step: int) -> bool:
         """Tell whether this rank requests a save after a step: only the chief does.
 
-        A save that would have to wait for the one before is skipped, with a message.
+        A save that would have to wait for the previous one is skipped, with a message.
         """
         if self._saver is None or not self._timer.is_due(step):
             return False
         if self._is_idle():
             return True
-        if not self._told_of_skipping and self._failure is None:
+        if not self._skip_logged and self._failure is None:
             log.info(
                 f"skipped the checkpoint of step {step}: that of step {self.last_saved_step} is "
                 f"still being written to {self.location}."
             )
-            self._told_of_skipping = True
+            self._skip_logged = True
         self._timer.record_save(step)
         return False
 
@@ -197,7 +197,7 @@ class SaveController:
                 self._saver.save(content, self.cost.last_wait)
             self.last_saved_step = position.step
         self._timer.record_save(position.step)
-        self._told_of_skipping = False
+        self._skip_logged = False
         if wait:
             self.wait()
             self.raise_failure()

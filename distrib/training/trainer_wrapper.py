@@ -1,8 +1,8 @@
 """The wrapper around `fit`, `evaluate` and `predict` of `keras.Model`.
 
 `install` puts it in place for the whole process. A `fit` that needs nothing of distrib (one rank,
-no `BackupAndRestore`) is passed on as it is. Any other gets a callback list that saves the `fit`,
-shares it between the ranks, or both, and an object that says what was passed to `fit`.
+no `BackupAndRestore`) is passed on as it is. Any other gets a `FitCall`, which holds the arguments,
+and a callback list that saves checkpoints, synchronizes the ranks, or both.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import keras
 
-from distrib.cluster import current, is_initialized
+from distrib.cluster import current, has_current
 from distrib.heartbeat import heartbeat
 from distrib.keras_compat import trainer
 from distrib.training.callback_list import FitCallbackList, flat_callbacks
@@ -25,7 +25,7 @@ Original = Callable[..., Any]
 
 
 def install() -> None:
-    """Wrap the methods of `keras.Model`. Doing it again changes nothing."""
+    """Wrap the methods of `keras.Model`; idempotent."""
     trainer.wrap("fit", _fit)
     trainer.wrap("evaluate", _evaluate)
     trainer.wrap("predict", _predict)
@@ -35,7 +35,7 @@ def install() -> None:
 
 def _fit(original: Original, model: Any, arguments: dict[str, Any]) -> Any:
     kinds = _kinds_of_list(arguments["callbacks"])
-    if not kinds or not model.compiled:  # Keras says what is wrong with a model that is not.
+    if not kinds or not model.compiled:  # Keras raises its own error then.
         return original(**arguments)
     if _has_ranks() and not current().is_chief:
         arguments["verbose"] = 0
@@ -46,7 +46,10 @@ def _fit(original: Original, model: Any, arguments: dict[str, Any]) -> Any:
 
 
 def _kinds_of_list(callbacks: Any) -> tuple[type, ...]:
-    """Return the classes whose mixture a `fit` needs as its callback list; none for Keras's own."""
+    """Return the base classes of the callback list, in MRO order; empty if Keras's own suffices.
+
+    Ranks come second: their hooks have read the step's answers when the session asks for them.
+    """
     kinds: list[type] = []
     if savers_in(callbacks):
         kinds.append(ResumableCallbackList)
@@ -58,7 +61,7 @@ def _kinds_of_list(callbacks: Any) -> tuple[type, ...]:
 
 
 def _has_ranks() -> bool:
-    return is_initialized() and current().size > 1
+    return has_current() and current().size > 1
 
 
 def _open_callback_list(model: Any, iterator: Any) -> None:
@@ -91,7 +94,7 @@ def _for_this_rank(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Heartbeat(keras.callbacks.Callback):
-    """Tells the supervisor that an evaluation or a prediction gets on."""
+    """Sends heartbeats to the supervisor during an evaluation or a prediction."""
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
         heartbeat.beat()

@@ -5,7 +5,7 @@ plays attempt after attempt, from a restart to the next failure, and adds up whe
 Only the time until an attempt fails is random; the schedule of saves follows from it. NumPy
 therefore simulates all attempts at once, many thousand in a millisecond.
 
-The schedule is that of `distrib.training.resume`: a save is due after `interval` seconds of
+The schedule is that of `distrib.training.fit_session`: a save is due after `interval` seconds of
 training since the last one, begins when none is in flight, blocks training for `save_cost` seconds,
 and is committed `write_time` seconds after that.
 """

@@ -1,5 +1,5 @@
 """`distrib run`: a job from attempt to attempt, and the ranks of one attempt.
 
 `command.py` reads the options, `job.py` restarts, `supervisor.py` supervises one attempt.
-May import `hosts` and `process`.
+May import `hosts`, `process`, `arguments` and `tables`.
 """

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 import tempfile
 import traceback
@@ -24,12 +25,14 @@ import tensorflow as tf
 
 import distrib
 from distrib.backends import local
-from distrib.callbacks import EarlyStopping, ReduceLROnPlateau, TerminateOnNaN
+from distrib.callbacks import BackupAndRestore, EarlyStopping, ReduceLROnPlateau, TerminateOnNaN
+from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.cluster import Cluster
 from distrib.data.make_dataset import make_dataset
 from distrib.errors import ConfigurationError
 from distrib.gradients.optimizer import reduction_of
 from distrib.gradients.step_payload import Request
+from distrib.storage.locate import locate
 
 CHECKS: dict[str, Callable[[Cluster], Any]] = {}
 ALONE = Cluster(local.LocalBackend())
@@ -542,7 +545,6 @@ def losses_of_batches_are_those_of_one_process(cluster: Cluster) -> Any:
     def train(cluster: Cluster, dataset: Any) -> list[float]:
         seen = SeesLogs()
         model = model_of(cluster, keras.optimizers.Adam(0.05))
-        # Plain Keras: the loop without ranks knows no wishes.
         model.fit(dataset, epochs=9, verbose=0, callbacks=[seen])
         return seen.losses
 
@@ -551,6 +553,24 @@ def losses_of_batches_are_those_of_one_process(cluster: Cluster) -> Any:
     theirs = one_process(lambda: train(ALONE, make_dataset((x, y), 16, True, 2)))
     np.testing.assert_allclose(mine, theirs, rtol=2e-6)
     return mine
+
+
+@check
+def checkpoints_within_an_epoch_hold_the_loss_of_all_ranks(cluster: Cluster) -> Any:
+    folder = cluster.collectives.broadcast(tempfile.mkdtemp() if cluster.is_chief else None)
+    seen = SeesLogs()
+    model = model_of(cluster, keras.optimizers.Adam(0.05))
+    backup = BackupAndRestore(folder, save_freq=4, keep_last=None)
+    train = cluster.dataset(data(), 16, shuffle=True, seed=2)
+    model.fit(train, epochs=1, verbose=0, callbacks=[seen, backup])
+    saved = {}
+    if cluster.is_chief:
+        stored = CheckpointDirectory(locate(folder, "directory")).checkpoints()
+        saved = {each.manifest.step: each.manifest.metrics for each in stored}
+        shutil.rmtree(folder)
+    saved = cluster.collectives.broadcast(saved)
+    assert saved[4]["loss"] == pytest.approx(seen.losses[3], rel=1e-12), saved
+    return sorted(saved)
 
 
 def one_process(train: Callable[[], Any]) -> Any:

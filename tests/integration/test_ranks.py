@@ -53,6 +53,7 @@ COMMON = {
     *("early_stopping_and_plateaus_are_the_same_everywhere", "a_bad_loss_on_one_rank_stops_all"),
     *("a_stop_after_an_epoch_stops_all", "a_stop_at_the_last_batch_stops_all_after_the_epoch"),
     "nobody_stops_without_a_reason",
+    "checkpoints_within_an_epoch_hold_the_loss_of_all_ranks",
 }
 DISTINCT = [check for check in CHECKS if check not in VARIATIONS]
 OWN = [check for check in DISTINCT if check not in COMMON]

@@ -71,7 +71,7 @@ def test_the_strategy_and_the_sum_over_its_replicas() -> None:
     assert optimizers.strategy_of(optimizer) is strategy
     scaled = keras.optimizers.LossScaleOptimizer(optimizer)
     default = tf.distribute.get_strategy()
-    optimizers.leave_sum_over_replicas_out(scaled, default)
+    optimizers.disable_sum_over_replicas(scaled, default)
     assert optimizers.strategy_of(optimizer) is default
     gradients = [tf.constant([1.0])]
     assert optimizer._all_reduce_sum_gradients(gradients) == gradients

@@ -1,5 +1,6 @@
 """These fail when a Keras release changes what `keras_compat/trainer.py` relies on."""
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -127,7 +128,7 @@ def test_results_are_replaced_in_fit_and_evaluate() -> None:
 
 
 def test_jit_compilation_is_kept_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer.keep_auto_jit_off()
+    trainer.disable_auto_jit()
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: ["GPU:0"])
     model.compile("sgd", "mse", jit_compile="auto")
@@ -157,3 +158,22 @@ def test_the_loss_tracker_holds_the_mean_loss() -> None:
     model = make()
     history = model.fit(X, X, 4, verbose=0).history
     assert float(trainer.loss_tracker_of(model).result()) == pytest.approx(history["loss"][0])
+
+
+def test_hooks_are_called_in_the_thread_that_trains() -> None:
+    class Notes(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            threads.append(threading.current_thread())
+
+    threads: list[threading.Thread] = []
+    model = make()
+    mine = keras.callbacks.CallbackList([Notes()], add_history=True, model=model)
+    assert {"_async_train", "_async_test"} <= vars(mine).keys()
+    mine._async_train = mine._async_test = True  # As Keras sets it where the backend allows.
+    trainer.call_hooks_synchronously(mine)
+    model.fit(X, X, 4, verbose=0, callbacks=mine)
+    assert threads == [threading.main_thread()] * 3
+    threads.clear()
+    mine._async_train = True
+    model.fit(X, X, 4, verbose=0, callbacks=mine)
+    assert threading.main_thread() not in threads

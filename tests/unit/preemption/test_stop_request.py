@@ -22,7 +22,7 @@ def test_signals_only_set_the_flag(number: signal.Signals) -> None:
         send(number)
         assert stop.requested
     finally:
-        stop.ignore()
+        stop.restore_handlers()
     assert signal.getsignal(number) is before
 
 

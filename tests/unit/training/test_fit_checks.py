@@ -13,7 +13,7 @@ from distrib.errors import ConfigurationError
 from distrib.save_policy.schedule import SaveSchedule
 from distrib.training import fit_checks
 from distrib.training.fit_call import FitCall
-from distrib.training.fit_checks import check_call, check_ranks, warn_of_forgetful
+from distrib.training.fit_checks import check_call, check_ranks, warn_about_unsaved_callbacks
 
 DATASET = make_dataset(np.arange(12), batch_size=4)
 STEPS, EPOCHS = SaveSchedule(steps=5), SaveSchedule(epochs=True)
@@ -71,7 +71,9 @@ def test_writers_of_kerass_own_are_refused_on_ranks(
 
 def test_twins_that_forget_are_named() -> None:
     with pytest.warns(UserWarning, match=r"keras\.callbacks\.EarlyStopping forgets") as caught:
-        warn_of_forgetful([keras.callbacks.EarlyStopping(), keras.callbacks.TerminateOnNaN()])
+        warn_about_unsaved_callbacks(
+            [keras.callbacks.EarlyStopping(), keras.callbacks.TerminateOnNaN()]
+        )
     assert len(caught) == 1
 
 
@@ -81,4 +83,4 @@ def test_ours_and_yours_are_not_named() -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_of_forgetful([callbacks.EarlyStopping(), Yours()])
+        warn_about_unsaved_callbacks([callbacks.EarlyStopping(), Yours()])

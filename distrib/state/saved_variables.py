@@ -4,10 +4,10 @@ In the model: its variables (weights, batch-norm statistics, seed counters), the
 metrics', and any other `tf.Variable`, `tf.random.Generator` or optimizer that the model holds, as
 custom train steps do.
 
-A variable that may differ between replicas, in this process or another, is kept once a replica.
-Weights and optimizer slots cannot differ, so they are kept once. Restored on another number of
-replicas, statistics are averaged, metric sums are added up and shared out, seeds are made anew from
-the first one, and counters are taken from it.
+A variable that may differ between replicas, in this process or another, is saved once for each
+replica. Weights and optimizer slots cannot differ, so they are saved once. Restored on another
+number of replicas, statistics are averaged, metric sums are added up and split evenly, seeds are
+derived from replica 0's, and counters are copied from it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ GROUPS = MODEL, OPTIMIZER, METRICS, OTHER = "model", "optimizer", "metrics", "ot
 
 
 @dataclass(frozen=True)
-class VariableSlot:
+class SavedVariable:
     """One variable of the run.
 
     Attributes:
@@ -36,7 +36,7 @@ class VariableSlot:
         path: Its name, unique within the group.
         replicas: The `tf.Variable` of each replica in this process.
         count: Number of replicas in all processes.
-        same: Whether all replicas hold the same value, of which one copy is kept.
+        identical: Whether all replicas hold the same value, of which one copy is kept.
         seed: Whether it is the state of a seed generator.
     """
 
@@ -44,20 +44,20 @@ class VariableSlot:
     path: str
     replicas: tuple[Any, ...]
     count: int
-    same: bool
+    identical: bool
     seed: bool
 
     @property
     def names(self) -> list[str]:
-        """Names of the arrays that are kept, one for each replica unless all are the same."""
-        if self.same or self.count == 1:
+        """Names of the arrays that are kept, one for each replica unless all are identical."""
+        if self.identical or self.count == 1:
             return [self.path]
         return [f"{self.path}@{number}" for number in range(self.count)]
 
     @property
     def values(self) -> list[npt.NDArray[Any]]:
         """What this process has of them: views, where TensorFlow keeps them in host memory."""
-        replicas = self.replicas[:1] if self.same else self.replicas
+        replicas = self.replicas[:1] if self.identical else self.replicas
         # `numpy()` would copy. While a view lives, TensorFlow assigns to new memory.
         return [np.asarray(replica.read_value()) for replica in replicas]
 
@@ -73,7 +73,7 @@ class VariableSlot:
         }
 
 
-def collect_slots(model: Any, metrics: bool, size: int) -> list[VariableSlot]:
+def collect_variables(model: Any, metrics: bool, size: int) -> list[SavedVariable]:
     """List every variable of a model once, in an order that the same program always repeats.
 
     Args:
@@ -82,11 +82,11 @@ def collect_slots(model: Any, metrics: bool, size: int) -> list[VariableSlot]:
         size: Number of processes.
     """
     seen: set[int] = set()
-    slots: list[VariableSlot] = []
+    slots: list[SavedVariable] = []
     names: dict[tuple[str, str], int] = {}
     seeds = seeds_of(model)
 
-    def add(group: str, variable: Any, same: bool = False) -> None:
+    def add(group: str, variable: Any, identical: bool = False) -> None:
         replicas = replicas_of(variable)
         if id(replicas[0]) in seen or replicas[0].dtype == tf.string:
             return
@@ -96,17 +96,17 @@ def collect_slots(model: Any, metrics: bool, size: int) -> list[VariableSlot]:
         count = names[group, path] = names.get((group, path), 0) + 1
         path = path if count == 1 else f"{path}~{count}"
         total = size * len(replicas)
-        slots.append(VariableSlot(group, path, replicas, total, same, id(variable) in seeds))
+        slots.append(SavedVariable(group, path, replicas, total, identical, id(variable) in seeds))
 
     weights = weights_of_gradients(model)
     for variable in model.variables:
-        add(MODEL, variable, same=id(variable) in weights)
-    for variable, same in _of_optimizer(model.optimizer):
-        add(OPTIMIZER, variable, same)
+        add(MODEL, variable, identical=id(variable) in weights)
+    for variable, identical in _of_optimizer(model.optimizer):
+        add(OPTIMIZER, variable, identical)
     for variable in model.metrics_variables:
         add(METRICS, variable)
-    for variable, same in _held(model):
-        add(OTHER, variable, same)
+    for variable, identical in _held(model):
+        add(OTHER, variable, identical)
     return slots if metrics else [slot for slot in slots if slot.group != METRICS]
 
 
@@ -127,7 +127,7 @@ def _held(model: Any) -> Iterator[tuple[Any, bool]]:
             yield held, False
 
 
-def redistribute(slot: VariableSlot, values: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+def redistribute(slot: SavedVariable, values: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
     """Turn one value a replica, or one for all, into values for this run's replicas.
 
     Args:

@@ -2,12 +2,12 @@ from typing import Any
 
 import numpy as np
 
-from distrib.state.variable_slots import METRICS, VariableSlot, redistribute
+from distrib.state.saved_variables import METRICS, SavedVariable, redistribute
 
 
 def test_values_for_another_number_of_replicas() -> None:
     def spread(group: str, values: list[Any], count: int, seed: bool = False) -> list[Any]:
-        slot = VariableSlot(group, "path", (), count, same=False, seed=seed)
+        slot = SavedVariable(group, "path", (), count, identical=False, seed=seed)
         return [value.tolist() for value in redistribute(slot, values)]
 
     sums = [np.float32([1, 2]), np.float32([3, 4])]

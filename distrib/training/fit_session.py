@@ -1,7 +1,7 @@
 """Follows one `fit`: where a run stands, where it continues, and when it is saved or ended.
 
-`resumable_fit.py` calls `Resume` at the right moments of Keras's loop. Saving itself is in
-`save_controller.py`, ending the process after a request to stop in `preemption_exit.py`.
+`ResumableCallbackList` calls a `FitSession` at the right moments of Keras's loop. Saving itself is
+in `save_controller.py`, ending the process after a request to stop in `preemption_exit.py`.
 
 A run saves a first checkpoint before its first step. From then on every effect that a killed
 process had on files (a CSV row, a plot) is undone by the state that the next one restores, and a
@@ -28,12 +28,12 @@ from distrib.state.run_state import RunState
 from distrib.state.training_position import Logs, TrainingPosition
 from distrib.training.agreement import agreement
 from distrib.training.fit_call import FitCall
-from distrib.training.fit_checks import check_call, warn_of_forgetful
+from distrib.training.fit_checks import check_call, warn_about_unsaved_callbacks
 from distrib.training.preemption_exit import PreemptionExit
 from distrib.training.save_controller import SaveController
 
 
-class Resume:
+class FitSession:
     """Saving and restoring of one `fit`.
 
     Args:
@@ -76,8 +76,8 @@ class Resume:
         return self._position.stop
 
     @property
-    def preempt_requested(self) -> bool:
-        """Whether this rank has a reason to save and end: a request to stop, or a failed save."""
+    def exit_requested(self) -> bool:
+        """Whether this rank has a reason to exit: a request to stop, or a failed save."""
         return self._exit.requested or self._saves.failed
 
     # Before training
@@ -100,7 +100,7 @@ class Resume:
         """Take the run over, and restore the checkpoint that `prepare` found or save the first."""
         self._saves.begin(self._state, self._start)
         self._state.add_callbacks(callbacks)
-        warn_of_forgetful(callbacks)
+        warn_about_unsaved_callbacks(callbacks)
         self._position = TrainingPosition(epoch=self._call.initial_epoch)
         self._checked_complete = False
         set_initial_epoch(self._model, None)
@@ -170,7 +170,7 @@ class Resume:
         last = batches is not None and done >= batches
         step = self._position.step + done - self._position.batch
         save = not last and self._saves.is_due(step)
-        self._agreement.before_step(self.preempt_requested, save)
+        self._agreement.before_step(self.exit_requested, save)
 
     def after_batch(self, batch: int, logs: Mapping[str, Any] | None) -> None:
         """Count the batches up to number `batch`, and save or exit as the ranks agree."""
@@ -185,7 +185,7 @@ class Resume:
         if not self._checked_complete:
             self._state.check_complete()
             self._checked_complete = True
-        preempt, save = self._agreement.after_step(self.preempt_requested)
+        preempt, save = self._agreement.after_step(self.exit_requested)
         if preempt:
             self._exit.exit(position, self.logs, self._can_save_here)
         # A save that is due at the last batch waits for the end of the epoch.
@@ -202,7 +202,7 @@ class Resume:
 
     def after_validation(self) -> None:
         """Exit if a process was asked to stop; the validation will be done again."""
-        if self._agreement.agree(self.preempt_requested, False).preempt:
+        if self._agreement.agree(self.exit_requested, False).preempt:
             self._exit.exit(self._position, self.logs, self._can_save_here, self._before_validation)
 
     def after_epoch(self, epoch: int, logs: Mapping[str, Any] | None) -> None:
@@ -213,7 +213,7 @@ class Resume:
         self._saves.epoch_ended()
         last = stop or epoch + 1 >= self._call.epochs
         save = not last and self._saves.is_due(self._position.step)
-        preempt, save = self._agreement.agree(self.preempt_requested, save)
+        preempt, save = self._agreement.agree(self.exit_requested, save)
         if last:
             self._saves.save(self._position, self.logs, wait=True)
         elif preempt:
@@ -232,7 +232,7 @@ class Resume:
         self._cluster.collectives.barrier()
 
     def close(self) -> None:
-        """Give the signals back when `fit` has ended, with an error or without."""
+        """Restore the signal handlers when `fit` has ended, with an error or without."""
         self._exit.close()
 
     @property
@@ -241,7 +241,7 @@ class Resume:
 
 
 def _describe_data(call: FitCall) -> dict[str, Any] | None:
-    """Return what says whether data are those that a checkpoint's position counts in."""
+    """Return a description by which other training data is recognized."""
     if call.dataset is None:
         return None
     return {**call.dataset.fingerprint(), "batches_per_epoch": call.batches}
