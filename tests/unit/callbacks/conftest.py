@@ -17,6 +17,7 @@ import distrib.cluster
 from distrib.cluster import Cluster
 from distrib.collectives import SingleProcess
 from distrib.storage.uploads import UploadError, uploads
+from distrib.training import trainer_wrapper
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -27,6 +28,8 @@ def not_chief(monkeypatch: pytest.MonkeyPatch) -> None:
         kind="local", rank=1, size=2, local_rank=1, num_replicas=2, collectives=SingleProcess()
     )
     monkeypatch.setattr(distrib.cluster, "_current", Cluster(backend))
+    # There is no other rank that a `fit` could be synchronized with.
+    monkeypatch.setattr(trainer_wrapper, "_has_ranks", lambda: False)
 
 
 @pytest.fixture
