@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,10 @@ from distrib.training import trainer_wrapper
 from distrib.training.fit_session import FitSession
 from distrib.training.resumable_fit import RunSaver
 from distrib.units import parse_duration
+
+# Not in the constructor: `model.fit(..., callbacks=[BackupAndRestore(...)])` calls that only after
+# Python has looked up `fit`.
+trainer_wrapper.install()
 
 
 class BackupAndRestore(RunSaver):
@@ -103,13 +108,16 @@ class BackupAndRestore(RunSaver):
     ) -> None:
         super().__init__()
         install_exit_codes()
-        trainer_wrapper.install()
         if not isinstance(double_checkpoint, bool):
             raise ConfigurationError(
                 f"`double_checkpoint={double_checkpoint!r}` must be True or False. Pass the number "
                 "of checkpoints to keep by name: `keep_last=...`."
             )
-        if keep_last is not None and (not isinstance(keep_last, int) or keep_last < 1):
+        if not isinstance(delete_checkpoint, bool):
+            raise ConfigurationError(
+                f"`delete_checkpoint={delete_checkpoint!r}` must be True or False."
+            )
+        if keep_last is not None and not (_is_whole(keep_last) and keep_last >= 1):
             raise ConfigurationError(f"`keep_last={keep_last!r}` must be at least 1, or None.")
         self.directory = locate(_one_of(backup_dir, directory), "directory", storage_options)
         self.save_freq = save_freq
@@ -150,11 +158,15 @@ def _one_of(
             "the same thing; pass one of them."
         )
     given = directory if backup_dir is None else backup_dir
-    if given is None:
+    if not isinstance(given, str | os.PathLike):
         raise ConfigurationError(
-            'BackupAndRestore needs a directory, as in BackupAndRestore("runs/17").'
+            f'BackupAndRestore needs a directory, as in BackupAndRestore("runs/17"), not {given!r}.'
         )
     return given
+
+
+def _is_whole(number: Any) -> bool:
+    return isinstance(number, Integral) and not isinstance(number, bool)
 
 
 def _parse_save_freq(save_freq: Any) -> SaveSchedule:
@@ -162,8 +174,8 @@ def _parse_save_freq(save_freq: Any) -> SaveSchedule:
         return SaveSchedule(epochs=True)
     if save_freq == "auto":
         return SaveSchedule(auto=True)
-    if isinstance(save_freq, int) and not isinstance(save_freq, bool) and save_freq > 0:
-        return SaveSchedule(steps=save_freq)
+    if _is_whole(save_freq) and save_freq > 0:
+        return SaveSchedule(steps=int(save_freq))
     if isinstance(save_freq, str) and save_freq[-1:].isalpha():
         with suppress(ValueError):
             return SaveSchedule(seconds=parse_duration(save_freq))

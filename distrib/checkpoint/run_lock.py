@@ -19,6 +19,16 @@ _POLL_SECONDS = 0.5
 _held: dict[Path, int] = {}  # Descriptors of the locks that this process holds.
 
 
+def _forget_in_child() -> None:
+    """Close a forked process's copies, by which it would hold the locks longer than its parent."""
+    for descriptor in _held.values():
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
 def acquire(folder: Path, timeout: float) -> None:
     """Lock a folder until `release` or the end of the process; does nothing if it is locked by it.
 

@@ -1,8 +1,8 @@
 """Keras's trainer: wraps its public methods, and reaches what it keeps private.
 
-`fit`, `evaluate` and `predict` are replaced on `keras.Model`, so a subclass that overrides one of
-them and calls `super()` comes through here as well. Names that are private in Keras, tried with
-3.12 and 3.15:
+`fit`, `evaluate` and `predict` are replaced in the class that defines them, so a subclass that
+overrides one of them and calls `super()` comes through here as well. Names that are private in
+Keras, tried with 3.12 and 3.15:
 
 - `Model._maybe_symbolic_build(iterator)`, which `fit` and `evaluate` call as soon as they have made
   the iterator over their data, and before they make the callback list
@@ -27,38 +27,55 @@ import keras
 from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 from keras.src.trainers.trainer import Trainer
 
-_ORIGINAL = "_distrib_original"
+_METHODS = ("fit", "evaluate", "predict")
+_ORIGINALS = {method: getattr(TensorFlowTrainer, method) for method in _METHODS}
+_SIGNATURES = {method: inspect.signature(original) for method, original in _ORIGINALS.items()}
 
 
-def wrap(
-    method: Literal["fit", "evaluate", "predict"],
-    around: Callable[[Callable[..., Any], Any, dict[str, Any]], Any],
-) -> None:
-    """Replace a public method of `keras.Model`; a second call takes the place of the first.
+class Call:
+    """A call of one of the trainer's public methods, which Keras's own method has yet to do.
+
+    Attributes:
+        model: The `keras.Model`.
+        arguments: All arguments by name, those with defaults included.
+    """
+
+    def __init__(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._original, self._args, self._kwargs = _ORIGINALS[method], args, kwargs
+        bound = _SIGNATURES[method].bind(*args, **kwargs)
+        bound.apply_defaults()
+        self.arguments = dict(bound.arguments)
+        self.model = self.arguments.pop("self")
+        self.arguments |= self.arguments.pop("kwargs", {})
+
+    def proceed(self, **changes: Any) -> Any:
+        """Return what Keras's own method returns: for the arguments as they came, or changed."""
+        if not changes:
+            return self._original(*self._args, **self._kwargs)
+        return self._original(self.model, **{**self.arguments, **changes})
+
+
+def wrap(method: Literal["fit", "evaluate", "predict"], around: Callable[[Call], Any]) -> None:
+    """Replace a public method of the trainer; a second call takes the place of the first.
+
+    It is replaced where Keras defines it, below `keras.Model`. So what patches `keras.Model.fit`,
+    such as an experiment tracker, stays above, with the arguments that the user passes.
 
     Args:
         method: Its name.
-        around: Called with Keras's own method, bound to the model, the model, and all arguments by
-            name, those with defaults included; returns what the method returns.
+        around: Called with the call, which it has to `proceed`; returns what the method returns.
     """
-    original = getattr(keras.Model, method)
-    original = getattr(original, _ORIGINAL, original)
-    signature = inspect.signature(original)
+    original = _ORIGINALS[method]
 
     @functools.wraps(original)
-    def wrapper(model: Any, *args: Any, **kwargs: Any) -> Any:
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
-            bound = signature.bind(model, *args, **kwargs)
+            call = Call(method, args, kwargs)
         except TypeError:
-            return original(model, *args, **kwargs)  # Raises it in Keras's own words.
-        bound.apply_defaults()
-        arguments = dict(bound.arguments)
-        del arguments["self"]
-        arguments |= arguments.pop("kwargs", {})
-        return around(functools.partial(original, model), model, arguments)
+            return original(*args, **kwargs)  # Raises it in Keras's own words.
+        return around(call)
 
-    setattr(wrapper, _ORIGINAL, original)
-    setattr(keras.Model, method, wrapper)
+    setattr(TensorFlowTrainer, method, wrapper)
 
 
 def on_iterator(listener: Callable[[Any, Any], None]) -> None:

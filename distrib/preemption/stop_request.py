@@ -58,7 +58,8 @@ class StopRequest:
     def restore_handlers(self) -> None:
         """Restore the previous signal handlers."""
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == self._handle:  # Not if somebody has replaced ours.
+                signal.signal(number, handler)
         self._previous.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

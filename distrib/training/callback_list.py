@@ -12,6 +12,7 @@ from typing import Any
 
 import keras
 
+from distrib.heartbeat import OUTSIDE, heartbeat
 from distrib.training.fit_call import FitCall
 
 
@@ -43,7 +44,9 @@ class FitCallbackList(keras.callbacks.CallbackList):
         """
         given, verbose = self._call.arguments["callbacks"], self._call.arguments["verbose"]
         if isinstance(given, keras.callbacks.CallbackList):
-            self.__dict__ |= vars(given)  # Its class is one of our bases.
+            # Its class is one of our bases. Whoever holds it sees what we set, and is seen.
+            vars(given).update(self.__dict__)
+            self.__dict__ = vars(given)
             return
         keras.callbacks.CallbackList.__init__(
             self,
@@ -71,3 +74,4 @@ class FitCallbackList(keras.callbacks.CallbackList):
         traceback: TracebackType | None,
     ) -> None:
         """Put back what the `fit` has changed in the process, however it ended."""
+        heartbeat.enter(OUTSIDE)

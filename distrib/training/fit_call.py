@@ -77,7 +77,8 @@ class FitCall:
     def validation_dataset(self) -> Dataset | None:
         """The validation data if it is shared between the ranks."""
         given = self.arguments["validation_data"]
-        return given if isinstance(given, Dataset) else None
+        x = None if given is None else keras.utils.unpack_x_y_sample_weight(given)[0]
+        return x if isinstance(x, Dataset) else None
 
     @property
     def initial_epoch(self) -> int:

@@ -227,7 +227,6 @@ class FitSession:
         self.active = False
         self._saves.close(attempts.FINISHED)
         self._exit.close()
-        set_initial_epoch(self._model, None)
         self._saves.release(self._delete_checkpoint)
         self._cluster.collectives.barrier()
 

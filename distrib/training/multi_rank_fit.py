@@ -11,6 +11,7 @@ end of an epoch the ranks agree at once.
 
 from __future__ import annotations
 
+from types import TracebackType
 from typing import Any
 
 import keras
@@ -20,7 +21,7 @@ from distrib.cluster import current
 from distrib.errors import ConfigurationError
 from distrib.gradients.optimizer import reduce_outside_of_loss_scaling
 from distrib.gradients.step_payload import Request
-from distrib.heartbeat import OUTSIDE, STARTING, TRAINING, heartbeat
+from distrib.heartbeat import STARTING, TRAINING, heartbeat
 from distrib.keras_compat.logs import plain_logs
 from distrib.keras_compat.optimizers import learning_rate_of
 from distrib.keras_compat.trainer import loss_tracker_of
@@ -103,11 +104,15 @@ class MultiRankCallbackList(FitCallbackList):
         self.model.stop_training = self._agree_on_stop_and_learning_rate(stop)
         step_payload.request(Request.STOP, False)
 
-    def on_train_end(self, logs: Any = None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         """Reset the loss weight to 1, for training loops without `fit`."""
-        super().on_train_end(logs)
         self._cluster.step_payload.set_share(1.0)
-        heartbeat.enter(OUTSIDE)
+        super().__exit__(kind, error, traceback)
 
     def check_data_lasted(self) -> None:
         """Check, after the last batch, that this rank's data had all batches of the epoch.
@@ -115,7 +120,7 @@ class MultiRankCallbackList(FitCallbackList):
         Raises:
             ConfigurationError: If not: the others are waiting for a step that it cannot make.
         """
-        steps = self.params["steps"]
+        steps = self._call.iterator.num_batches
         if self._done is not None and self._done < steps and not self.model.stop_training:
             raise ConfigurationError(
                 f"Rank {self._cluster.rank} ran out of data in epoch {self._epoch + 1} after "

@@ -21,8 +21,8 @@ from typing import Any
 import keras
 
 from distrib.errors import ConfigurationError
-from distrib.heartbeat import OUTSIDE, STARTING, TRAINING, heartbeat
-from distrib.keras_compat.trainer import call_hooks_synchronously
+from distrib.heartbeat import STARTING, TRAINING, heartbeat
+from distrib.keras_compat.trainer import call_hooks_synchronously, set_initial_epoch
 from distrib.training.callback_list import FitCallbackList, flat_callbacks
 from distrib.training.fit_call import FitCall, fit_of
 from distrib.training.fit_session import FitSession
@@ -41,7 +41,9 @@ class RunSaver(keras.callbacks.Callback):
         if call is None or self not in savers_in(call.arguments["callbacks"]):
             raise ConfigurationError(
                 f"{type(self).__name__} works in `model.fit` only; a training loop of your own can "
-                "save and restore with Orbax itself."
+                "save and restore with Orbax itself. (Inside `fit` this means that something, such "
+                "as an experiment tracker, has patched `keras.Model.fit` before distrib was "
+                "imported: import distrib.callbacks first.)"
             )
 
 
@@ -87,8 +89,9 @@ class ResumableCallbackList(FitCallbackList):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Restore the signal handlers, also if the `fit` has raised."""
+        """Restore signal handlers and model, also if the `fit` has raised."""
         self._session.close()
+        set_initial_epoch(self._call.model, None)
         super().__exit__(kind, error, traceback)
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -105,7 +108,6 @@ class ResumableCallbackList(FitCallbackList):
             return
         super().on_train_end(logs or self._session.logs.epoch)
         self._session.end()
-        heartbeat.enter(OUTSIDE)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Set the data's position, begin the epoch, and restore what that has changed."""

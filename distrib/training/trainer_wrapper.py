@@ -7,12 +7,13 @@ and a callback list that saves checkpoints, synchronizes the ranks, or both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 
 from distrib.cluster import current, has_current
+from distrib.errors import ConfigurationError
 from distrib.heartbeat import heartbeat
 from distrib.keras_compat import trainer
 from distrib.training.callback_list import FitCallbackList, flat_callbacks
@@ -21,11 +22,9 @@ from distrib.training.global_results import shared_results
 from distrib.training.multi_rank_fit import MultiRankCallbackList
 from distrib.training.resumable_fit import ResumableCallbackList, savers_in
 
-Original = Callable[..., Any]
-
 
 def install() -> None:
-    """Wrap the methods of `keras.Model`; idempotent."""
+    """Wrap the methods of Keras's trainer; idempotent."""
     trainer.wrap("fit", _fit)
     trainer.wrap("evaluate", _evaluate)
     trainer.wrap("predict", _predict)
@@ -33,16 +32,16 @@ def install() -> None:
     trainer.replace_results(_results)
 
 
-def _fit(original: Original, model: Any, arguments: dict[str, Any]) -> Any:
-    kinds = _kinds_of_list(arguments["callbacks"])
-    if not kinds or not model.compiled:  # Keras raises its own error then.
-        return original(**arguments)
+def _fit(call: trainer.Call) -> Any:
+    kinds = _kinds_of_list(call.arguments["callbacks"])
+    if not kinds or not call.model.compiled:  # Keras raises its own error then.
+        return call.proceed()
     if _has_ranks() and not current().is_chief:
-        arguments["verbose"] = 0
-    call = FitCall(model, arguments)
-    callbacks = type(FitCallbackList.__name__, kinds, {})(call)
-    with in_progress(call), callbacks:
-        return original(**{**arguments, "callbacks": callbacks})
+        call.arguments["verbose"] = 0
+    fit = FitCall(call.model, call.arguments)
+    callbacks = type(FitCallbackList.__name__, kinds, {})(fit)
+    with in_progress(fit), callbacks:
+        return call.proceed(callbacks=callbacks)
 
 
 def _kinds_of_list(callbacks: Any) -> tuple[type, ...]:
@@ -70,27 +69,31 @@ def _open_callback_list(model: Any, iterator: Any) -> None:
     if isinstance(call, FitCall) and not call.has_iterator:
         call.iterator = iterator
         call.callbacks.open(iterator.num_batches)
+    elif call is None and _has_ranks():
+        raise ConfigurationError(
+            "`fit` or `evaluate` did not pass through distrib, so the ranks would train models of "
+            "their own: something, such as an experiment tracker, has patched `keras.Model` before "
+            "`distrib.init()`. Call `distrib.init()` first."
+        )
 
 
-def _evaluate(original: Original, model: Any, arguments: dict[str, Any]) -> Any:
-    in_fit = isinstance(arguments["callbacks"], FitCallbackList)
-    if not in_fit:
-        arguments = _for_this_rank(arguments)
-    with in_progress(EvaluateCall(model, arguments["x"], in_fit)):
-        return original(**arguments)
+def _evaluate(call: trainer.Call) -> Any:
+    in_fit = bool(call.arguments.get("_use_cached_eval_dataset"))
+    with in_progress(EvaluateCall(call.model, call.arguments["x"], in_fit)):
+        return call.proceed(**({} if in_fit else _for_this_rank(call.arguments)))
 
 
-def _predict(original: Original, model: Any, arguments: dict[str, Any]) -> Any:
-    return original(**_for_this_rank(arguments))
+def _predict(call: trainer.Call) -> Any:
+    return call.proceed(**_for_this_rank(call.arguments))
 
 
-def _for_this_rank(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of an `evaluate` or `predict` by itself, as a rank needs them."""
+def _for_this_rank(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an `evaluate` or `predict` by itself needs changed on a rank."""
     if not _has_ranks() or isinstance(arguments["callbacks"], keras.callbacks.CallbackList):
-        return arguments
+        return {}
     callbacks = [*flat_callbacks(arguments["callbacks"]), _Heartbeat()]
     verbose = arguments["verbose"] if current().is_chief else 0
-    return {**arguments, "callbacks": callbacks, "verbose": verbose}
+    return {"callbacks": callbacks, "verbose": verbose}
 
 
 class _Heartbeat(keras.callbacks.Callback):

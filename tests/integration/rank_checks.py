@@ -573,6 +573,27 @@ def checkpoints_within_an_epoch_hold_the_loss_of_all_ranks(cluster: Cluster) -> 
     return sorted(saved)
 
 
+@check
+def a_callback_list_and_an_evaluate_of_the_users_own(cluster: Cluster) -> Any:
+    class Mine(keras.Sequential):
+        def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+            kwargs.pop("callbacks")
+            return super().evaluate(*args, verbose=0, **kwargs)
+
+    keras.utils.set_random_seed(1)
+    model = Mine([keras.Input((6,)), keras.layers.Dense(1, "sigmoid")])
+    model.compile(cluster.optimizer("sgd"), "binary_crossentropy")
+    x, y = data(32)
+    mine = slice(cluster.rank, None, cluster.size)  # Each rank validates rows of its own.
+    listed = keras.callbacks.CallbackList([], add_history=True, model=model)
+    history = model.fit(
+        cluster.dataset((x, y), 8), validation_data=(x[mine], y[mine]), callbacks=listed
+    ).history
+    expected = keras.Sequential.evaluate(model, x, y, verbose=0)
+    np.testing.assert_allclose(history["val_loss"], [expected], rtol=1e-5)
+    return history["val_loss"]
+
+
 def one_process(train: Callable[[], Any]) -> Any:
     """Run plain Keras in this process, as if there were no ranks."""
     from distrib import cluster

@@ -54,6 +54,7 @@ COMMON = {
     *("a_stop_after_an_epoch_stops_all", "a_stop_at_the_last_batch_stops_all_after_the_epoch"),
     "nobody_stops_without_a_reason",
     "checkpoints_within_an_epoch_hold_the_loss_of_all_ranks",
+    "a_callback_list_and_an_evaluate_of_the_users_own",
 }
 DISTINCT = [check for check in CHECKS if check not in VARIATIONS]
 OWN = [check for check in DISTINCT if check not in COMMON]

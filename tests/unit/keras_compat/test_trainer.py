@@ -1,20 +1,19 @@
 """These fail when a Keras release changes what `keras_compat/trainer.py` relies on."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 
 from distrib.keras_compat import trainer
 
 X = np.arange(12, dtype="float32").reshape(12, 1)
 REPLACED = (
-    "fit",
-    "evaluate",
     "_maybe_symbolic_build",
     "_get_metrics_result_or_logs",
     "_resolve_auto_jit_compile",
@@ -22,7 +21,9 @@ REPLACED = (
 
 
 @pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
+def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for method in ("fit", "evaluate"):
+        monkeypatch.setattr(TensorFlowTrainer, method, vars(TensorFlowTrainer)[method])
     before = {name: vars(keras.Model).get(name) for name in REPLACED}
     yield
     for name, value in before.items():
@@ -39,9 +40,9 @@ def make() -> Any:
 
 
 def test_a_wrapped_method_gets_all_arguments_by_name() -> None:
-    def around(original: Callable[..., Any], model: Any, arguments: dict[str, Any]) -> Any:
-        seen.append((model, arguments))
-        return original(**arguments)
+    def around(call: trainer.Call) -> Any:
+        seen.append((call.model, call.arguments))
+        return call.proceed()
 
     seen: list[Any] = []
     trainer.wrap("fit", around)
@@ -54,16 +55,16 @@ def test_a_wrapped_method_gets_all_arguments_by_name() -> None:
 
 
 def test_validation_evaluates_with_the_callback_list_of_the_fit() -> None:
-    def around(original: Callable[..., Any], model: Any, arguments: dict[str, Any]) -> Any:
-        seen.append(arguments["callbacks"])
-        return original(**arguments)
+    def around(call: trainer.Call) -> Any:
+        seen.append((call.arguments["callbacks"], call.arguments["_use_cached_eval_dataset"]))
+        return call.proceed()
 
     seen: list[Any] = []
     trainer.wrap("evaluate", around)
     model = make()
     mine = keras.callbacks.CallbackList([], add_history=True, model=model)
     model.fit(X, X, verbose=0, validation_data=(X, X), callbacks=mine)
-    assert seen == [mine]
+    assert seen == [(mine, True)]
 
 
 @pytest.mark.parametrize("method", ["fit", "evaluate"])

@@ -44,3 +44,17 @@ def test_the_time_of_the_first_request_is_kept() -> None:
     stop.request()
     assert stop.requested_at == first
     assert stop.requested
+
+
+def test_a_handler_that_somebody_else_has_set_since_stays() -> None:
+    def mine(number: int, frame: object) -> None:
+        pass
+
+    stop, before = StopRequest(), signal.getsignal(signal.SIGUSR1)
+    stop.listen()
+    signal.signal(signal.SIGUSR1, mine)
+    stop.restore_handlers()
+    try:
+        assert signal.getsignal(signal.SIGUSR1) is mine
+    finally:
+        signal.signal(signal.SIGUSR1, before)

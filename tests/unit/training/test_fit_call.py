@@ -66,6 +66,7 @@ def test_only_data_that_end_begin_anew(data: Any, begins_anew: bool) -> None:
 
 def test_only_shared_validation_data_count() -> None:
     assert fit(validation_data=DATASET).validation_dataset is DATASET
+    assert fit(validation_data=(DATASET,)).validation_dataset is DATASET
     assert fit(validation_data=(np.arange(3), np.arange(3))).validation_dataset is None
     assert fit().validation_dataset is None
 

@@ -1,6 +1,10 @@
 """The wrapped `fit` does what Keras's does, however it is called."""
 
+import functools
+import inspect
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -56,11 +60,67 @@ class Looks(keras.callbacks.Callback):
 
 
 def test_installing_again_changes_nothing() -> None:
-    before = keras.Model.fit
+    fit = keras.Model.fit
     trainer_wrapper.install()
-    assert keras.Model.fit._distrib_original is before._distrib_original
-    assert not hasattr(keras.Model.fit._distrib_original, "_distrib_original")
-    assert keras.Model.fit.__doc__ == before.__doc__
+    assert keras.Model.fit.__wrapped__ is fit.__wrapped__
+    assert keras.Model.fit.__doc__ == fit.__doc__
+    assert inspect.signature(keras.Model.fit) == inspect.signature(fit)
+
+
+def test_the_plainest_script(tmp_path: Path) -> None:
+    """In a process of its own: nothing has wrapped `fit` before."""
+    script = (
+        "import keras, numpy as np\n"
+        "from distrib.callbacks import BackupAndRestore\n"
+        "model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])\n"
+        "model.compile('sgd', 'mse')\n"
+        "x = np.ones((8, 1))\n"
+        f"model.fit(x, x, verbose=0, callbacks=[BackupAndRestore({str(tmp_path)!r})])\n"
+    )
+    subprocess.run([sys.executable, "-P", "-c", script], check=True)
+    assert steps(tmp_path)[-1] == 1
+
+
+@pytest.mark.parametrize("wraps", [False, True])
+def test_what_patches_fit_gets_what_the_user_passes(
+    tmp_path: Path, wraps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As experiment trackers do, which add a callback of their own."""
+
+    class Tracker(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            tracked.append(epoch)
+
+    def patched(self: Any, *args: Any, **kw: Any) -> Any:
+        kw["callbacks"] = [*(kw.get("callbacks") or []), Tracker()]
+        return original(self, *args, **kw)
+
+    tracked: list[int] = []
+    original = keras.Model.fit
+    monkeypatch.setattr(
+        keras.Model, "fit", functools.wraps(original)(patched) if wraps else patched
+    )
+    trainer_wrapper.install()
+    make().fit(X, Y, epochs=2, verbose=0)
+    make().fit(data(), epochs=2, verbose=0, callbacks=[BackupAndRestore(tmp_path)])
+    assert tracked == [0, 1, 0, 1]
+    assert steps(tmp_path)[-1] == 6
+
+
+def test_what_goes_past_the_wrapper_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    past = keras.Model.fit.__wrapped__
+    with pytest.raises(ConfigurationError, match=r"import distrib\.callbacks first"):
+        past(make(), X, Y, verbose=0, callbacks=[BackupAndRestore(tmp_path)])
+    monkeypatch.setattr(trainer_wrapper, "_has_ranks", lambda: True)
+    with pytest.raises(ConfigurationError, match=r"Call `distrib\.init\(\)` first"):
+        past(make(), X, Y, verbose=0)
+
+
+def test_fit_is_a_function_of_the_model() -> None:
+    assert len(keras.Model.fit(self=make(), x=X, y=Y, epochs=2, verbose=0).epoch) == 2
+    assert len(keras.Model.fit(make(), X, Y, 4, 2, 0).epoch) == 2
 
 
 def test_a_plain_fit_is_passed_on() -> None:
@@ -131,6 +191,7 @@ def test_hooks_of_a_callback_list_of_the_users_own(tmp_path: Path) -> None:
     class Mine(keras.callbacks.CallbackList):
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             seen.append(batch)
+            self.count = len(seen)
             super().on_train_batch_end(batch, logs)
 
     seen: list[int] = []
@@ -138,6 +199,7 @@ def test_hooks_of_a_callback_list_of_the_users_own(tmp_path: Path) -> None:
     mine = Mine([BackupAndRestore(tmp_path)], add_history=True, model=model, epochs=1, steps=3)
     history = model.fit(data(), verbose=0, callbacks=mine)
     assert seen == [0, 1, 2]
+    assert mine.count == 3
     assert len(history.history["loss"]) == 1
 
 
@@ -218,3 +280,15 @@ def test_signals_are_given_back(tmp_path: Path, fails: bool) -> None:
     assert during[0] is not before
     assert signal.getsignal(signal.SIGINT) is before
     assert call_of(model) is None
+
+
+def test_a_fit_that_raised_leaves_no_epoch_behind(tmp_path: Path) -> None:
+    def fails() -> None:
+        raise ValueError("a bug in the script")
+
+    make().fit(data(), epochs=3, verbose=0, callbacks=[BackupAndRestore(tmp_path)])
+    model = make()
+    fails_later = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: fails())
+    with pytest.raises(ValueError, match="a bug"):
+        model.fit(data(), epochs=5, verbose=0, callbacks=[fails_later, BackupAndRestore(tmp_path)])
+    assert model.fit(X, Y, epochs=2, verbose=0).epoch == [0, 1]
