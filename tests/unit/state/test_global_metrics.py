@@ -17,7 +17,7 @@ class Half(SingleProcess):
         return [value, self.other]
 
 
-class Keeper(SingleProcess):
+class Recorder(SingleProcess):
     def allgather(self, value: Any) -> list[Any]:
         self.value = value
         return [value]
@@ -36,11 +36,11 @@ def test_results_of_two_halves_are_those_of_the_whole() -> None:
     model = make()
     whole = model.evaluate(x, y, return_dict=True, verbose=0)
     model.evaluate(x[33:], y[33:], verbose=0)
-    keeper = Keeper()
-    global_result(model, ["loss"], keeper)
+    recorder = Recorder()
+    global_result(model, ["loss"], recorder)
     model.evaluate(x[:33], y[:33], verbose=0)
     mine = [variable.numpy() for variable in model.metrics_variables]
-    results, names = global_result(model, ["loss", "auc"], Half(keeper.value))
+    results, names = global_result(model, ["loss", "auc"], Half(recorder.value))
     for name, value in whole.items():
         np.testing.assert_allclose(results[name], value, rtol=1e-6)
     assert names == [["loss", "auc"], ["loss"]]
@@ -69,8 +69,8 @@ def test_variables_are_combined_as_they_say() -> None:
     model.compile("sgd", "mse", metrics=[extremes])
     model.evaluate(np.ones((2, 3)), np.ones((2, 1)), verbose=0)
     extremes.mean.assign(4.0), extremes.first.assign(7.0)
-    keeper = Keeper()
-    global_result(model, [], keeper)
+    recorder = Recorder()
+    global_result(model, [], recorder)
     extremes.mean.assign(2.0), extremes.first.assign(5.0)
-    results, _ = global_result(model, [], Half(keeper.value))
+    results, _ = global_result(model, [], Half(recorder.value))
     assert float(results["extremes"]) == 305.0

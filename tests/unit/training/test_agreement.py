@@ -9,7 +9,7 @@ from distrib.training.agreement import AllRanks, OneRank, agreement
 
 
 class OfTwo:
-    """A cluster whose other rank wishes for something."""
+    """A cluster whose other rank requests something."""
 
     def __init__(self, other: Any) -> None:
         self.step_payload, self.other, self.collectives = StepPayload(), other, self
