@@ -5,7 +5,7 @@ below it. The node says which bytes of which data file a value is. So a thousand
 handful of objects in a store, whose bytes are uploaded straight from memory.
 
 Why not TensorStore's `ocdbt` driver: it refers only to values that it has written itself. A save
-with it takes 2.6 times the CPU and 9 times the memory on the local disk, and 6 and 20 times for
+with it takes 3.6 times the CPU and 10 times the memory on the local disk, and 9 and 22 times for
 files in memory, which any other store needs (`benchmarks/orbax_writer.py`). TensorStore's API can
 encode a manifest (`ocdbt.undump_manifest`), but not the node.
 

@@ -7,7 +7,7 @@ index of `training`.
 Why not Orbax itself: it writes only to local disk, without the CRC32C of its files, and through
 TensorStore's thread pools, which copy the arrays and compete with training for cores. In
 `benchmarks/orbax_writer.py` (477 MB, 2 cores, local disk, all files flushed and checksummed) every
-configuration of Orbax takes at least 2.5 times as long, 7 times the CPU and 490 MB of memory; this
+configuration of Orbax takes at least 2.1 times as long, 10 times the CPU and 510 MB of memory; this
 encoder and `transfer.py` take 35 MB.
 """
 
