@@ -7,7 +7,6 @@ with it the number of steps, is there.
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any
 
 import keras
@@ -64,14 +63,6 @@ class FitCallbackList(keras.callbacks.CallbackList):
         self._batch_logs = logs
         super().on_train_batch_end(batch, logs)
 
-    def __enter__(self) -> FitCallbackList:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def fit_ended(self) -> None:
         """Put back what the `fit` has changed in the process, however it ended."""
         heartbeat.enter(OUTSIDE)

@@ -11,7 +11,6 @@ end of an epoch the ranks agree at once.
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any
 
 import keras
@@ -104,15 +103,10 @@ class MultiRankCallbackList(FitCallbackList):
         self.model.stop_training = self._agree_on_stop_and_learning_rate(stop)
         step_payload.request(Request.STOP, False)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def fit_ended(self) -> None:
         """Reset the loss weight to 1, for training loops without `fit`."""
         self._cluster.step_payload.set_share(1.0)
-        super().__exit__(kind, error, traceback)
+        super().fit_ended()
 
     def check_data_lasted(self) -> None:
         """Check, after the last batch, that this rank's data had all batches of the epoch.

@@ -15,7 +15,6 @@ goes on in the middle of an epoch:
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any
 
 import keras
@@ -83,16 +82,11 @@ class ResumableCallbackList(FitCallbackList):
         super().open(steps)
         call_hooks_synchronously(self)  # A snapshot needs all callbacks to have seen the batch.
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def fit_ended(self) -> None:
         """Restore signal handlers and model, also if the `fit` has raised."""
         self._session.close()
         set_initial_epoch(self._call.model, None)
-        super().__exit__(kind, error, traceback)
+        super().fit_ended()
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Find and check the checkpoint, begin, then restore it or save the first one."""

@@ -40,8 +40,11 @@ def _fit(call: trainer.Call) -> Any:
         call.arguments["verbose"] = 0
     fit = FitCall(call.model, call.arguments)
     callbacks = type(FitCallbackList.__name__, kinds, {})(fit)
-    with in_progress(fit), callbacks:
-        return call.proceed(callbacks=callbacks)
+    with in_progress(fit):
+        try:
+            return call.proceed(callbacks=callbacks)
+        finally:
+            callbacks.fit_ended()
 
 
 def _kinds_of_list(callbacks: Any) -> tuple[type, ...]:
