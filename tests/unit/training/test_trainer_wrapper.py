@@ -292,3 +292,13 @@ def test_a_fit_that_raised_leaves_no_epoch_behind(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a bug"):
         model.fit(data(), epochs=5, verbose=0, callbacks=[fails_later, BackupAndRestore(tmp_path)])
     assert model.fit(X, Y, epochs=2, verbose=0).epoch == [0, 1]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_dataset_of_distrib_is_trained_without_a_warning(saved: bool, tmp_path: Path) -> None:
+    """Keras warns that it ignores `shuffle=True` with a dataset, even as its own default."""
+    callbacks = [BackupAndRestore(tmp_path)] if saved else []
+    make().fit(data(), epochs=2, verbose=0, callbacks=callbacks, validation_data=data())
+    with pytest.warns(UserWarning, match="`shuffle=True` was passed"):
+        make().fit(data(), shuffle=True, verbose=0)
