@@ -157,7 +157,8 @@ class Display:
 
     def log(self, text: str) -> None:
         """Show a message of the launcher on standard error."""
-        self._streams[STDERR].write_line(STDERR, f"distrib: {text}\n".encode())
+        line = f"distrib: {text}\n".encode(errors="backslashreplace")
+        self._streams[STDERR].write_line(STDERR, line)
 
     def hold(self) -> None:
         """Hold standard error back from now on, unless a root cause has been shown."""

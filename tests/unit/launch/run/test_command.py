@@ -44,6 +44,10 @@ def script(tmp_path: Path) -> str:
         (["-np", "1", "--join", "h0", "-H", "h0", "true"], "leave -H and --hostfile out"),
         (["--join", "h0", "true"], "how many ranks has the whole job? Give -np"),
         (["-np", "1", "--join", "h0:x", "true"], "--join h0:x: not of the form HOST or HOST:PORT"),
+        (["-np", "1", "--join", "[::1]:7600", "true"], "knows IPv4 only"),
+        (["--epochs", "3", "true"], "arguments: --epochs. Options of the script go after its name"),
+        (["-np", "1", "-m"], "-m: which module?"),
+        (["-np", "1", "-m", "no_such.module"], "there is no module 'no_such'"),
     ],
 )
 def test_wrong_usage(arguments: list[str], message: str, capsys: Capture) -> None:
