@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distrib import startup_noise
 from distrib.environment import (
     ATTEMPTS_VARIABLE,
     GRACE_VARIABLE,
@@ -86,11 +86,9 @@ class Job:
     def _run(self) -> int:
         while True:
             allocation = self._pool.allocate()
-            display = Display(
-                self._options.output_dir,
-                len(allocation.placements),
-                quiet=rendezvous.LOG_LEVEL not in os.environ,
-            )
+            placements = allocation.placements
+            noise = startup_noise.of_ranks([placement.host.is_local for placement in placements])
+            display = Display(self._options.output_dir, len(placements), noise)
             detector = HangDetector(self._options.timeouts)
             result = self._attempt(allocation, display, detector)
             error = display.last_error(result.cause.rank) if result.cause else ""
