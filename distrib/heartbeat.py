@@ -76,17 +76,18 @@ class Heartbeat:
             with self._lock:
                 self._facts.update(facts)
 
-    def begin_run(self, directory: str, step: int) -> None:
+    def begin_run(self, directory: str, step: int, found: bool) -> None:
         """Report at once that a `fit` begins; only the chief calls this.
 
         Args:
             directory: Where its checkpoints are.
-            step: With which it begins: that of the checkpoint that it has found, or 0.
+            step: With which it begins.
+            found: Whether it has found a checkpoint there.
         """
         if self._fd is not None:
             if len(directory) > _MAX_DIRECTORY:
                 directory = f"...{directory[-_MAX_DIRECTORY:]}"
-            self._send(run=directory, resumed=step, committed=step, finished=False)
+            self._send(run=directory, found=found, resumed=step, committed=step, finished=False)
 
     def end_run(self) -> None:
         """Report at once that the training of the `fit` has finished."""

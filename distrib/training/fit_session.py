@@ -100,7 +100,8 @@ class FitSession:
     def begin(self, callbacks: Sequence[Any]) -> None:
         """Take the run over, and restore the checkpoint that `prepare` found or save the first."""
         if self._cluster.is_chief:
-            heartbeat.begin_run(self._saves.location.parent.url, self._start)
+            directory, found = self._saves.location.parent.url, self._checkpoint is not None
+            heartbeat.begin_run(directory, self._start, found)
         self._saves.begin(self._state, self._start)
         self._state.add_callbacks(callbacks)
         warn_about_unsaved_callbacks(callbacks)

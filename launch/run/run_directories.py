@@ -81,14 +81,14 @@ class RunDirectories:
         if run.finished:
             self._finished.add(run.directory)
         same = before is not None and before.directory == run.directory
-        return "" if same else self._compare(run, facts["resumed"])
+        return "" if same else self._compare(run, facts["found"])
 
-    def _compare(self, run: Run, resumed: int) -> str:
+    def _compare(self, run: Run, found: bool) -> str:
         """Compare a run that has just begun with the one that an earlier attempt left."""
         missed = self._unfinished
         if missed is None:
             return ""
-        if resumed or run.directory in self._finished:  # Other `fit`s may come before it.
+        if found or run.directory in self._finished:  # Other `fit`s may come before it.
             if run.directory == missed.directory:
                 self._unfinished = None
             return ""

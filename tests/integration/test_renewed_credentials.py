@@ -27,7 +27,8 @@ from distrib.storage.write_check import check_writable
 install_exit_codes()
 open(sys.argv[2] + "/attempts", "a").write("x")
 check_writable(locate(sys.argv[1], "directory"), "directory")
-heartbeat.begin_run(sys.argv[1], 5 if os.path.exists(sys.argv[2] + "/expired") else 0)
+found = os.path.exists(sys.argv[2] + "/expired")
+heartbeat.begin_run(sys.argv[1], 5 if found else 0, found)
 heartbeat.committed(5)
 open(sys.argv[2] + "/written", "w").close()
 while not os.path.exists(sys.argv[2] + "/expired"):

@@ -69,16 +69,16 @@ def test_each_line_holds_all_facts(pipe: tuple[int, int]) -> None:
 
 def test_a_run_is_reported_at_once(pipe: tuple[int, int]) -> None:
     heartbeat = Heartbeat(pipe[1])
-    heartbeat.begin_run("runs/17", 3)
+    heartbeat.begin_run("runs/17", 3, found=True)
     heartbeat.committed(5)
     heartbeat.end_run()
-    run = {"phase": OUTSIDE, "run": "runs/17", "resumed": 3}
+    run = {"phase": OUTSIDE, "run": "runs/17", "found": True, "resumed": 3}
     assert lines(pipe[0]) == [
         {**run, "committed": 3, "finished": False},
         {**run, "committed": 5, "finished": False},
         {**run, "committed": 5, "finished": True},
     ]
-    heartbeat.begin_run("ü" * 5000, 0)
+    heartbeat.begin_run("ü" * 5000, 0, found=False)
     os.set_blocking(pipe[0], True)
     assert len(os.read(pipe[0], 1 << 20)) < select.PIPE_BUF
 

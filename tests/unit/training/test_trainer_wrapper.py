@@ -318,7 +318,10 @@ def test_a_fit_reports_where_it_is_saved(
     reports = [json.loads(line) for line in os.read(reader, 1 << 20).splitlines()]
     os.close(reader)
     os.close(writer)
-    seen = [(each["run"], each["resumed"], each["finished"]) for each in reports]
+    seen = [(each["run"], each["found"], each["resumed"], each["finished"]) for each in reports]
     run = str(tmp_path / "r")
-    assert seen == [(run, 0, False), (run, 0, True), (run, 3, False), (run, 3, True)]
+    assert seen == [
+        *((run, False, 0, False), (run, False, 0, True)),
+        *((run, True, 3, False), (run, True, 3, True)),
+    ]
     assert caplog.text.count(f"nothing is saved in {run} yet, although Slurm") == 1

@@ -174,7 +174,7 @@ def test_variables_for_other_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_process_needs_no_backend(capfd: Capture) -> None:
     command = ["sh", "-c", "env | grep -c '^HOROVOD_[RS]\\|^TF_CONFIG'; env | grep -c ^DISTRIB_"]
     assert main(["run", "-np", "1", "--backend", "local", *command]) == 0
-    assert capfd.readouterr().out.splitlines() == ["0", "5"]
+    assert capfd.readouterr().out.splitlines() == ["0", "6"]
 
 
 def test_the_heartbeat_file(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ fits, log = json.loads(sys.argv[1]), sys.argv[2]
 attempt = sum(1 for _ in open(log)) if os.path.exists(log) else 0
 print(os.environ["DISTRIB_WRITTEN_STORES"], file=open(log, "a"))
 for directory, resumed, committed, finished in fits[attempt]:
-    heartbeat.begin_run(directory, resumed)
+    heartbeat.begin_run(directory, resumed, found=bool(resumed))
     heartbeat.committed(committed)
     if not finished:
         if attempt + 1 < len(fits):
@@ -35,7 +35,7 @@ def beat(runs: RunDirectories, *fits: Fit, host: str = "h0") -> str:
     runs.begin_attempt()
     said = ""
     for directory, resumed, committed, finished in fits:
-        facts = {"run": directory, "resumed": resumed, "committed": resumed, "finished": False}
+        facts = {"run": directory, "found": resumed > 0, "committed": resumed, "finished": False}
         said += runs.record(host, facts)
         said += runs.record(host, {**facts, "committed": committed, "finished": finished})
     return said
@@ -45,6 +45,16 @@ def test_the_same_directory() -> None:
     runs = RunDirectories()
     for step in (0, 5, 5, 8):
         assert not beat(runs, ("/runs/1", step, step + 2, False))
+    assert not runs.refusal
+
+
+def test_a_checkpoint_of_the_first_step_is_not_nothing() -> None:
+    """It is used if all later ones are damaged, which the rank has reported."""
+    runs = RunDirectories()
+    beat(runs, ("/runs/1", 0, 7, False))
+    runs.begin_attempt()
+    facts = {"run": "/runs/1", "found": True, "committed": 0, "finished": False}
+    assert not runs.record("h0", facts)
     assert not runs.refusal
 
 
