@@ -18,7 +18,13 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from distrib.backends.devices import pin_gpu
-from distrib.collectives import ArrayCollectives, Bytes, ReduceOp
+from distrib.collectives import (
+    ArrayCollectives,
+    Bytes,
+    ReduceOp,
+    ReportedCollectives,
+    reported,
+)
 from distrib.errors import ConfigurationError, LostPeerError
 from distrib.gradients.optimizer import accumulate, distribute
 from distrib.gradients.reduction import Compression, Op, Reduction
@@ -41,12 +47,13 @@ class HorovodBackend:
     def __init__(self) -> None:
         self._hvd = hvd = _import_horovod()
         os.environ.setdefault(CYCLE_VARIABLE, CYCLE_MILLISECONDS)
-        hvd.init()
+        with reported("distrib.init()"):
+            hvd.init()
         self.rank = int(hvd.rank())
         self.size = self.num_replicas = int(hvd.size())
         self.local_rank = int(hvd.local_rank())
         pin_gpu(self.local_rank)
-        self.collectives = HorovodCollectives(hvd)
+        self.collectives = ReportedCollectives(HorovodCollectives(hvd))
         self.step_payload = StepPayload()
 
     def scope(self) -> AbstractContextManager[Any]:
