@@ -11,15 +11,18 @@ from __future__ import annotations
 import linecache
 import os
 import pickle
+import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from distrib.errors import ConfigurationError
 from distrib.heartbeat import heartbeat
 
 T = TypeVar("T")
@@ -27,6 +30,7 @@ ReduceOp = Literal["sum", "max", "min"]
 Bytes = npt.NDArray[np.uint8]
 
 _CHUNK_BYTES = 1 << 28
+_NODE = re.compile(r"\{\{.*?\}\} ?")  # TensorFlow's name of an operation.
 # Folders of this package and of the standard library, with their real and with their given paths.
 _LIBRARIES = tuple(
     os.path.dirname(path) + os.sep
@@ -116,18 +120,33 @@ def reported(name: str) -> Iterator[None]:
     heartbeat.leave_collective()
 
 
+def mismatch_error(reason: str) -> ConfigurationError:
+    """Return the error for a backend's report that the ranks' calls do not match.
+
+    Args:
+        reason: What the backend has reported.
+    """
+    return ConfigurationError(
+        "The ranks have called different collectives: all ranks must make the same calls of `fit`, "
+        "of `evaluate` on a cluster.dataset, and of collectives, in the same order "
+        f"(docs/ranks.md). {_NODE.sub('', reason)}"
+    )
+
+
 def _calling_line() -> str:
-    """Return file, number and text of the line of the script that has led here."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and _is_library(frame.f_code.co_filename):
+    """Return file, number and text of the script's line that has led here; empty without one."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and _is_library(frame.f_code.co_filename):
         frame = frame.f_back
+    if frame is None:
+        return ""
     path, number = frame.f_code.co_filename, frame.f_lineno
     text = linecache.getline(path, number, frame.f_globals).strip()
     return f"{os.path.basename(path)}:{number}{text and f': `{text}`'}"
 
 
 def _is_library(path: str) -> bool:
-    return path.startswith(_LIBRARIES) or f"{os.sep}site-packages{os.sep}" in path
+    return path.startswith((*_LIBRARIES, "<frozen ")) or f"{os.sep}site-packages{os.sep}" in path
 
 
 class ArrayCollectives(ABC):

@@ -23,6 +23,7 @@ from distrib.collectives import (
     Bytes,
     ReduceOp,
     ReportedCollectives,
+    mismatch_error,
     reported,
 )
 from distrib.errors import ConfigurationError, LostPeerError
@@ -191,6 +192,8 @@ class HorovodCollectives(ArrayCollectives):
             with tf.device("CPU:0"):
                 result = collective(tf.convert_to_tensor(value))
         except tf.errors.OpError as error:
+            if "Mismatched" in str(error):
+                raise mismatch_error(error.message) from error
             raise _translate_error(error, self._rank, int(self._hvd.size())) from error
         return np.array(result.numpy())
 

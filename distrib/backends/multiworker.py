@@ -138,7 +138,7 @@ class MultiWorkerBackend:
         # The interpreter sets `last_type` when it reports an uncaught exception. The other workers
         # have not reached their ends then, and must notice the loss of this one at once.
         if not hasattr(sys, "last_type"):
-            with reported("the end of the script"):
+            with reported("shutdown"):
                 self._workers.shutdown_barrier(SHUTDOWN_TIMEOUT_SECONDS)
 
     def _allreduce(self, tensors: Sequence[Any], op: Op, name: str) -> Sequence[Any]:

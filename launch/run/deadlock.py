@@ -63,7 +63,7 @@ class DeadlockDetector:
         if len(waiting) < len(running) or len(numbers) > 1 or len(collectives) < 2:
             return None
         return "the ranks wait for each other in different collectives: " + ", ".join(
-            f"{name(p)} {self.place_of(p.rank)}, in {collective}"
+            f"{name(p)} {self.place_of(p.rank)}".rstrip() + f", in {collective}"
             for collective, p in collectives.items()
         )
 
@@ -92,7 +92,7 @@ class DeadlockDetector:
         """Return where a rank waits or was last; empty if it has not reported that."""
         facts = self._facts(rank)
         if facts.get("collective"):
-            return f"at {facts['place']}"
+            return facts["place"] and f"at {facts['place']}"
         return f"after step {facts['step']}" if "step" in facts else ""
 
     def _facts(self, rank: int) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-_MAX_LENGTH = 300
+_MAX_LENGTH = 400
 _COLOURS = re.compile(r"\x1b\[[\d;]*m")
 _HEADER = re.compile(r"(  \+ Exception Group )?Traceback \(most recent call last\):$")
 # Begins the lines of an exception group; or is such a line, between two exceptions.

@@ -150,3 +150,9 @@ def test_collectives_are_reported_with_the_line_that_calls_them(
     with pytest.raises(KeyError), reported("barrier"):  # So it is known where the rank failed.
         raise KeyError
     assert recorder.sent[-1] is not None
+
+
+def test_a_mismatch_is_an_error_of_the_script() -> None:
+    error = module.mismatch_error("{{function_node x}} Mismatched ALLREDUCE tensor shapes")
+    assert error.exit_code == 78
+    assert str(error).endswith("(docs/ranks.md). Mismatched ALLREDUCE tensor shapes")
