@@ -45,7 +45,7 @@ class LearningRateWarmup(PrintsOnChief, keras.callbacks.Callback):
     """
 
     # It sets the rate of every batch, and ranks take over the chief's between epochs only.
-    _on_every_rank: ClassVar[bool] = True
+    on_every_rank: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -9,10 +9,13 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import tensorflow as tf
+
 from distrib.cluster import current
 from distrib.errors import ConfigurationError
 from distrib.gradients.optimizer import reduction_of
 from distrib.keras_compat.layers import layers_of
+from distrib.keras_compat.optimizers import updates_in_a_condition
 from distrib.save_policy.schedule import SaveSchedule
 from distrib.state.variables import optimizers_of
 from distrib.training.fit_call import FitCall
@@ -94,4 +97,27 @@ def check_ranks(call: FitCall) -> None:
                 f"{layer.name!r}: `synchronized=True` works under tf.distribute only; here each "
                 "rank normalizes its own piece of the batch.",
                 stacklevel=2,
+            )
+
+
+def check_replicas(model: Any) -> None:
+    """Refuse, before anything is built, what Keras cannot do under `MirroredStrategy`.
+
+    Its first train step would raise an error about `merge_call`.
+
+    Args:
+        model: A compiled `keras.Model`.
+
+    Raises:
+        ConfigurationError: Names the argument.
+    """
+    mirrored = isinstance(model.distribute_strategy, tf.distribute.MirroredStrategy)
+    if not mirrored or model.jit_compile:  # XLA compiles without `merge_call`.
+        return
+    for optimizer in optimizers_of(model):
+        for argument in updates_in_a_condition(optimizer):
+            raise ConfigurationError(
+                f"`{argument}` of the optimizer does not work under MirroredStrategy: Keras "
+                "cannot update replicas in some steps only. Leave it out, or start one process "
+                "for each GPU (`distrib run`)."
             )

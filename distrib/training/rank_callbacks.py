@@ -77,7 +77,7 @@ def _changes_the_model(callback: Any) -> bool:
     if isinstance(callback, keras.callbacks.EarlyStopping):
         return bool(callback.restore_best_weights)
     swaps = isinstance(callback, keras.callbacks.SwapEMAWeights)
-    return swaps or getattr(callback, "_on_every_rank", False)
+    return swaps or getattr(callback, "on_every_rank", False)
 
 
 def _plain_arguments(callback: Any) -> dict[str, Any]:

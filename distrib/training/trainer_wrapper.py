@@ -13,14 +13,17 @@ from typing import Any
 
 import keras
 
+from distrib.backends.horovod_keras import refuse_horovods
 from distrib.cluster import current, has_current
 from distrib.data.dataset import Dataset
 from distrib.errors import ConfigurationError
 from distrib.heartbeat import heartbeat
 from distrib.keras_compat import trainer
+from distrib.keras_compat.optimizers import chain_of
 from distrib.training.callback_list import FitCallbackList, flat_callbacks
 from distrib.training.fit_alike import check_evaluate_alike
 from distrib.training.fit_call import EvaluateCall, FitCall, call_of, fit_of, in_progress
+from distrib.training.fit_checks import check_replicas
 from distrib.training.global_results import explaining_evaluate, shared_results
 from distrib.training.multi_rank_fit import MultiRankCallbackList
 from distrib.training.resumable_fit import ResumableCallbackList, savers_in
@@ -36,7 +39,11 @@ def install() -> None:
 
 
 def _fit(call: trainer.Call) -> Any:
+    optimizers = chain_of(getattr(call.model, "optimizer", None))
+    refuse_horovods(optimizers, flat_callbacks(call.arguments["callbacks"]))
     kinds = _kinds_of_list(call.arguments["callbacks"])
+    if call.model.compiled:
+        check_replicas(call.model)
     if not kinds or not call.model.compiled:  # Keras raises its own error then.
         return call.proceed()
     if _has_ranks() and not current().is_chief:

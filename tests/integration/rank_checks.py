@@ -26,6 +26,7 @@ import tensorflow as tf
 
 import distrib
 from distrib.backends import local
+from distrib.backends.horovod_keras import explain
 from distrib.callbacks import (
     BackupAndRestore,
     EarlyStopping,
@@ -825,6 +826,35 @@ def data_that_would_leave_ranks_waiting_is_refused(cluster: Cluster) -> Any:
     refused("batches in an epoch, and those with fewer", lambda: fit(8 - 2 * cluster.rank))
     refused("It is not known how many batches _FilterDataset has", lambda: fit(8, unknown=True))
     fit(8, unknown=True, steps_per_epoch=4)
+
+
+@check
+def what_horovods_own_keras_api_raises_is_explained(cluster: Cluster) -> Any:
+    if cluster.kind != "horovod":
+        return
+    import horovod.tensorflow as hvd
+    from horovod.tensorflow.keras import elastic
+
+    hvd.init()  # As scripts written for Horovod do, which changes nothing.
+    model = model_of(cluster, "sgd")
+    tape = hvd.DistributedGradientTape(tf.GradientTape())
+    x, y = data(2)
+
+    def gradient() -> None:
+        with tape:
+            loss = model.compute_loss(x, y, model(x))
+        tape.gradient(loss, model.trainable_variables)
+
+    for call in (
+        lambda: hvd.broadcast_variables(model.variables, root_rank=0),
+        lambda: hvd.broadcast_variables(model.optimizer.variables(), root_rank=0),
+        lambda: elastic.KerasState(model),
+        lambda: hvd.SyncBatchNormalization(),
+        gradient,
+    ):
+        with pytest.raises((AttributeError, TypeError, ValueError)) as caught:
+            call()
+        assert "docs/horovod.md" in str(explain(caught.value))
 
 
 @check
