@@ -124,8 +124,11 @@ class Cluster:
         Example:
         >>> optimizer = cluster.optimizer(keras.optimizers.Adam(1e-3), compression="fp16")
         """
+        from distrib.backends.horovod_keras import refuse_horovods
         from distrib.gradients.optimizer import as_optimizer, check_arguments
+        from distrib.keras_compat.optimizers import chain_of
 
+        refuse_horovods(chain_of(optimizer))
         check_arguments(compression, backward_passes_per_step, op)
         return self._backend.optimizer(
             as_optimizer(optimizer), compression, backward_passes_per_step, op

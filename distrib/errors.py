@@ -145,8 +145,8 @@ def install_exit_codes(
 
     Args:
         translate_error: Returns a `LostPeerError` for an exception of TensorFlow or Horovod that a
-            lost peer causes, else the exception itself. Defaults to `None`: the function of an
-            earlier call stays in use.
+            lost peer causes, another `DistribError` to explain an exception, else the exception
+            itself. Defaults to `None`: the function of an earlier call stays in use.
     """
     global _translate_error
     _translate_error = translate_error or _translate_error
@@ -163,6 +163,8 @@ def install_exit_codes(
             log.error(str(translated), extra=ANY_RANK)
         else:
             previous(kind, error, traceback)
+            if translated is not error:
+                log.error(str(translated), extra=ANY_RANK)
         if _uncaught_error_listener is not None:
             _uncaught_error_listener(translated)
         if isinstance(translated, DistribError):

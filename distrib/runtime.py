@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 from distrib.backends.base import Backend
+from distrib.backends.horovod_keras import explain
 from distrib.backends.local import LocalBackend
 from distrib.cluster import Cluster, set_current
 from distrib.environment import launched_as
@@ -63,7 +64,9 @@ def init(backend: Kind = "auto", *, devices: int | None = None) -> Cluster:
             f"`devices={devices}` does not fit backend {backend!r}, with one device a process; "
             "choose 'mirrored'."
         )
-    cluster = Cluster(_make_backend(backend, devices))
+    made = _make_backend(backend, devices)
+    install_exit_codes(lambda error: explain(made.translate_error(error)))
+    cluster = Cluster(made)
     set_current(cluster)
     show_chief_only(cluster.is_chief)
     _prepare_keras(cluster)
@@ -71,7 +74,6 @@ def init(backend: Kind = "auto", *, devices: int | None = None) -> Cluster:
 
 
 def _make_backend(kind: str, devices: int | None) -> Backend:
-    backend: Backend
     if kind == "local":
         return LocalBackend()
     if kind == "mirrored":
@@ -81,13 +83,10 @@ def _make_backend(kind: str, devices: int | None) -> Backend:
     if kind == "horovod":
         from distrib.backends.horovod import HorovodBackend
 
-        backend = HorovodBackend()
-    else:
-        from distrib.backends.multiworker import MultiWorkerBackend
+        return HorovodBackend()
+    from distrib.backends.multiworker import MultiWorkerBackend
 
-        backend = MultiWorkerBackend()
-    install_exit_codes(backend.translate_error)
-    return backend
+    return MultiWorkerBackend()
 
 
 def _prepare_keras(cluster: Cluster) -> None:

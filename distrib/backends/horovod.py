@@ -21,7 +21,6 @@ from distrib.backends.devices import pin_gpu
 from distrib.collectives import (
     ArrayCollectives,
     Bytes,
-    ReduceOp,
     ReportedCollectives,
     mismatch_error,
     reported,
@@ -171,14 +170,6 @@ class HorovodCollectives(ArrayCollectives):
     def __init__(self, hvd: ModuleType) -> None:
         super().__init__(int(hvd.rank()))
         self._hvd: Any = hvd
-
-    def allreduce(self, value: npt.ArrayLike, op: ReduceOp = "sum") -> npt.NDArray[Any]:
-        """Combine one array of every process elementwise; all receive the same result."""
-        hvd = self._hvd
-        ops = {"sum": hvd.Sum, "max": hvd.Max, "min": hvd.Min}
-        array = np.asarray(value)
-        name = f"distrib.allreduce.{op}.{array.dtype.name}"
-        return self._run(lambda tensor: hvd.allreduce(tensor, op=ops[op], name=name), array)
 
     def _gather_bytes(self, value: Bytes) -> Bytes:
         return self._run(lambda tensor: self._hvd.allgather(tensor, name="distrib.gather"), value)

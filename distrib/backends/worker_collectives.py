@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from distrib.collectives import ArrayCollectives, Bytes, ReduceOp, mismatch_error
+from distrib.collectives import ArrayCollectives, Bytes, mismatch_error
 from distrib.errors import LostPeerError
 
 Words = npt.NDArray[np.int32]
@@ -73,18 +73,6 @@ class WorkerCollectives(ArrayCollectives):
         self._instance_key = _SHUTDOWN_INSTANCE_KEY
         with suppress(LostPeerError):  # The others have ended.
             self.rendezvous(timeout)
-
-    def allreduce(self, value: npt.ArrayLike, op: ReduceOp = "sum") -> npt.NDArray[Any]:
-        """Combine one array of every process elementwise; all receive the same result."""
-        # Each process gathers and combines all arrays, which supports every dtype and sums in the
-        # same order on all processes.
-        array = np.asarray(value)
-        rows = self._gather_rows(_words(np.frombuffer(array.tobytes(), np.uint8)))
-        arrays = np.stack(
-            [_bytes(row, array.nbytes).view(array.dtype).reshape(array.shape) for row in rows]
-        )
-        combine: Any = {"sum": np.sum, "max": np.max, "min": np.min}[op]
-        return np.asarray(combine(arrays, axis=0), array.dtype)
 
     def _gather_bytes(self, value: Bytes) -> Bytes:
         sizes = self._gather_rows(np.array([value.size], np.int64).view(np.int32)).view(np.int64)

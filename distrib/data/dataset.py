@@ -176,6 +176,19 @@ class Dataset(tf.data.Dataset):
             )
         return Dataset(self._source, self._order, self._position, self._transformations, True)
 
+    def shard(self, num_shards: Any, index: Any, name: str | None = None) -> Any:
+        """Refuse a second split, as scripts written for Horovod make it.
+
+        Raises:
+            ConfigurationError: In a job of several processes.
+        """
+        if self._order.shard.size > 1:
+            raise ConfigurationError(
+                "`shard` would leave most examples out: each rank gets its shard of every global "
+                "batch of a cluster.dataset already. Delete it."
+            )
+        return super().shard(num_shards, index, name)
+
     def map(self, map_func: Callable[..., Any], *args: Any, **kwargs: Any) -> Dataset:
         """Apply a function to every batch, as `tf.data.Dataset.map`; `seek` keeps working."""
         return self._transform(lambda ds: ds.map(map_func, *args, **kwargs))

@@ -1,9 +1,9 @@
+import re
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from distrib import collectives as module
@@ -15,6 +15,7 @@ from distrib.collectives import (
     SingleProcess,
     reported,
 )
+from distrib.errors import ConfigurationError
 from distrib.heartbeat import Heartbeat
 
 
@@ -39,10 +40,6 @@ class ThreadCollectives(ArrayCollectives):
     def __init__(self, rank: int, exchange: Exchange) -> None:
         super().__init__(rank)
         self.exchange, self.broadcasts = exchange, 0
-
-    def allreduce(self, value: npt.ArrayLike, op: ReduceOp = "sum") -> npt.NDArray[Any]:
-        arrays = np.stack(self.exchange.gather(self._rank, np.asarray(value)))
-        return np.asarray(getattr(arrays, op)(axis=0))
 
     def _gather_bytes(self, value: Bytes) -> Bytes:
         return np.concatenate(self.exchange.gather(self._rank, value))
@@ -103,7 +100,7 @@ def test_large_arrays_are_broadcast_in_chunks(monkeypatch: pytest.MonkeyPatch) -
 
     for received, broadcasts in on_ranks(2, call):
         np.testing.assert_array_equal(received, array)
-        assert broadcasts == 2 + 1 + 3  # Counts, the pickle, and 2468 bytes.
+        assert broadcasts == 1 + 3  # The pickle, and 2468 bytes.
 
 
 def test_barrier_waits_for_all() -> None:
@@ -156,3 +153,35 @@ def test_a_mismatch_is_an_error_of_the_script() -> None:
     error = module.mismatch_error("{{function_node x}} Mismatched ALLREDUCE tensor shapes")
     assert error.exit_code == 78
     assert str(error).endswith("(docs/ranks.md). Mismatched ALLREDUCE tensor shapes")
+
+
+@pytest.mark.parametrize(("op", "expected"), [("sum", 6), ("max", 3), ("min", 1)])
+def test_allreduce(op: ReduceOp, expected: int) -> None:
+    value = np.ones((2, 2), np.int16)
+    for result in on_ranks(3, lambda own: own.allreduce(value * (own._rank + 1), op)):
+        assert result.dtype == np.int16
+        np.testing.assert_array_equal(result, value * expected)
+    assert on_ranks(2, lambda own: own.allreduce(0.5).shape) == [(), ()]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (lambda own: own.barrier(), lambda own: own.allgather(1)),
+        (lambda own: own.broadcast(1), lambda own: own.allgather(1)),
+        (lambda own: own.broadcast(1), lambda own: own.broadcast(1, root=1)),
+        (lambda own: own.allreduce(1.0), lambda own: own.allreduce(1.0, "max")),
+        (lambda own: own.allreduce(1.0), lambda own: own.allreduce([1.0, 2.0])),
+        (lambda own: own.allreduce(np.float32(1)), lambda own: own.allreduce(np.float64(1))),
+    ],
+)
+def test_different_calls_are_refused_on_every_rank(one: Any, other: Any) -> None:
+    def call(own: ThreadCollectives) -> str:
+        with pytest.raises(ConfigurationError) as caught:
+            (other if own._rank == 1 else one)(own)
+        own.barrier()  # And nothing of them is left.
+        return str(caught.value)
+
+    message, *others = on_ranks(3, call)
+    assert others == [message] * 2
+    assert re.search("make different calls .* on rank 0, .* on rank 1, .* on rank 2", message)
