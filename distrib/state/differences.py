@@ -78,6 +78,14 @@ def match_variables(saved: Sequence[Variable], here: Sequence[Variable]) -> Matc
     return match
 
 
+def variables_by_group(description: Mapping[str, Any]) -> defaultdict[str, list[Variable]]:
+    """Return the variables of a description, as of `TrainingState.describe`, by group."""
+    groups: defaultdict[str, list[Variable]] = defaultdict(list)
+    for variable in description["variables"]:
+        groups[variable["group"]].append(variable)
+    return groups
+
+
 def differences_between(
     saved: Mapping[str, Any],
     here: Mapping[str, Any],
@@ -93,7 +101,7 @@ def differences_between(
         other: What the second is called.
     """
     other_optimizer = saved["optimizer"] != here["optimizer"]
-    groups = _by_group(saved["variables"]), _by_group(here["variables"])
+    groups = variables_by_group(saved), variables_by_group(here)
     for group in dict.fromkeys([*groups[0], *groups[1]]):
         if group == "optimizer" and other_optimizer:
             continue  # Its variables differ as well, of course.
@@ -141,13 +149,6 @@ def check_data(saved: Mapping[str, Any] | None, here: Mapping[str, Any] | None) 
         f"The checkpoint was written by a run on other training data:\n{changed}\n"
         "Nothing was changed. Pass the same data, or give this run its own `directory`."
     )
-
-
-def _by_group(variables: Sequence[Variable]) -> defaultdict[str, list[Variable]]:
-    groups: defaultdict[str, list[Variable]] = defaultdict(list)
-    for variable in variables:
-        groups[variable["group"]].append(variable)
-    return groups
 
 
 def _first_moved(match: Match, here: Sequence[Variable]) -> Variable | None:
