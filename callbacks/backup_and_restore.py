@@ -71,12 +71,17 @@ class BackupAndRestore(RunSaver):
             checkpoint in the directory, which alone counts. Defaults to `None`.
         storage_options: Passed to fsspec's file system: credentials, an endpoint. Defaults to
             `None`: credentials are found where the store's own tools look (see docs/storage.md).
+        on_change: What to do if the script has changed since the checkpoint was written: another
+            learning rate, loss, layer's or callback's argument, other code or versions. `"warn"`
+            logs what differs and which side counts, `"error"` refuses to train, `"ignore"` says
+            nothing (see docs/resume.md). Defaults to `"warn"`.
 
     Raises:
         ConfigurationError: If an argument is invalid (here), or the directory cannot be written or
             is in use by another process (when training starts).
         CheckpointMismatchError: When training starts, if the checkpoint belongs to another model,
-            optimizer or dataset; nothing is overwritten.
+            optimizer or dataset, or with `on_change="error"` to another script; nothing is
+            overwritten.
         NoLoadableCheckpointError: When training starts, if all checkpoints are damaged.
         NoProgressError: When training starts, if the last attempts, as many as the launcher allows,
             have gained no step.
@@ -105,6 +110,7 @@ class BackupAndRestore(RunSaver):
         retention: RetentionPolicy | None = None,
         local_cache: str | os.PathLike[str] | None = None,
         storage_options: dict[str, Any] | None = None,
+        on_change: Literal["warn", "error", "ignore"] = "warn",
     ) -> None:
         super().__init__()
         install_exit_codes()
@@ -119,6 +125,11 @@ class BackupAndRestore(RunSaver):
             )
         if keep_last is not None and not (_is_whole(keep_last) and keep_last >= 1):
             raise ConfigurationError(f"`keep_last={keep_last!r}` must be at least 1, or None.")
+        if on_change not in ("warn", "error", "ignore"):
+            raise ConfigurationError(
+                f"`on_change={on_change!r}` must be 'warn', 'error' or 'ignore'."
+            )
+        self.on_change = on_change
         self.directory = locate(_one_of(backup_dir, directory), "directory", storage_options)
         self.save_freq = save_freq
         self.double_checkpoint = double_checkpoint
@@ -131,7 +142,9 @@ class BackupAndRestore(RunSaver):
     def _new_session(self) -> FitSession:
         """See `RunSaver`."""
         directory = CheckpointDirectory(self.directory, self.local_cache)
-        return FitSession(directory, self._schedule, self._policy(), self.delete_checkpoint)
+        return FitSession(
+            directory, self._schedule, self._policy(), self.delete_checkpoint, self.on_change
+        )
 
     def _local_folder(self, local_cache: str | os.PathLike[str]) -> Path:
         folder = locate(local_cache, "local_cache").local

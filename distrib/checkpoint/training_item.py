@@ -20,6 +20,8 @@ OTHER_RANKS = "other_ranks"
 HISTORY = "history"
 LOGS = "logs"
 VERSIONS = "versions"
+# What the run is made of; checkpoints written by an earlier distrib have none.
+RECORD = "record"
 
 # Entries of `STATES` beside those of callbacks.
 RANDOM_GENERATORS = "random generators"

@@ -11,6 +11,7 @@ Keras, tried with 3.12 and 3.15:
 - `Model._symbolic_build(data_batch)`, which builds model, metrics and optimizer without a step
 - `Model._initial_epoch`, by which Keras's `BackupAndRestore` tells `fit` where to begin
 - `Model._loss_tracker`, the metric that holds the mean loss
+- `Model._compile_config`, the arguments of `compile`
 - `CallbackList._async_train`, `_async_test`: whether Keras calls batch hooks in threads
 - `EpochIterator._current_iterator` and the attributes `data_adapter`, `num_batches` and
   `steps_per_epoch` of that class, which is not public
@@ -152,3 +153,9 @@ def restart(iterator: Any) -> None:
     With `steps_per_epoch` Keras goes on with the iterator of the epoch before.
     """
     iterator._current_iterator = None
+
+
+def compile_arguments(model: Any) -> dict[str, Any]:
+    """Return the arguments of `compile` by name, as they were given."""
+    config: Any = getattr(model, "_compile_config", None)
+    return {} if config is None else dict(config.config)

@@ -49,6 +49,15 @@ class RunCheckpoint:
         """What Keras had reported."""
         return Logs(**self.get(training_item.LOGS))
 
+    def learning_rates(self) -> list[float]:
+        """Return the values of the optimizers' learning-rate variables."""
+        variables = self.training[training_item.VARIABLES_STATE]["variables"]
+        return [
+            float(self.arrays[one["group"]][one["names"][0]])
+            for one in variables
+            if one["path"].endswith("learning_rate") and one["shape"] == []
+        ]
+
     def get(self, name: str) -> Any:
         """Return one of the nested structures, with its arrays."""
         arrays = self.arrays.get(training_item.CALLBACK_ARRAYS, {})

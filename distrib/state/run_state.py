@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from distrib.checkpoint import training_item
 from distrib.checkpoint.saver import Content
@@ -30,7 +29,9 @@ from distrib.state.callback_state import acts_in_validation, stateful_callbacks
 from distrib.state.differences import check_data
 from distrib.state.random_generators import random_state, set_random_state
 from distrib.state.run_checkpoint import RunCheckpoint
+from distrib.state.run_record import record_of, versions
 from distrib.state.saved_variables import METRICS, OTHER
+from distrib.state.script_changes import Change, changes_between
 from distrib.state.training_position import Logs, TrainingPosition
 from distrib.state.training_state import HostBuffers, Overrides, TrainingState
 
@@ -49,12 +50,24 @@ class RunState:
     Args:
         model: Compiled, with all its variables.
         data: Description of the training data; `None` if they cannot be resumed within an epoch.
+        arguments: Of `fit`, by name.
+        callbacks: Those that the user has passed to `fit`.
     """
 
-    def __init__(self, model: Any, data: Mapping[str, Any] | None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        data: Mapping[str, Any] | None,
+        arguments: Mapping[str, Any],
+        callbacks: Sequence[Any],
+    ) -> None:
         self._model = model
         self._data = data
-        self._config = _config_of(model)
+        self._config = config_of(model)
+        self._made_of: dict[str, Any] = {training_item.VERSIONS: versions()}
+        if current().is_chief:  # Which writes it.
+            record = record_of(model, self._config, arguments, callbacks)
+            self._made_of[training_item.RECORD] = record
         self._state = TrainingState(model, metrics=data is not None)
         self._buffers = HostBuffers()
         self._fingerprint = _digest([self._state.describe(), data], "run")
@@ -72,6 +85,20 @@ class RunState:
         """
         check_data(checkpoint.training[training_item.DATA], self._data)
         self._state.check(checkpoint.training[training_item.VARIABLES_STATE])
+
+    def changes_since(self, checkpoint: RunCheckpoint) -> list[Change]:
+        """Return what has changed in the script. All ranks call it together, for the same answer.
+
+        Args:
+            checkpoint: Which `check` has found to fit.
+        """
+        changes = None
+        if current().is_chief:
+            rates = checkpoint.learning_rates()
+            changes = changes_between(checkpoint.training, self._made_of, rates)
+        changes = current().collectives.broadcast(changes)
+        assert changes is not None
+        return changes
 
     def check_complete(self) -> None:
         """Check after a step that it created no variables; see `TrainingState`."""
@@ -129,7 +156,7 @@ class RunState:
             training_item.LOGS: split(
                 {"batch": plain_logs(logs.batch), "epoch": logs.epoch}, "logs"
             ),
-            training_item.VERSIONS: {"tensorflow": tf.__version__, "keras": keras.__version__},
+            **self._made_of,
         }
         shown = plain_logs(logs.batch) if position.batch else logs.epoch or {}
         return Content(
@@ -173,7 +200,7 @@ class RunState:
         return states
 
 
-def _config_of(model: Any) -> dict[str, Any] | None:
+def config_of(model: Any) -> dict[str, Any] | None:
     """Return the config from which Keras can rebuild the model without its code, JSON-able.
 
     `None` if there is none: Keras needs `get_config` of a class that has arguments, and the source

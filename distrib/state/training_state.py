@@ -14,8 +14,6 @@ from distrib.errors import CheckpointMismatchError, ConfigurationError
 from distrib.state.differences import differences_between
 from distrib.state.saved_variables import GROUPS, SavedVariable, collect_variables, redistribute
 
-_SHOWN_DIFFERENCES = 5
-
 
 class HostBuffers:
     """Host memory that every snapshot reuses, so that only the first one pays for its pages."""
@@ -64,16 +62,14 @@ class TrainingState:
         """Compare a checkpoint's description with the model at hand.
 
         Raises:
-            CheckpointMismatchError: Names the first differences.
+            CheckpointMismatchError: Names the differences.
         """
         differences = list(differences_between(saved, self.describe()))
         if differences:
-            shown = "\n".join(f"  {line}" for line in differences[:_SHOWN_DIFFERENCES])
-            rest = len(differences) - _SHOWN_DIFFERENCES
-            more = f"\n  and {rest} more" if rest > 0 else ""
+            shown = "\n".join(f"  {line}" for line in differences)
             raise CheckpointMismatchError(
                 "The checkpoint was written by another model or optimizer:\n"
-                f"{shown}{more}\n"
+                f"{shown}\n"
                 "Nothing was changed. Build the same model, or give this run its own `directory`."
             )
 

@@ -28,10 +28,12 @@ from distrib.state.run_checkpoint import RunCheckpoint
 from distrib.state.run_state import RunState
 from distrib.state.training_position import Logs, TrainingPosition
 from distrib.training.agreement import agreement
+from distrib.training.callback_list import flat_callbacks
 from distrib.training.fit_call import FitCall
 from distrib.training.fit_checks import check_call, warn_about_unsaved_callbacks
 from distrib.training.preemption_exit import PreemptionExit
 from distrib.training.save_controller import SaveController
+from distrib.training.script_check import OnChange, check_script
 
 
 class FitSession:
@@ -42,6 +44,7 @@ class FitSession:
         schedule: When to save.
         policy: Which checkpoints to keep; `None` keeps all.
         delete_checkpoint: Whether to remove them when training has finished.
+        on_change: What to do if the script has changed since the checkpoint.
     """
 
     def __init__(
@@ -50,9 +53,11 @@ class FitSession:
         schedule: SaveSchedule,
         policy: RetentionPolicy | None,
         delete_checkpoint: bool,
+        on_change: OnChange,
     ) -> None:
         self._schedule = schedule
         self._delete_checkpoint = delete_checkpoint
+        self._on_change = on_change
         self._cluster = current()
         self._agreement = agreement()
         self._saves = SaveController(directory, schedule, policy)
@@ -91,10 +96,13 @@ class FitSession:
             build(self._model, call.dataset.element_spec)
         else:
             build_without_data(self._model)
-        self._state = RunState(self._model, _describe_data(call))
+        callbacks = flat_callbacks(call.arguments["callbacks"])
+        self._state = RunState(self._model, _describe_data(call), call.arguments, callbacks)
         self._checkpoint = self._saves.load_newest()
         if self._checkpoint is not None:
             self._state.check(self._checkpoint)
+            changes = self._state.changes_since(self._checkpoint)
+            check_script(changes, self._checkpoint.place, self._on_change)
         self._saves.check_progress(self._start)
 
     def begin(self, callbacks: Sequence[Any]) -> None:

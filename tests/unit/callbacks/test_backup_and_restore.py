@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import shutil
 import signal
 import threading
 import time
@@ -14,7 +15,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from distrib.callbacks import BackupAndRestore, EarlyStopping
+from distrib.callbacks import (
+    BackupAndRestore,
+    EarlyStopping,
+    LearningRateScheduler,
+    ReduceLROnPlateau,
+)
 from distrib.checkpoint import commit
 from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.checkpoint.saver import Saver
@@ -424,6 +430,67 @@ def test_another_model_is_refused_and_nothing_changes(tmp_path: Path) -> None:
     for mine, theirs in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(mine, theirs)
     assert steps(tmp_path) == [0, 5]
+
+
+class TestChangedScript:
+    """A run that goes on with another learning rate, loss and dropout rate."""
+
+    def fit(self, folder: Path, changed: bool = False, epochs: int = 3, **arguments: Any) -> float:
+        """Train, and return the learning rate at the end; a callback changes it as well."""
+        model = make()
+        if changed:
+            model.layers[1].rate = 0.5
+            model.compile("adam", "mae", metrics=["mae"])
+            model.optimizer.learning_rate = 0.25
+        reduce = ReduceLROnPlateau("loss", patience=1, min_delta=100)
+        backup = BackupAndRestore(folder, **arguments)
+        model.fit(data(), epochs=epochs, verbose=0, callbacks=[reduce, backup])
+        return float(model.optimizer.learning_rate)
+
+    @pytest.fixture(scope="class")
+    def trained(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        folder = tmp_path_factory.mktemp("trained")
+        self.fit(folder, epochs=2)
+        return folder
+
+    @pytest.fixture
+    def run(self, trained: Path, tmp_path: Path) -> Path:
+        return Path(shutil.copytree(trained, tmp_path / "run"))
+
+    def test_the_same_script_says_nothing(self, run: Path, capfd: Any) -> None:
+        self.fit(run, on_change="error")
+        assert "changed" not in capfd.readouterr().err
+
+    def test_what_differs_is_said_once(self, run: Path, capfd: Any) -> None:
+        assert self.fit(run, changed=True) == pytest.approx(1e-5)
+        said = capfd.readouterr().err
+        assert f"the script has changed since {run}/checkpoints/10 was written" in said
+        assert "dropout.rate: checkpoint 0.2, script 0.5; the script's is used" in said
+        assert "loss: checkpoint mse, script mae; the script's is used" in said
+        assert "learning_rate: checkpoint 0.001, script 0.25; the checkpoint's (0.0001" in said
+        self.fit(run, changed=True)
+        assert "changed" not in capfd.readouterr().err
+
+    def test_the_way_to_change_the_learning_rate(self, run: Path) -> None:
+        model = make()
+        scheduler = LearningRateScheduler(lambda epoch: 0.25)
+        callbacks = [scheduler, BackupAndRestore(run)]
+        model.fit(data(), epochs=3, verbose=0, callbacks=callbacks)
+        assert float(model.optimizer.learning_rate) == 0.25
+
+    def test_error(self, run: Path) -> None:
+        before = sorted(run.rglob("*"))
+        with pytest.raises(CheckpointMismatchError, match=r"The script has changed .*\n.*rate: "):
+            self.fit(run, changed=True, on_change="error")
+        assert sorted(run.rglob("*")) == before
+
+    def test_ignore(self, run: Path, capfd: Any) -> None:
+        self.fit(run, changed=True, on_change="ignore")
+        assert "changed" not in capfd.readouterr().err
+
+    def test_an_unknown_value(self, run: Path) -> None:
+        with pytest.raises(ConfigurationError, match="`on_change='raise'` must be"):
+            BackupAndRestore(run, on_change="raise")  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("every_save_is_waited_for")

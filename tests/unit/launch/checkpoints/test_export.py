@@ -52,7 +52,8 @@ def captured(model: keras.Model, step: int = 7) -> Content:
     build_without_data(model)
     model.history = keras.callbacks.History()
     model.history.epoch = []
-    content = RunState(model, None).capture(TrainingPosition(step=step), Logs({}, None), None)
+    state = RunState(model, None, {}, ())
+    content = state.capture(TrainingPosition(step=step), Logs({}, None), None)
     assert content is not None
     return content
 
