@@ -42,7 +42,7 @@ print("finished", held())
 
 def test_a_session_goes_on_after_a_fit_that_failed_or_was_interrupted(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-i"],
+        [sys.executable, "-P", "-i"],
         input=SESSION.format(folder=str(tmp_path / "run")),
         capture_output=True,
         text=True,
@@ -56,4 +56,4 @@ def test_a_session_goes_on_after_a_fit_that_failed_or_was_interrupted(tmp_path: 
         "finished (False, [])",
     ], done.stderr[-4000:]
     assert "ZeroDivisionError" in done.stderr
-    assert done.stderr.count("KeyboardInterrupt") == 2
+    assert done.stderr.count("\nKeyboardInterrupt\n") == 2
