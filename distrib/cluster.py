@@ -7,6 +7,7 @@ by itself.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
@@ -200,3 +201,12 @@ def set_current(cluster: Cluster) -> None:
     """Make `current()` return this cluster from now on."""
     global _current
     _current = cluster
+
+
+def _forget_in_child() -> None:
+    """Make a forked process a job by itself: it must not take part in its parent's collectives."""
+    global _current
+    _current = None
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

@@ -5,11 +5,12 @@ makes progress (after batches, during saves), the rank writes a line of JSON to 
 these lines the supervisor learns whether a rank hangs, which step the run has reached, which
 checkpoint is committed, and which rank is slow. Outside of `fit` a script may take any time, but a
 rank also reports when it enters and leaves a collective, so that the supervisor notices ranks that
-wait for each other in vain. A rank without a supervisor writes nothing, at the cost of one
-comparison.
+wait for each other in vain. A rank without a supervisor writes nothing.
 
 A busy supervisor must not stop the training, so a line that does not fit into the pipe is dropped.
 Every line holds all facts, so the next one makes up for it.
+
+The pipe belongs to the rank alone: a forked child closes it, and other children do not inherit it.
 """
 
 from __future__ import annotations
@@ -35,10 +36,18 @@ class Heartbeat:
 
     Args:
         fd: Writing end of the pipe; `None` if there is no supervisor.
+
+    Attributes:
+        phase: The present phase.
+        progressed_at: Time of the last progress, by `time.monotonic()`.
+        longest_pause: Seconds of the longest time without progress between two steps.
     """
 
     def __init__(self, fd: int | None) -> None:
         self._fd = fd
+        self.phase = OUTSIDE
+        self.progressed_at = time.monotonic()
+        self.longest_pause = 0.0
         self._facts: dict[str, Any] = {"phase": OUTSIDE}
         self._next_time = 0.0
         self._lock = threading.Lock()
@@ -55,17 +64,21 @@ class Heartbeat:
 
     def enter(self, phase: str) -> None:
         """Report a new phase at once, and the present phase once an interval."""
-        if self._fd is None:
-            return
         now = time.monotonic()
-        if now >= self._next_time or self._facts["phase"] != phase:
+        changed = phase != self.phase
+        if phase == STARTING:
+            self.longest_pause = 0.0
+        elif phase == TRAINING and not changed:
+            self.longest_pause = max(self.longest_pause, now - self.progressed_at)
+        self.phase, self.progressed_at = phase, now
+        if self._fd is not None and (changed or now >= self._next_time):
             self._next_time = now + INTERVAL_SECONDS
             self._send(phase=phase)
 
     def beat(self) -> None:
         """Report progress of `fit`, once an interval."""
-        if self._fd is not None and self._facts["phase"] != OUTSIDE:
-            self.enter(self._facts["phase"])
+        if self.phase != OUTSIDE:
+            self.enter(self.phase)
 
     def note(self, **facts: Any) -> None:
         """Keep facts for the next line.
@@ -118,6 +131,13 @@ class Heartbeat:
         if self._fd is not None:
             self._send(collective=None)
 
+    def disconnect(self) -> None:
+        """Close the pipe of a supervisor that is not this process's own."""
+        self._lock = threading.Lock()  # Another thread may have held it when this process forked.
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
     def _send(self, **facts: Any) -> None:
         with self._lock:
             self._facts.update(facts)
@@ -134,8 +154,8 @@ class Heartbeat:
 def connect(environment: Mapping[str, str] = os.environ) -> Heartbeat:
     """Return the heartbeat of this process.
 
-    A child process, as of `subprocess.run`, inherits the variable but not the pipe, and may have
-    another file open under the pipe's number. So the variable also names the pipe's inode.
+    A child process inherits the variable but not the pipe, and may have another file open under the
+    pipe's number. So the variable also names the pipe's inode.
 
     Args:
         environment: Environment variables of the process. Defaults to `os.environ`.
@@ -147,7 +167,11 @@ def connect(environment: Mapping[str, str] = os.environ) -> Heartbeat:
         is_ours = os.fstat(int(fd)).st_ino == int(inode)
     except OSError:
         is_ours = False
-    return Heartbeat(int(fd) if is_ours else None)
+    if not is_ours:
+        return Heartbeat(None)
+    os.set_inheritable(int(fd), False)  # `os.system`, for one, passes on all that is inheritable.
+    return Heartbeat(int(fd))
 
 
 heartbeat = connect()
+os.register_at_fork(after_in_child=heartbeat.disconnect)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from distrib.backends.devices import pin_gpu
+from distrib.backends.forked import leave_to_parent
 from distrib.collectives import (
     ArrayCollectives,
     Bytes,
@@ -49,6 +50,7 @@ class HorovodBackend:
         os.environ.setdefault(CYCLE_VARIABLE, CYCLE_MILLISECONDS)
         with reported("distrib.init()"):
             hvd.init()
+        leave_to_parent(hvd.shutdown)
         self.rank = int(hvd.rank())
         self.size = self.num_replicas = int(hvd.size())
         self.local_rank = int(hvd.local_rank())

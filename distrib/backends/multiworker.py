@@ -17,6 +17,7 @@ from typing import Any
 import tensorflow as tf
 
 from distrib.backends.devices import pin_gpu
+from distrib.backends.forked import leave_to_parent
 from distrib.backends.peer_monitor import PeerMonitor
 from distrib.backends.worker_collectives import WorkerCollectives, translate_error
 from distrib.backends.worker_strategy import WorkerStrategy
@@ -83,6 +84,7 @@ class MultiWorkerBackend:
             self._rendezvous(start_timeout, workers.addresses)
         PeerMonitor(workers.peers, peer_timeout).start()
         atexit.register(self._shutdown)
+        leave_to_parent(self._shutdown)
         self.step_payload = StepPayload()
         strategy_faults.build_by_element_spec()
         strategy_faults.keep_results_of_steps()

@@ -40,25 +40,28 @@ class CheckpointDirectory:
     def __init__(self, directory: Location, cache: Path | None = None) -> None:
         self.location = directory / "checkpoints"
         self.cache = cache
+        self._locked = False
 
     def lock(self, timeout: float = 0.0) -> None:
-        """Make this process the only writer of its machine, until `unlock` or its end.
+        """Make this object the only writer of its machine, until `unlock` or the process's end.
 
-        Does nothing on an object store, where older attempts are fenced off.
+        Does nothing if it is already, and on an object store, where older attempts are fenced off.
 
         Args:
             timeout: Seconds to wait for another process that holds the lock. Defaults to 0.
 
         Raises:
-            ConfigurationError: If another process still holds the lock, or the folder cannot be
-                created.
+            ConfigurationError: If another process, or another `fit` of this one, still holds the
+                lock, or the folder cannot be created.
         """
-        if self.location.local is not None:
+        if self.location.local is not None and not self._locked:
             run_lock.acquire(self.location.local, timeout)
+            self._locked = True
 
     def unlock(self) -> None:
-        """Let other processes of this machine write."""
-        if self.location.local is not None:
+        """Let others on this machine write, if this object holds the lock."""
+        if self.location.local is not None and self._locked:
+            self._locked = False
             run_lock.release(self.location.local)
 
     def begin(

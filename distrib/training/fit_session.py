@@ -10,6 +10,8 @@ directory that cannot be written is found before any work is done.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,6 +60,7 @@ class FitSession:
         self._schedule = schedule
         self._delete_checkpoint = delete_checkpoint
         self._on_change = on_change
+        self._pid = os.getpid()
         self._cluster = current()
         self._agreement = agreement()
         self._saves = SaveController(directory, schedule, policy)
@@ -251,8 +254,12 @@ class FitSession:
         self._cluster.collectives.barrier()
 
     def close(self) -> None:
-        """Restore the signal handlers when `fit` has ended, with an error or without."""
+        """Release all that the `fit` holds in this process when it has ended, in whatever way."""
+        if os.getpid() != self._pid:
+            return  # A forked process leaves the `fit` of its parent by an exception.
+        self.active = False
         self._exit.close()
+        self._saves.abandon(sys.exc_info()[1])
 
     @property
     def _can_save_here(self) -> bool:

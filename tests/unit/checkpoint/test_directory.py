@@ -350,3 +350,14 @@ def test_unwritable_directory_for_a_user(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(ConfigurationError, match="cannot write to"):
         CheckpointDirectory(locate(tmp_path / "run", "directory")).lock()
+
+
+def test_another_fit_of_this_process_is_locked_out(tmp_path: Path) -> None:
+    one, other = (CheckpointDirectory(locate(tmp_path, "directory")) for _ in range(2))
+    one.lock()
+    with pytest.raises(ConfigurationError, match="Another `fit` of this process"):
+        other.lock()
+    other.unlock()
+    one.unlock()
+    other.lock()
+    other.unlock()
