@@ -20,6 +20,8 @@ OTHER_RANKS = "other_ranks"
 HISTORY = "history"
 LOGS = "logs"
 VERSIONS = "versions"
+# How far the run was meant to train; missing in checkpoints of old versions.
+GOAL = "goal"
 
 # Entries of `STATES` beside those of callbacks.
 RANDOM_GENERATORS = "random generators"

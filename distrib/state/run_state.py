@@ -27,10 +27,12 @@ from distrib.gradients.step_payload import Request
 from distrib.keras_compat.logs import plain_logs
 from distrib.state import codec
 from distrib.state.callback_state import acts_in_validation, stateful_callbacks
-from distrib.state.differences import check_data
+from distrib.state.data_differences import CONTENTS, check_data
+from distrib.state.initial_state import Matches
 from distrib.state.random_generators import random_state, set_random_state
 from distrib.state.run_checkpoint import RunCheckpoint
 from distrib.state.saved_variables import METRICS, OTHER
+from distrib.state.training_goal import TrainingGoal
 from distrib.state.training_position import Logs, TrainingPosition
 from distrib.state.training_state import HostBuffers, Overrides, TrainingState
 
@@ -48,21 +50,29 @@ class RunState:
 
     Args:
         model: Compiled, with all its variables.
-        data: Description of the training data; `None` if they cannot be resumed within an epoch.
+        data: Description of the training data; `None` if nothing is known of them.
+        within_epochs: Whether it may be saved within an epoch, where metrics hold something.
+            Defaults to `False`.
     """
 
-    def __init__(self, model: Any, data: Mapping[str, Any] | None) -> None:
+    def __init__(
+        self, model: Any, data: Mapping[str, Any] | None, within_epochs: bool = False
+    ) -> None:
         self._model = model
         self._data = data
         self._config = _config_of(model)
-        self._state = TrainingState(model, metrics=data is not None)
+        self._state = TrainingState(model, metrics=within_epochs)
         self._buffers = HostBuffers()
-        self._fingerprint = _digest([self._state.describe(), data], "run")
+        # Not the contents, which may be rounded otherwise at each start.
+        kind = data and {key: value for key, value in data.items() if key != CONTENTS}
+        self._fingerprint = _digest([self._state.describe(), kind], "run")
         self._callbacks: Sequence[Any] = ()
+        self._goal: TrainingGoal | None = None
 
-    def add_callbacks(self, callbacks: Sequence[Any]) -> None:
-        """Make the callbacks of the `fit` part of it."""
+    def add_callbacks(self, callbacks: Sequence[Any], goal: TrainingGoal) -> None:
+        """Make the callbacks of the `fit` part of it, and how far it is meant to train."""
         self._callbacks = callbacks
+        self._goal = goal
 
     def check(self, checkpoint: RunCheckpoint) -> None:
         """Compare a checkpoint with the model and the data at hand.
@@ -72,6 +82,11 @@ class RunState:
         """
         check_data(checkpoint.training[training_item.DATA], self._data)
         self._state.check(checkpoint.training[training_item.VARIABLES_STATE])
+
+    def initialize(self, checkpoint: RunCheckpoint, restore: Sequence[str]) -> Matches:
+        """Begin with the weights of another run; see `TrainingState.initialize`."""
+        saved = checkpoint.training[training_item.VARIABLES_STATE]
+        return self._state.initialize(saved, checkpoint.arrays, restore)
 
     def check_complete(self) -> None:
         """Check after a step that it created no variables; see `TrainingState`."""
@@ -129,6 +144,7 @@ class RunState:
             training_item.LOGS: split(
                 {"batch": plain_logs(logs.batch), "epoch": logs.epoch}, "logs"
             ),
+            training_item.GOAL: self._goal and self._goal.encode(self._callbacks),
             training_item.VERSIONS: {"tensorflow": tf.__version__, "keras": keras.__version__},
         }
         shown = plain_logs(logs.batch) if position.batch else logs.epoch or {}

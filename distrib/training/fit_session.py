@@ -25,11 +25,16 @@ from distrib.save_policy.schedule import SaveSchedule
 from distrib.state.build import build, build_without_data
 from distrib.state.run_checkpoint import RunCheckpoint
 from distrib.state.run_state import RunState
+from distrib.state.training_goal import TrainingGoal, renew_patience
 from distrib.state.training_position import Logs, TrainingPosition
 from distrib.training.agreement import agreement
+from distrib.training.callback_list import flat_callbacks
 from distrib.training.fit_call import FitCall
 from distrib.training.fit_checks import check_call, warn_about_unsaved_callbacks
+from distrib.training.fit_data import describe_data, warn_if_inexact
+from distrib.training.initialization import Initialization
 from distrib.training.preemption_exit import PreemptionExit
+from distrib.training.run_ending import RunEnding, ending_of, note_end, tell
 from distrib.training.save_controller import SaveController
 
 
@@ -41,6 +46,8 @@ class FitSession:
         schedule: When to save.
         policy: Which checkpoints to keep; `None` keeps all.
         delete_checkpoint: Whether to remove them when training has finished.
+        initialization: What the run begins with if it has no checkpoint. Defaults to `None`, for
+            the weights that the model has.
     """
 
     def __init__(
@@ -49,14 +56,18 @@ class FitSession:
         schedule: SaveSchedule,
         policy: RetentionPolicy | None,
         delete_checkpoint: bool,
+        initialization: Initialization | None = None,
     ) -> None:
         self._schedule = schedule
+        self._initialization = initialization
         self._delete_checkpoint = delete_checkpoint
         self._cluster = current()
         self._agreement = agreement()
+        self._directory = directory.location.parent
         self._saves = SaveController(directory, schedule, policy)
         self._exit = PreemptionExit(self._saves)
         self._position = TrainingPosition()
+        self._ending = RunEnding(over=False)
         self.active = False
         self.logs = Logs({}, None)
 
@@ -85,21 +96,25 @@ class FitSession:
     def prepare(self, call: FitCall) -> None:
         """Build the model, and find, verify and check the checkpoint; nothing is changed yet."""
         self._call, self._model = call, call.model
+        self._goal = TrainingGoal.of(call.epochs, flat_callbacks(call.arguments["callbacks"]))
         check_call(call, self._schedule)
         if call.dataset is not None:
             build(self._model, call.dataset.element_spec)
         else:
             build_without_data(self._model)
-        self._state = RunState(self._model, _describe_data(call))
+        self._state = RunState(self._model, describe_data(call), call.dataset is not None)
         self._checkpoint = self._saves.load_newest()
         if self._checkpoint is not None:
+            self._ending = ending_of(self._checkpoint, self._goal, self._directory)
             self._state.check(self._checkpoint)
         self._saves.check_progress(self._start)
+        if self._checkpoint is None and self._initialization is not None:
+            self._initialization.apply(self._state)
 
     def begin(self, callbacks: Sequence[Any]) -> None:
         """Take the run over, and restore the checkpoint that `prepare` found or save the first."""
         self._saves.begin(self._state, self._start)
-        self._state.add_callbacks(callbacks)
+        self._state.add_callbacks(callbacks, self._goal)
         warn_about_unsaved_callbacks(callbacks)
         self._position = TrainingPosition(epoch=self._call.initial_epoch)
         self._checked_complete = False
@@ -107,8 +122,9 @@ class FitSession:
         if self._checkpoint is None:
             heartbeat.note(resumed=0)
             self._saves.save(self._position, self.logs, wait=True)
+            warn_if_inexact(self._call, None)
         else:
-            self._resume(self._checkpoint)
+            self._resume(self._checkpoint, callbacks)
         self._saves.check_grace()
         self.active = True
         self._exit.listen()
@@ -117,7 +133,7 @@ class FitSession:
     def _start(self) -> int:
         return 0 if self._checkpoint is None else self._checkpoint.position.step
 
-    def _resume(self, checkpoint: RunCheckpoint) -> None:
+    def _resume(self, checkpoint: RunCheckpoint, callbacks: Sequence[Any]) -> None:
         self._position = position = checkpoint.position
         self._saves.resumed(position.step)
         heartbeat.note(step=position.step)
@@ -125,22 +141,21 @@ class FitSession:
             heartbeat.note(resumed=position.step, committed=position.step)
         self.logs = checkpoint.logs
         self._state.restore(checkpoint)
-        epochs = self._call.epochs
-        ended = position.stop and not position.train_done
-        set_initial_epoch(self._model, max(position.epoch, epochs) if ended else position.epoch)
-        if ended:
-            self._model.stop_training = True
-            log.info(
-                f"training was stopped by a callback after epoch {position.epoch}; nothing is left "
-                f"to do. To train again remove {self._saves.location}."
-            )
-        elif position.epoch >= epochs:
-            log.info(f"training has finished ({position.epoch} epochs, step {position.step}).")
-        else:
-            log.info(
-                f"resuming from {checkpoint.place}: epoch {position.epoch + 1}/{epochs}, "
-                f"batch {position.batch}/{self._call.batches or '?'}."
-            )
+        tell(self._ending, checkpoint, self._goal)
+        if self._ending.over:
+            set_initial_epoch(self._model, max(position.epoch, self._call.epochs))
+            if position.stop and not position.train_done:
+                self._model.stop_training = True
+            return
+        if self._ending.why_continued is not None:
+            position.stop = False
+            renew_patience(callbacks)
+        set_initial_epoch(self._model, position.epoch)
+        log.info(
+            f"resuming from {checkpoint.place}: epoch {position.epoch + 1}/{self._call.epochs}, "
+            f"batch {position.batch}/{self._call.batches or '?'}."
+        )
+        warn_if_inexact(self._call, position.epoch + 1)
 
     # During training
 
@@ -228,6 +243,8 @@ class FitSession:
         self._saves.close(attempts.FINISHED)
         self._exit.close()
         self._saves.release(self._delete_checkpoint)
+        if not self._delete_checkpoint:
+            note_end(self._directory, self._goal)
         self._cluster.collectives.barrier()
 
     def close(self) -> None:
@@ -237,10 +254,3 @@ class FitSession:
     @property
     def _can_save_here(self) -> bool:
         return self._call.dataset is not None or self._position.batch == 0
-
-
-def _describe_data(call: FitCall) -> dict[str, Any] | None:
-    """Return a description by which other training data is recognized."""
-    if call.dataset is None:
-        return None
-    return {**call.dataset.fingerprint(), "batches_per_epoch": call.batches}
