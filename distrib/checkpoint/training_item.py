@@ -22,6 +22,8 @@ LOGS = "logs"
 VERSIONS = "versions"
 # What the run is made of; checkpoints written by an earlier distrib have none.
 RECORD = "record"
+# How far the run was meant to train; missing in checkpoints of old versions.
+GOAL = "goal"
 
 # Entries of `STATES` beside those of callbacks.
 RANDOM_GENERATORS = "random generators"

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from distrib.data.arguments import checked_integer
 from distrib.data.arrays import leaves_with_paths
+from distrib.data.contents import contents_of
 from distrib.data.order import Order
 from distrib.data.position import DatasetPosition
 from distrib.data.sources import Source
@@ -205,7 +206,8 @@ class Dataset(tf.data.Dataset):
         """Return the properties under which equal positions mean equal batches, as JSON values.
 
         They do not include the numbers of processes and replicas, nor the functions passed to
-        `map`.
+        `map`. Of arrays and lists they include checksums (see `contents.py`), but not of other
+        objects and of `tf.data` pipelines.
         """
         return {
             "source": self._source.kind,
@@ -219,6 +221,7 @@ class Dataset(tf.data.Dataset):
             "seed": self._order.seed,
             "drop_remainder": self._order.drop_remainder,
             "shuffle_buffer": getattr(self._source, "shuffle_buffer", None),
+            "contents": contents_of(self._source.columns),
         }
 
 

@@ -15,6 +15,7 @@ Keras, tried with 3.12 and 3.15:
 - `CallbackList._async_train`, `_async_test`: whether Keras calls batch hooks in threads
 - `EpochIterator._current_iterator` and the attributes `data_adapter`, `num_batches` and
   `steps_per_epoch` of that class, which is not public
+- `ArrayDataAdapter._inputs`, `_batch_size` and `_shuffle`
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import keras
 from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
+from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
 from keras.src.trainers.trainer import Trainer
 
 _METHODS = ("fit", "evaluate", "predict")
@@ -145,6 +148,34 @@ def call_hooks_synchronously(callbacks: Any) -> None:
 def element_spec_of(iterator: Any) -> Any:
     """Return the structure of the batches of an epoch iterator, as a train step gets them."""
     return iterator.data_adapter.get_tf_dataset().element_spec
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Arrays that `fit` was given to train on.
+
+    Attributes:
+        leaves: The arrays with their paths, without those of `validation_split`.
+        batch_size: Examples in a batch.
+        shuffle: Whether Keras shuffles them in every epoch.
+    """
+
+    leaves: list[tuple[str, Any]]
+    batch_size: int
+    shuffle: bool
+
+
+def arrays_of(iterator: Any) -> Arrays | None:
+    """Return the arrays that an epoch iterator takes batches from; `None` for other data."""
+    adapter = iterator.data_adapter
+    if not isinstance(adapter, ArrayDataAdapter):
+        return None
+    leaves = [
+        ("".join(f"[{part!r}]" for part in path), leaf)
+        for path, leaf in keras.tree.flatten_with_path(adapter._inputs)
+        if leaf is not None
+    ]
+    return Arrays(leaves, int(adapter._batch_size), bool(adapter._shuffle))
 
 
 def restart(iterator: Any) -> None:

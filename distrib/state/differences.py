@@ -15,7 +15,6 @@ from difflib import SequenceMatcher
 from typing import Any
 
 from distrib.checkpoint.training_item import format_variable, identity, unnumbered
-from distrib.errors import CheckpointMismatchError
 
 Variable = Mapping[str, Any]
 _NAMED = 3
@@ -122,33 +121,6 @@ def differences_between(
                 yield f"{group}: {moved['path']} stands at another place in {other}"
     if other_optimizer:
         yield f"optimizer: {one} has {saved['optimizer']}, {other} has {here['optimizer']}"
-
-
-def check_data(saved: Mapping[str, Any] | None, here: Mapping[str, Any] | None) -> None:
-    """Raise if the training data differs from the checkpoint's.
-
-    Args:
-        saved: Description of the data in the checkpoint; `None` if they cannot be resumed.
-        here: The same of the data at hand.
-
-    Raises:
-        CheckpointMismatchError: Names what differs.
-    """
-    if saved == here:
-        return
-    if saved is None or here is None:
-        kind = {True: "data that is not a cluster.dataset", False: "a cluster.dataset"}
-        changed = f"  checkpoint has {kind[saved is None]}, this run has {kind[here is None]}"
-    else:
-        changed = "\n".join(
-            f"  {key}: checkpoint has {saved.get(key)}, this run has {here.get(key)}"
-            for key in sorted({*saved, *here})
-            if saved.get(key) != here.get(key)
-        )
-    raise CheckpointMismatchError(
-        f"The checkpoint was written by a run on other training data:\n{changed}\n"
-        "Nothing was changed. Pass the same data, or give this run its own `directory`."
-    )
 
 
 def _first_moved(match: Match, here: Sequence[Variable]) -> Variable | None:

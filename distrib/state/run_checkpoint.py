@@ -12,6 +12,7 @@ from distrib.checkpoint import training_item
 from distrib.checkpoint.layout import ArrayGroups
 from distrib.checkpoint.stored_checkpoint import StoredCheckpoint
 from distrib.state import codec
+from distrib.state.training_goal import TrainingGoal
 from distrib.state.training_position import Logs, TrainingPosition
 
 
@@ -57,6 +58,12 @@ class RunCheckpoint:
             for one in variables
             if one["path"].endswith("learning_rate") and one["shape"] == []
         ]
+
+    @property
+    def goal(self) -> TrainingGoal | None:
+        """How far the run was meant to train; `None` if an old version has saved it."""
+        goal = self.training.get(training_item.GOAL)
+        return None if goal is None else TrainingGoal.decode(goal)
 
     def get(self, name: str) -> Any:
         """Return one of the nested structures, with its arrays."""

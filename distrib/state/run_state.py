@@ -26,12 +26,14 @@ from distrib.gradients.step_payload import Request
 from distrib.keras_compat.logs import plain_logs
 from distrib.state import codec
 from distrib.state.callback_state import acts_in_validation, stateful_callbacks
-from distrib.state.differences import check_data
+from distrib.state.data_differences import CONTENTS, check_data
+from distrib.state.initial_state import Matches
 from distrib.state.random_generators import random_state, set_random_state
 from distrib.state.run_checkpoint import RunCheckpoint
 from distrib.state.run_record import record_of, versions
 from distrib.state.saved_variables import METRICS, OTHER
 from distrib.state.script_changes import Change, changes_between
+from distrib.state.training_goal import TrainingGoal
 from distrib.state.training_position import Logs, TrainingPosition
 from distrib.state.training_state import HostBuffers, Overrides, TrainingState
 
@@ -49,9 +51,11 @@ class RunState:
 
     Args:
         model: Compiled, with all its variables.
-        data: Description of the training data; `None` if they cannot be resumed within an epoch.
+        data: Description of the training data; `None` if nothing is known of them.
         arguments: Of `fit`, by name.
         callbacks: Those that the user has passed to `fit`.
+        within_epochs: Whether it may be saved within an epoch, where metrics hold something.
+            Defaults to `False`.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class RunState:
         data: Mapping[str, Any] | None,
         arguments: Mapping[str, Any],
         callbacks: Sequence[Any],
+        within_epochs: bool = False,
     ) -> None:
         self._model = model
         self._data = data
@@ -68,14 +73,18 @@ class RunState:
         if current().is_chief:  # Which writes it.
             record = record_of(model, self._config, arguments, callbacks)
             self._made_of[training_item.RECORD] = record
-        self._state = TrainingState(model, metrics=data is not None)
+        self._state = TrainingState(model, metrics=within_epochs)
         self._buffers = HostBuffers()
-        self._fingerprint = _digest([self._state.describe(), data], "run")
+        # Not the contents, which may be rounded otherwise at each start.
+        kind = data and {key: value for key, value in data.items() if key != CONTENTS}
+        self._fingerprint = _digest([self._state.describe(), kind], "run")
         self._callbacks: Sequence[Any] = ()
+        self._goal: TrainingGoal | None = None
 
-    def add_callbacks(self, callbacks: Sequence[Any]) -> None:
-        """Make the callbacks of the `fit` part of it."""
+    def add_callbacks(self, callbacks: Sequence[Any], goal: TrainingGoal) -> None:
+        """Make the callbacks of the `fit` part of it, and how far it is meant to train."""
         self._callbacks = callbacks
+        self._goal = goal
 
     def check(self, checkpoint: RunCheckpoint) -> None:
         """Compare a checkpoint with the model and the data at hand.
@@ -99,6 +108,11 @@ class RunState:
         changes = current().collectives.broadcast(changes)
         assert changes is not None
         return changes
+
+    def initialize(self, checkpoint: RunCheckpoint, restore: Sequence[str]) -> Matches:
+        """Begin with the weights of another run; see `TrainingState.initialize`."""
+        saved = checkpoint.training[training_item.VARIABLES_STATE]
+        return self._state.initialize(saved, checkpoint.arrays, restore)
 
     def check_complete(self) -> None:
         """Check after a step that it created no variables; see `TrainingState`."""
@@ -156,6 +170,7 @@ class RunState:
             training_item.LOGS: split(
                 {"batch": plain_logs(logs.batch), "epoch": logs.epoch}, "logs"
             ),
+            training_item.GOAL: self._goal and self._goal.encode(self._callbacks),
             **self._made_of,
         }
         shown = plain_logs(logs.batch) if position.batch else logs.epoch or {}

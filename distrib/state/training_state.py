@@ -12,7 +12,15 @@ from distrib.checkpoint.layout import ArrayGroups
 from distrib.cluster import current
 from distrib.errors import CheckpointMismatchError, ConfigurationError
 from distrib.state.differences import differences_between
-from distrib.state.saved_variables import GROUPS, SavedVariable, collect_variables, redistribute
+from distrib.state.initial_state import Matches, find_counterparts
+from distrib.state.saved_variables import (
+    GROUPS,
+    MODEL,
+    OPTIMIZER,
+    SavedVariable,
+    collect_variables,
+    redistribute,
+)
 
 
 class HostBuffers:
@@ -70,7 +78,8 @@ class TrainingState:
             raise CheckpointMismatchError(
                 "The checkpoint was written by another model or optimizer:\n"
                 f"{shown}\n"
-                "Nothing was changed. Build the same model, or give this run its own `directory`."
+                "Nothing was changed. Build the same model, or give this run its own `directory` "
+                "(and `initialize_from=...`, to begin with these weights)."
             )
 
     def check_complete(self) -> None:
@@ -148,6 +157,36 @@ class TrainingState:
         for slot, entry in zip(self._slots, saved["variables"], strict=True):
             group = arrays.get(entry["group"], {})
             self._assign(slot, [group[name] for name in entry["names"]])
+
+    def initialize(
+        self, saved: Mapping[str, Any], arrays: ArrayGroups, restore: Sequence[str]
+    ) -> Matches:
+        """Assign those of another run's arrays that have a counterpart here.
+
+        Args:
+            saved: The description in the other run's checkpoint.
+            arrays: The checkpoint's arrays.
+            restore: See `find_counterparts`.
+
+        Raises:
+            CheckpointMismatchError: If no variable has a counterpart, or the optimizer is to be
+                restored and is another one. Nothing was changed.
+        """
+        here = self.describe()
+        if OPTIMIZER in restore and saved["optimizer"] != here["optimizer"]:
+            raise CheckpointMismatchError(
+                f"`restore={tuple(restore)}`: the other run was trained with {saved['optimizer']}, "
+                f"this one with {here['optimizer']}. Take over the weights only: "
+                '`restore=("model",)`.'
+            )
+        matches = find_counterparts(saved["variables"], self._slots, restore)
+        if not any(slot.group == MODEL for slot, _ in matches.pairs):
+            lines = "".join(f"\n  {line}" for line in matches.lines())
+            raise CheckpointMismatchError(f"None of the model's weights are in it:{lines}")
+        for slot, entry in matches.pairs:
+            group = arrays.get(entry["group"], {})
+            self._assign(slot, [group[name] for name in entry["names"]])
+        return matches
 
     def _assign(self, slot: SavedVariable, values: list[npt.NDArray[Any]]) -> None:
         """Give each replica of this process its own of the values of all replicas."""

@@ -37,7 +37,7 @@ from distrib.callbacks import (
 from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.cluster import Cluster
 from distrib.data.make_dataset import make_dataset
-from distrib.errors import ConfigurationError
+from distrib.errors import CheckpointMismatchError, ConfigurationError
 from distrib.gradients.optimizer import reduction_of
 from distrib.gradients.step_payload import Request
 from distrib.storage.locate import locate
@@ -581,6 +581,42 @@ def checkpoints_within_an_epoch_hold_the_loss_of_all_ranks(cluster: Cluster) -> 
     saved = cluster.collectives.broadcast(saved)
     assert saved[4]["loss"] == pytest.approx(seen.losses[3], rel=1e-12), saved
     return sorted(saved)
+
+
+@check
+def a_new_run_from_anothers_state_and_a_second_fit_on_it(cluster: Cluster) -> Any:
+    folder = Path(cluster.collectives.broadcast(tempfile.mkdtemp() if cluster.is_chief else ""))
+    x, y = data(32 + cluster.rank)  # Each rank has arrays of its own.
+
+    def fit(run: str, epochs: int = 1, shift: int = 0, **backup: Any) -> keras.Model:
+        model = model_of(cluster, "sgd", seed=1 + cluster.rank)
+        model.fit(
+            np.roll(x, shift, 0),
+            y,
+            batch_size=8,
+            steps_per_epoch=4,
+            epochs=epochs,
+            verbose=0,
+            callbacks=[BackupAndRestore(folder / run, **backup)],
+        )
+        return model
+
+    first = fit("17")
+    with pytest.raises(ConfigurationError, match="already finished a `fit`"):
+        fit("17")
+    with pytest.raises(CheckpointMismatchError, match="other examples, or in another order"):
+        # Only the arrays of the last rank have changed.
+        fit("17", 2, shift=cluster.rank == cluster.size - 1)
+    # On all ranks, although the chief alone reads: without a step the weights are those of the run.
+    with pytest.raises(ConfigurationError, match="there is no checkpoint"):
+        fit("18", initialize_from=folder / "16")
+    new = fit("18", epochs=0, initialize_from=folder / "17")
+    close(new.get_weights(), first.get_weights(), 0)
+    assert fit("17", 2).optimizer.iterations.numpy() == 8
+    cluster.collectives.barrier()
+    if cluster.is_chief:
+        shutil.rmtree(folder)
+    return [weight.tolist() for weight in new.get_weights()]
 
 
 @check

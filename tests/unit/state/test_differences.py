@@ -2,10 +2,7 @@ from typing import Any
 
 import pytest
 
-from distrib.errors import CheckpointMismatchError
-from distrib.state.differences import check_data, differences_between, match_variables
-
-DATA = {"source": "arrays", "num_examples": 64}
+from distrib.state.differences import differences_between, match_variables
 
 
 def description(optimizer: str | None, *paths: str) -> dict[str, Any]:
@@ -105,21 +102,3 @@ def test_a_long_list_is_shortened() -> None:
     here = described(*(f"model layer{number}/kernel 2" for number in range(100)))
     (line,) = differences_between(described(), here)
     assert line.endswith("and 97 more")
-
-
-def test_the_same_data_are_taken() -> None:
-    check_data(DATA, dict(DATA))
-    check_data(None, None)
-
-
-@pytest.mark.parametrize(
-    ("saved", "here", "difference"),
-    [
-        (DATA, {**DATA, "num_examples": 65}, "num_examples: checkpoint has 64, this run has 65"),
-        (DATA, None, "checkpoint has a cluster.dataset, this run has data that is not"),
-        (None, DATA, "checkpoint has data that is not a cluster.dataset, this run has a"),
-    ],
-)
-def test_other_data_are_refused(saved: Any, here: Any, difference: str) -> None:
-    with pytest.raises(CheckpointMismatchError, match=difference):
-        check_data(saved, here)
