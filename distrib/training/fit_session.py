@@ -22,7 +22,7 @@ from distrib.keras_compat.logs import plain_logs
 from distrib.keras_compat.trainer import set_initial_epoch
 from distrib.log import log
 from distrib.save_policy.schedule import SaveSchedule
-from distrib.state.build import build, build_without_data
+from distrib.state.build import build, build_for_epochs
 from distrib.state.run_checkpoint import RunCheckpoint
 from distrib.state.run_state import RunState
 from distrib.state.training_position import Logs, TrainingPosition
@@ -87,9 +87,9 @@ class FitSession:
         self._call, self._model = call, call.model
         check_call(call, self._schedule)
         if call.dataset is not None:
-            build(self._model, call.dataset.element_spec)
+            build(self._model, call.element_spec)
         else:
-            build_without_data(self._model)
+            build_for_epochs(self._model, lambda: call.element_spec)
         self._state = RunState(self._model, _describe_data(call))
         self._checkpoint = self._saves.load_newest()
         if self._checkpoint is not None:
@@ -106,6 +106,7 @@ class FitSession:
         set_initial_epoch(self._model, None)
         if self._checkpoint is None:
             heartbeat.note(resumed=0)
+            self._state.warn_about_unadapted_layers()
             self._saves.save(self._position, self.logs, wait=True)
         else:
             self._resume(self._checkpoint)
