@@ -24,6 +24,8 @@ NOTICES_VARIABLE = "DISTRIB_PREEMPTION_NOTICES"
 ATTEMPTS_VARIABLE = "DISTRIB_ATTEMPTS"
 STALLED_VARIABLE = "DISTRIB_STALLED_ATTEMPTS"
 LAST_END_VARIABLE = "DISTRIB_LAST_END"
+# Set by Slurm for a job that it has queued again.
+_SLURM_RESTARTS_VARIABLE = "SLURM_RESTART_COUNT"
 _FORM = '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}'
 
 
@@ -117,6 +119,16 @@ def grace_seconds(environment: Mapping[str, str] = os.environ) -> float | None:
         return parse_seconds(text)
     except ValueError as error:
         raise ConfigurationError(f"{GRACE_VARIABLE}={error}.") from error
+
+
+def slurm_restarts(environment: Mapping[str, str] = os.environ) -> int:
+    """Return how often Slurm has queued this job again.
+
+    Args:
+        environment: Variables of the process.
+    """
+    text = environment.get(_SLURM_RESTARTS_VARIABLE, "")
+    return int(text) if text.isdecimal() else 0
 
 
 def _count(environment: Mapping[str, str], name: str) -> int:

@@ -24,6 +24,8 @@ INTERVAL_SECONDS = 0.5
 # The phases: before and after `fit`; in `fit` before its first batch; from then on.
 OUTSIDE, STARTING, TRAINING = "outside", "starting", "training"
 
+_MAX_DIRECTORY = 300  # A line must fit into PIPE_BUF.
+
 
 class Heartbeat:
     """The heartbeat of one process.
@@ -67,13 +69,30 @@ class Heartbeat:
 
         Args:
             facts: JSON values with one or more of these names. `step`: number of batches trained
-                since the run began. `resumed`: step from which this process resumed. `committed`:
-                step of the newest checkpoint. `wait_seconds`: seconds that this rank has spent in
-                the exchange of gradients.
+                since the run began. `wait_seconds`: seconds that this rank has spent in the
+                exchange of gradients.
         """
         if self._fd is not None:
             with self._lock:
                 self._facts.update(facts)
+
+    def begin_run(self, directory: str, step: int, found: bool) -> None:
+        """Report at once that a `fit` begins; only the chief calls this.
+
+        Args:
+            directory: Where its checkpoints are.
+            step: With which it begins.
+            found: Whether it has found a checkpoint there.
+        """
+        if self._fd is not None:
+            if len(directory) > _MAX_DIRECTORY:
+                directory = f"...{directory[-_MAX_DIRECTORY:]}"
+            self._send(run=directory, found=found, resumed=step, committed=step, finished=False)
+
+    def end_run(self) -> None:
+        """Report at once that the training of the `fit` has finished."""
+        if self._fd is not None:
+            self._send(finished=True)
 
     def committed(self, step: int) -> None:
         """Report at once that the checkpoint of a step is committed; thread-safe."""

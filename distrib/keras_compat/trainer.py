@@ -40,11 +40,13 @@ class Call:
     Attributes:
         model: The `keras.Model`.
         arguments: All arguments by name, those with defaults included.
+        given: Names of the arguments that the caller has passed.
     """
 
     def __init__(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._original, self._args, self._kwargs = _ORIGINALS[method], args, kwargs
         bound = _SIGNATURES[method].bind(*args, **kwargs)
+        self.given = frozenset(bound.arguments)
         bound.apply_defaults()
         self.arguments = dict(bound.arguments)
         self.model = self.arguments.pop("self")

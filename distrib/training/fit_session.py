@@ -17,6 +17,7 @@ from distrib.checkpoint import attempts
 from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.checkpoint.retention import RetentionPolicy
 from distrib.cluster import current
+from distrib.environment import slurm_restarts
 from distrib.heartbeat import heartbeat
 from distrib.keras_compat.logs import plain_logs
 from distrib.keras_compat.trainer import set_initial_epoch
@@ -98,6 +99,9 @@ class FitSession:
 
     def begin(self, callbacks: Sequence[Any]) -> None:
         """Take the run over, and restore the checkpoint that `prepare` found or save the first."""
+        if self._cluster.is_chief:
+            directory, found = self._saves.location.parent.url, self._checkpoint is not None
+            heartbeat.begin_run(directory, self._start, found)
         self._saves.begin(self._state, self._start)
         self._state.add_callbacks(callbacks)
         warn_about_unsaved_callbacks(callbacks)
@@ -105,7 +109,7 @@ class FitSession:
         self._checked_complete = False
         set_initial_epoch(self._model, None)
         if self._checkpoint is None:
-            heartbeat.note(resumed=0)
+            self._report_fresh_start()
             self._state.warn_about_unadapted_layers()
             self._saves.save(self._position, self.logs, wait=True)
         else:
@@ -113,6 +117,15 @@ class FitSession:
         self._saves.check_grace()
         self.active = True
         self._exit.listen()
+
+    def _report_fresh_start(self) -> None:
+        """Say that nothing was found, if the job has run before; `distrib run` knows better."""
+        if restarts := slurm_restarts():
+            log.info(
+                f"nothing is saved in {self._saves.location.parent} yet, although Slurm has queued "
+                f"this job again ({restarts} times). If an earlier start has saved elsewhere, give "
+                "BackupAndRestore a directory whose name stays the same."
+            )
 
     @property
     def _start(self) -> int:
@@ -122,8 +135,6 @@ class FitSession:
         self._position = position = checkpoint.position
         self._saves.resumed(position.step)
         heartbeat.note(step=position.step)
-        if self._cluster.is_chief:
-            heartbeat.note(resumed=position.step, committed=position.step)
         self.logs = checkpoint.logs
         self._state.restore(checkpoint)
         epochs = self._call.epochs
@@ -227,6 +238,7 @@ class FitSession:
         """Finish saving after the last `on_train_end`."""
         self.active = False
         self._saves.close(attempts.FINISHED)
+        heartbeat.end_run()
         self._exit.close()
         self._saves.release(self._delete_checkpoint)
         self._cluster.collectives.barrier()

@@ -1,7 +1,7 @@
 """The wrapper around `fit`, `evaluate` and `predict` of `keras.Model`.
 
 `install` puts it in place for the whole process. A `fit` that needs nothing of distrib (one rank,
-no `BackupAndRestore`) is passed on as it is. Any other gets a `FitCall`, which holds the arguments,
+no `BackupAndRestore`) is passed on to Keras. Any other gets a `FitCall`, which holds the arguments,
 and a callback list that saves checkpoints, synchronizes the ranks, or both.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 import keras
 
 from distrib.cluster import current, has_current
+from distrib.data.dataset import Dataset
 from distrib.errors import ConfigurationError
 from distrib.heartbeat import heartbeat
 from distrib.keras_compat import trainer
@@ -33,18 +34,29 @@ def install() -> None:
 
 
 def _fit(call: trainer.Call) -> Any:
+    changes = _unshuffled(call)
     kinds = _kinds_of_list(call.arguments["callbacks"])
     if not kinds or not call.model.compiled:  # Keras raises its own error then.
-        return call.proceed()
+        return call.proceed(**changes)
     if _has_ranks() and not current().is_chief:
         call.arguments["verbose"] = 0
     fit = FitCall(call.model, call.arguments)
     callbacks = type(FitCallbackList.__name__, kinds, {})(fit)
     with in_progress(fit):
         try:
-            return call.proceed(callbacks=callbacks)
+            return call.proceed(callbacks=callbacks, **changes)
         finally:
             callbacks.fit_ended()
+
+
+def _unshuffled(call: trainer.Call) -> dict[str, Any]:
+    """Return what to change so that Keras does not warn of `shuffle=True`, its own default.
+
+    Keras never shuffles datasets, and says so unless the argument is false. A user who passes it is
+    told.
+    """
+    is_default = isinstance(call.arguments["x"], Dataset) and "shuffle" not in call.given
+    return {"shuffle": False} if is_default else {}
 
 
 def _kinds_of_list(callbacks: Any) -> tuple[type, ...]:

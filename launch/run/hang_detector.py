@@ -51,7 +51,7 @@ class RankHeartbeat:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an attempt came, in steps since the run began.
+    """How far an attempt came, in steps since the run began; the sum if it has several `fit`s.
 
     Attributes:
         resumed: Step at which the attempt began.
@@ -77,6 +77,7 @@ class HangDetector:
         self._timeouts = timeouts
         self.last_heartbeats: dict[int, RankHeartbeat] = {}
         self.progress = Progress()
+        self._runs: dict[str, Progress] = {}
         self._began = time.monotonic()
         self._window: dict[int, RankHeartbeat] = {}
         self._slow: set[int] = set()
@@ -85,7 +86,11 @@ class HangDetector:
         """Record a heartbeat."""
         self.last_heartbeats[rank] = RankHeartbeat(time.monotonic(), facts)
         if "committed" in facts:  # Only the chief reports it.
-            self.progress = Progress(facts["resumed"], facts["committed"])
+            self._runs[facts["run"]] = Progress(facts["resumed"], facts["committed"])
+            runs = self._runs.values()
+            self.progress = Progress(
+                sum(run.resumed for run in runs), sum(run.committed for run in runs)
+            )
 
     @property
     def step(self) -> int | None:

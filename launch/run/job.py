@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distrib import startup_noise
 from distrib.environment import (
     ATTEMPTS_VARIABLE,
     GRACE_VARIABLE,
     LAST_END_VARIABLE,
     STALLED_VARIABLE,
 )
-from distrib.errors import EXIT_PREEMPTED, DistribError, Preempted
+from distrib.errors import EXIT_CONFIGURATION, EXIT_PREEMPTED, DistribError, Preempted
+from distrib.storage.credentials import VARIABLE as STORES_VARIABLE
 
 from ..hosts.channel import Channel
 from ..hosts.host_pool import Allocation, HostPool
@@ -24,7 +25,8 @@ from ..process.launcher_context import LauncherContext
 from . import rendezvous
 from .hang_detector import HangDetector, HangTimeouts
 from .output import Display
-from .restarts import Restarts
+from .restarts import Decision, Restarts
+from .run_directories import RunDirectories
 from .supervisor import AttemptResult, Supervisor
 
 
@@ -63,6 +65,7 @@ class Job:
         self._context = context
         self._options = options
         self._restarts = Restarts(options.attempts)
+        self._runs = RunDirectories()
 
     def run(self) -> int:
         """Run the job to its end, and return the exit code."""
@@ -83,17 +86,17 @@ class Job:
     def _run(self) -> int:
         while True:
             allocation = self._pool.allocate()
-            display = Display(
-                self._options.output_dir,
-                len(allocation.placements),
-                quiet=rendezvous.LOG_LEVEL not in os.environ,
-            )
+            placements = allocation.placements
+            noise = startup_noise.of_ranks([placement.host.is_local for placement in placements])
+            display = Display(self._options.output_dir, len(placements), noise)
             detector = HangDetector(self._options.timeouts)
             result = self._attempt(allocation, display, detector)
             error = display.last_error(result.cause.rank) if result.cause else ""
             decision = self._restarts.decide(
                 result, detector.progress, error, self._context.signals.stop_requested
             )
+            if self._runs.refusal and result.cause is not None:
+                decision = Decision(EXIT_CONFIGURATION, 0.0, self._runs.refusal)
             if decision.reason:
                 display.log(decision.reason)
             display.close()
@@ -104,6 +107,7 @@ class Job:
     def _attempt(
         self, allocation: Allocation, display: Display, detector: HangDetector
     ) -> AttemptResult:
+        self._runs.begin_attempt()
         supervisor = Supervisor(
             display,
             self._options.grace,
@@ -111,6 +115,7 @@ class Job:
             detector,
             self._pool.preempted_hosts,
             self._context.liveness_file.touch,
+            self._runs,
         )
         with self._environments(allocation) as environments:
             return supervisor.run(self._ranks(allocation.placements, environments))
@@ -134,6 +139,7 @@ class Job:
             ATTEMPTS_VARIABLE: str(self._options.attempts),
             STALLED_VARIABLE: str(self._restarts.stalled),
             LAST_END_VARIABLE: self._restarts.last_error,
+            STORES_VARIABLE: " ".join(sorted(self._runs.stores)),
             GRACE_VARIABLE: f"{self._options.grace:g}",
         }
         with ExitStack() as stack:

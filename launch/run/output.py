@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from distrib.startup_noise import StartupNoise
+
 from ..process.terminal import DISK_FULL_ERRORS, STDERR, STDOUT, is_same_output, write
 
 PARTIAL_LINE_SECONDS = 0.2
@@ -24,11 +26,6 @@ ERROR_START = re.compile(
 )
 # What Horovod prints first when it has lost a peer, and hardly ever else.
 PEER_LOSS = re.compile(rb"[Hh]orovod")
-# What TensorFlow 2.21 prints at its start whatever TF_CPP_MIN_LOG_LEVEL is.
-STARTUP_NOISE = re.compile(
-    rb"I\d{4} \d\d:\d\d:[\d.]+ +\d+ \S+:\d+\] |"
-    rb"WARNING: All log messages before absl::InitializeLog\(\) is called "
-)
 
 
 class OutputStream:
@@ -87,17 +84,18 @@ class Display:
     Args:
         folder: Where each rank's output is appended to `rank-<n>.log`; `None` for nowhere.
         size: Number of ranks.
-        quiet: Whether to show TensorFlow's start-up messages of rank 0 only.
+        noise: Removes TensorFlow's start-up messages, for each rank. Defaults to none, which shows
+            them.
 
     Attributes:
         failed_ranks: Ranks that have reported an error on standard error, in that order.
         held_since: Since when standard error is held back, `None` if it is not.
     """
 
-    def __init__(self, folder: Path | None, size: int, quiet: bool = False) -> None:
+    def __init__(self, folder: Path | None, size: int, noise: Sequence[StartupNoise] = ()) -> None:
         self.failed_ranks: list[int] = []
         self.held_since: float | None = None
-        self._quiet = quiet
+        self._noise = noise
         self._files = ExitStack()
         self._logs = []
         if folder is not None:
@@ -157,7 +155,8 @@ class Display:
 
     def log(self, text: str) -> None:
         """Show a message of the launcher on standard error."""
-        self._streams[STDERR].write_line(STDERR, f"distrib: {text}\n".encode())
+        line = f"distrib: {text}\n".encode(errors="backslashreplace")
+        self._streams[STDERR].write_line(STDERR, line)
 
     def hold(self) -> None:
         """Hold standard error back from now on, unless a root cause has been shown."""
@@ -194,9 +193,12 @@ class Display:
 
     def _show(self, rank: int, fd: int, data: bytes) -> None:
         if rank == 0:
-            if data:
-                self._streams[fd].write(fd, data)
+            if shown := self._without_noise(rank, fd, data):
+                self._streams[fd].write(fd, shown)
             return
         for line in self._lines[rank, fd].feed(data):
-            if not (self._quiet and fd == STDERR and STARTUP_NOISE.match(line)):
-                self._streams[fd].write_line(fd, b"[rank %d] %s\n" % (rank, line))
+            if shown := self._without_noise(rank, fd, line + b"\n"):
+                self._streams[fd].write_line(fd, b"[rank %d] %s" % (rank, shown))
+
+    def _without_noise(self, rank: int, fd: int, data: bytes) -> bytes:
+        return self._noise[rank].remove(data) if self._noise and fd == STDERR and data else data

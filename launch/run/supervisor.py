@@ -25,6 +25,7 @@ from .failure import RankExit, is_final, root_cause
 from .hang_detector import HangDetector
 from .output import Display
 from .rank_process import RankProcess
+from .run_directories import RunDirectories
 
 POLL_SECONDS = 0.1
 HOLD_SECONDS = 9.0  # A rank that has written an error and runs on for so long has not failed.
@@ -57,6 +58,7 @@ class Supervisor:
         detector: Follows the ranks' heartbeats.
         preempted_hosts: Returns names of hosts that announced that they will stop, each once.
         tick: Called several times a second.
+        runs: Follows where the chief saves. Defaults to that of a single attempt.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Supervisor:
         detector: HangDetector,
         preempted_hosts: Callable[[], Iterable[str]] = tuple,
         tick: Callable[[], None] = lambda: None,
+        runs: RunDirectories | None = None,
     ) -> None:
         self._display = display
         self._grace = grace
@@ -74,6 +77,7 @@ class Supervisor:
         self._detector = detector
         self._preempted_hosts = preempted_hosts
         self._tick = tick
+        self._runs = runs or RunDirectories()
         self._ranks: list[RankProcess] = []
         self._exits: dict[int, RankExit] = {}
         self._schedule: list[tuple[float, int]] = []
@@ -130,9 +134,18 @@ class Supervisor:
             chunks += [(rank.placement.rank, fd, data) for fd, data in output]
             for facts in heartbeats:
                 self._detector.record(rank.placement.rank, facts)
+                self._follow_run(rank.placement, facts)
             if stream not in rank.open_fds:
                 selector.unregister(key.fd)
         self._display.receive(chunks)
+
+    def _follow_run(self, placement: RankPlacement, facts: Mapping[str, Any]) -> None:
+        """End the ranks if they repeat the whole training."""
+        if placement.rank == 0 and (message := self._runs.record(placement.hostname, facts)):
+            self._display.log(message)
+        if self._runs.refusal and not self._is_ending_ranks:
+            self._end_ranks(signal.SIGTERM)
+            self._end_ranks_in(ESCALATION_SECONDS, signal.SIGKILL)
 
     def _collect_exits(self) -> None:
         for rank in self._running:

@@ -1,6 +1,7 @@
 import fcntl
 import json
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -64,6 +65,22 @@ def test_each_line_holds_all_facts(pipe: tuple[int, int]) -> None:
         {"phase": OUTSIDE, "step": 3, "resumed": 0, "committed": 2},
         {"phase": TRAINING, "step": 4, "resumed": 0, "committed": 2},
     ]
+
+
+def test_a_run_is_reported_at_once(pipe: tuple[int, int]) -> None:
+    heartbeat = Heartbeat(pipe[1])
+    heartbeat.begin_run("runs/17", 3, found=True)
+    heartbeat.committed(5)
+    heartbeat.end_run()
+    run = {"phase": OUTSIDE, "run": "runs/17", "found": True, "resumed": 3}
+    assert lines(pipe[0]) == [
+        {**run, "committed": 3, "finished": False},
+        {**run, "committed": 5, "finished": False},
+        {**run, "committed": 5, "finished": True},
+    ]
+    heartbeat.begin_run("ü" * 5000, 0, found=False)
+    os.set_blocking(pipe[0], True)
+    assert len(os.read(pipe[0], 1 << 20)) < select.PIPE_BUF
 
 
 def test_a_busy_supervisor_does_not_block_the_rank(pipe: tuple[int, int]) -> None:

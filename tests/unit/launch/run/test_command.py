@@ -44,6 +44,10 @@ def script(tmp_path: Path) -> str:
         (["-np", "1", "--join", "h0", "-H", "h0", "true"], "leave -H and --hostfile out"),
         (["--join", "h0", "true"], "how many ranks has the whole job? Give -np"),
         (["-np", "1", "--join", "h0:x", "true"], "--join h0:x: not of the form HOST or HOST:PORT"),
+        (["-np", "1", "--join", "[::1]:7600", "true"], "knows IPv4 only"),
+        (["--epochs", "3", "true"], "arguments: --epochs. Options of the script go after its name"),
+        (["-np", "1", "-m"], "-m: which module?"),
+        (["-np", "1", "-m", "no_such.module"], "there is no module 'no_such'"),
     ],
 )
 def test_wrong_usage(arguments: list[str], message: str, capsys: Capture) -> None:
@@ -170,7 +174,7 @@ def test_variables_for_other_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_process_needs_no_backend(capfd: Capture) -> None:
     command = ["sh", "-c", "env | grep -c '^HOROVOD_[RS]\\|^TF_CONFIG'; env | grep -c ^DISTRIB_"]
     assert main(["run", "-np", "1", "--backend", "local", *command]) == 0
-    assert capfd.readouterr().out.splitlines() == ["0", "5"]
+    assert capfd.readouterr().out.splitlines() == ["0", "6"]
 
 
 def test_the_heartbeat_file(tmp_path: Path) -> None:

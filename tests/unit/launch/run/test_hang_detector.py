@@ -101,11 +101,13 @@ def test_after_fit_there_is_no_timeout(clock: Clock) -> None:
 
 def test_the_chief_reports_progress() -> None:
     detector = HangDetector(HangTimeouts())
-    detector.record(0, {"phase": STARTING, "resumed": 5, "committed": 5})
+    detector.record(0, {"phase": STARTING, "run": "a", "resumed": 5, "committed": 5})
     detector.record(1, {"phase": TRAINING, "step": 9})
     assert detector.progress == Progress(5, 5)
-    detector.record(0, {"phase": TRAINING, "resumed": 5, "committed": 8})
+    detector.record(0, {"phase": TRAINING, "run": "a", "resumed": 5, "committed": 8})
     assert detector.progress == Progress(5, 8)
+    detector.record(0, {"phase": STARTING, "run": "b", "resumed": 0, "committed": 1})
+    assert detector.progress == Progress(5, 9), "the second `fit` has undone the first one's"
 
 
 def after(seconds: float, clock: Clock, detector: HangDetector, *wait_seconds: float) -> str | None:
