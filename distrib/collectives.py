@@ -8,18 +8,35 @@ same order. A process that fails does not notify the others; it ends, and their 
 
 from __future__ import annotations
 
+import linecache
+import os
 import pickle
+import re
+import sys
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+from distrib.errors import ConfigurationError
+from distrib.heartbeat import heartbeat
 
 T = TypeVar("T")
 ReduceOp = Literal["sum", "max", "min"]
 Bytes = npt.NDArray[np.uint8]
 
 _CHUNK_BYTES = 1 << 28
+_NODE = re.compile(r"\{\{.*?\}\} ?")  # TensorFlow's name of an operation.
+# Folders of this package and of the standard library, with their real and with their given paths.
+_LIBRARIES = tuple(
+    os.path.dirname(path) + os.sep
+    for file in (__file__, os.__file__)
+    for path in (file, os.path.realpath(file))
+)
 
 
 class Collectives(Protocol):
@@ -55,6 +72,81 @@ class SingleProcess:
 
     def barrier(self) -> None:
         """Return at once."""
+
+
+class ReportedCollectives:
+    """Collectives whose begin and end this rank reports to its supervisor.
+
+    Args:
+        collectives: Of a backend.
+    """
+
+    def __init__(self, collectives: Collectives) -> None:
+        self._collectives = collectives
+
+    def allreduce(self, value: npt.ArrayLike, op: ReduceOp = "sum") -> npt.NDArray[Any]:
+        """Combine the arrays of all processes elementwise; all receive the same result."""
+        with reported(f"allreduce of {op}"):
+            return self._collectives.allreduce(value, op)
+
+    def broadcast(self, value: T, root: int = 0) -> T:
+        """Return the object of process `root` on every process."""
+        with reported(f"broadcast from {root}"):
+            return self._collectives.broadcast(value, root)
+
+    def allgather(self, value: T) -> list[T]:
+        """Return the objects of all processes, in the order of their ranks."""
+        with reported("allgather"):
+            return self._collectives.allgather(value)
+
+    def barrier(self) -> None:
+        """Wait until every process has called this method."""
+        with reported("barrier"):
+            self._collectives.barrier()
+
+
+@contextmanager
+def reported(name: str) -> Iterator[None]:
+    """Report that this rank waits in a collective; one that raises is never reported as left.
+
+    Args:
+        name: Of the collective.
+    """
+    if not heartbeat.connected:
+        yield
+        return
+    heartbeat.enter_collective(name, _calling_line())
+    yield
+    heartbeat.leave_collective()
+
+
+def mismatch_error(reason: str) -> ConfigurationError:
+    """Return the error for a backend's report that the ranks' calls do not match.
+
+    Args:
+        reason: What the backend has reported.
+    """
+    return ConfigurationError(
+        "The ranks have called different collectives: all ranks must make the same calls of `fit`, "
+        "of `evaluate` on a cluster.dataset, and of collectives, in the same order "
+        f"(docs/ranks.md). {_NODE.sub('', reason)}"
+    )
+
+
+def _calling_line() -> str:
+    """Return file, number and text of the script's line that has led here; empty without one."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and _is_library(frame.f_code.co_filename):
+        frame = frame.f_back
+    if frame is None:
+        return ""
+    path, number = frame.f_code.co_filename, frame.f_lineno
+    text = linecache.getline(path, number, frame.f_globals).strip()
+    return f"{os.path.basename(path)}:{number}{text and f': `{text}`'}"
+
+
+def _is_library(path: str) -> bool:
+    return path.startswith((*_LIBRARIES, "<frozen ")) or f"{os.sep}site-packages{os.sep}" in path
 
 
 class ArrayCollectives(ABC):

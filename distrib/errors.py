@@ -26,6 +26,7 @@ EXIT_CONFIGURATION = 78
 # In ascending order, as Kubernetes' podFailurePolicy wants them. After a retryable code the same
 # command resumes from its last checkpoint; after a non-retryable one it would fail again.
 RETRYABLE = (EXIT_PREEMPTED, EXIT_LOST_PEER)
+SCRIPT_ERRORS = (1, 2)  # How Python ends after an uncaught exception, and after wrong options.
 NON_RETRYABLE = (EXIT_USAGE, EXIT_NO_LOADABLE_CHECKPOINT, EXIT_NO_PROGRESS, EXIT_CONFIGURATION)
 
 

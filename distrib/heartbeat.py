@@ -3,8 +3,10 @@
 `distrib run` passes every rank the writing end of a pipe, named by `DISTRIB_HEARTBEAT`. While `fit`
 makes progress (after batches, during saves), the rank writes a line of JSON to it every 0.5 s. From
 these lines the supervisor learns whether a rank hangs, which step the run has reached, which
-checkpoint is committed, and which rank is slow. Outside of `fit` a script may take any time. A rank
-without a supervisor writes nothing, at the cost of one comparison.
+checkpoint is committed, and which rank is slow. Outside of `fit` a script may take any time, but a
+rank also reports when it enters and leaves a collective, so that the supervisor notices ranks that
+wait for each other in vain. A rank without a supervisor writes nothing, at the cost of one
+comparison.
 
 A busy supervisor must not stop the training, so a line that does not fit into the pipe is dropped.
 Every line holds all facts, so the next one makes up for it.
@@ -23,6 +25,7 @@ VARIABLE = "DISTRIB_HEARTBEAT"
 INTERVAL_SECONDS = 0.5
 # The phases: before and after `fit`; in `fit` before its first batch; from then on.
 OUTSIDE, STARTING, TRAINING = "outside", "starting", "training"
+_MAX_PLACE = 500  # A line must fit into PIPE_BUF.
 
 _MAX_DIRECTORY = 300  # A line must fit into PIPE_BUF.
 
@@ -98,6 +101,22 @@ class Heartbeat:
         """Report at once that the checkpoint of a step is committed; thread-safe."""
         if self._fd is not None:
             self._send(committed=step)
+
+    def enter_collective(self, name: str, place: str) -> None:
+        """Report at once that this rank waits for the others in a collective.
+
+        Args:
+            name: Of the collective; the others must be in one of the same name.
+            place: Where the script has called it.
+        """
+        if self._fd is not None:
+            number = self._facts.get("collectives", 0) + 1
+            self._send(collectives=number, collective=name, place=place[:_MAX_PLACE])
+
+    def leave_collective(self) -> None:
+        """Report at once that the collective has succeeded."""
+        if self._fd is not None:
+            self._send(collective=None)
 
     def _send(self, **facts: Any) -> None:
         with self._lock:

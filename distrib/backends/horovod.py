@@ -18,7 +18,14 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from distrib.backends.devices import pin_gpu
-from distrib.collectives import ArrayCollectives, Bytes, ReduceOp
+from distrib.collectives import (
+    ArrayCollectives,
+    Bytes,
+    ReduceOp,
+    ReportedCollectives,
+    mismatch_error,
+    reported,
+)
 from distrib.errors import ConfigurationError, LostPeerError
 from distrib.gradients.optimizer import accumulate, distribute
 from distrib.gradients.reduction import Compression, Op, Reduction
@@ -41,12 +48,13 @@ class HorovodBackend:
     def __init__(self) -> None:
         self._hvd = hvd = _import_horovod()
         os.environ.setdefault(CYCLE_VARIABLE, CYCLE_MILLISECONDS)
-        hvd.init()
+        with reported("distrib.init()"):
+            hvd.init()
         self.rank = int(hvd.rank())
         self.size = self.num_replicas = int(hvd.size())
         self.local_rank = int(hvd.local_rank())
         pin_gpu(self.local_rank)
-        self.collectives = HorovodCollectives(hvd)
+        self.collectives = ReportedCollectives(HorovodCollectives(hvd))
         self.step_payload = StepPayload()
 
     def scope(self) -> AbstractContextManager[Any]:
@@ -184,6 +192,8 @@ class HorovodCollectives(ArrayCollectives):
             with tf.device("CPU:0"):
                 result = collective(tf.convert_to_tensor(value))
         except tf.errors.OpError as error:
+            if "Mismatched" in str(error):
+                raise mismatch_error(error.message) from error
             raise _translate_error(error, self._rank, int(self._hvd.size())) from error
         return np.array(result.numpy())
 

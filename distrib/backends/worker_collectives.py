@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from distrib.collectives import ArrayCollectives, Bytes, ReduceOp
+from distrib.collectives import ArrayCollectives, Bytes, ReduceOp, mismatch_error
 from distrib.errors import LostPeerError
 
 Words = npt.NDArray[np.int32]
@@ -131,6 +131,8 @@ class WorkerCollectives(ArrayCollectives):
                     **arguments,
                 )
         except tf.errors.OpError as error:
+            if "mismatch in the collective" in str(error):
+                raise mismatch_error(error.message) from error
             raise translate_error(error, self._rank, self._size) from error
         return np.array(result.numpy())
 

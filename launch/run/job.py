@@ -23,9 +23,11 @@ from ..hosts.host_pool import Allocation, HostPool
 from ..hosts.placement import RankPlacement
 from ..process.launcher_context import LauncherContext
 from . import rendezvous
+from .error_text import ErrorText, find_error, last_line
+from .failure import RankExit
 from .hang_detector import HangDetector, HangTimeouts
 from .output import Display
-from .restarts import Decision, Restarts
+from .restarts import Decision, Failure, Restarts
 from .run_directories import RunDirectories
 from .supervisor import AttemptResult, Supervisor
 
@@ -91,9 +93,9 @@ class Job:
             display = Display(self._options.output_dir, len(placements), noise)
             detector = HangDetector(self._options.timeouts)
             result = self._attempt(allocation, display, detector)
-            error = display.last_error(result.cause.rank) if result.cause else ""
+            failure = _describe(result.cause, display, detector)
             decision = self._restarts.decide(
-                result, detector.progress, error, self._context.signals.stop_requested
+                result, detector.progress, failure, self._context.signals.stop_requested
             )
             if self._runs.refusal and result.cause is not None:
                 decision = Decision(EXIT_CONFIGURATION, 0.0, self._runs.refusal)
@@ -161,3 +163,14 @@ class Job:
                 {**rendezvous.common_environment(placement), **common, **own}
                 for placement, own in zip(placements, of_backend, strict=True)
             ]
+
+
+def _describe(cause: RankExit | None, display: Display, detector: HangDetector) -> Failure:
+    """Return what the rank that caused a failure has reported."""
+    if cause is None:
+        return Failure()
+    text = display.errors_of(cause.rank)
+    error = find_error(text)
+    if not error.line and cause.is_own:
+        error = ErrorText(last_line(text))
+    return Failure(error, detector.step_of(cause.rank))

@@ -7,7 +7,15 @@ import numpy.typing as npt
 import pytest
 
 from distrib import collectives as module
-from distrib.collectives import ArrayCollectives, Bytes, ReduceOp
+from distrib.collectives import (
+    ArrayCollectives,
+    Bytes,
+    ReduceOp,
+    ReportedCollectives,
+    SingleProcess,
+    reported,
+)
+from distrib.heartbeat import Heartbeat
 
 
 class Exchange:
@@ -107,3 +115,44 @@ def test_barrier_waits_for_all() -> None:
         return len(arrived)
 
     assert on_ranks(3, call) == [3, 3, 3]
+
+
+class Recorder(Heartbeat):
+    """A heartbeat that keeps what it would send."""
+
+    def __init__(self) -> None:
+        super().__init__(fd=-1)
+        self.sent: list[tuple[str, str] | None] = []
+
+    def enter_collective(self, name: str, place: str) -> None:
+        self.sent.append((name, place))
+
+    def leave_collective(self) -> None:
+        self.sent.append(None)
+
+
+def test_collectives_are_reported_with_the_line_that_calls_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recorder = Recorder()
+    monkeypatch.setattr(module, "heartbeat", recorder)
+    collectives = ReportedCollectives(SingleProcess())
+    assert collectives.allgather(7) == [7]
+    assert collectives.broadcast(8, 0) == 8
+    assert collectives.allreduce(9, "max") == 9
+    collectives.barrier()
+    entered = [each for each in recorder.sent if each is not None]
+    assert len(recorder.sent) == 2 * len(entered)
+    names = [name for name, _ in entered]
+    assert names == ["allgather", "broadcast from 0", "allreduce of max", "barrier"]
+    assert entered[3][1].startswith("test_collectives.py:")
+    assert entered[3][1].endswith(": `collectives.barrier()`")
+    with pytest.raises(KeyError), reported("barrier"):  # So it is known where the rank failed.
+        raise KeyError
+    assert recorder.sent[-1] is not None
+
+
+def test_a_mismatch_is_an_error_of_the_script() -> None:
+    error = module.mismatch_error("{{function_node x}} Mismatched ALLREDUCE tensor shapes")
+    assert error.exit_code == 78
+    assert str(error).endswith("(docs/ranks.md). Mismatched ALLREDUCE tensor shapes")

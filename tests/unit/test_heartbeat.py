@@ -126,3 +126,21 @@ def test_a_child_without_the_pipe_does_not_write_into_another_file(pipe: tuple[i
     assert lines(pipe[0]) == []
     assert connect({VARIABLE: address})._fd is None
     assert connect({VARIABLE: "x:y"})._fd is None
+
+
+def test_a_collective_is_reported_at_once(pipe: tuple[int, int]) -> None:
+    heartbeat = Heartbeat(pipe[1])
+    heartbeat.enter_collective("barrier", "train.py:3")
+    heartbeat.leave_collective()
+    heartbeat.enter_collective("allgather", "x" * 5000)
+    first, second, third = lines(pipe[0])
+    assert first == {
+        "phase": OUTSIDE,
+        "collectives": 1,
+        "collective": "barrier",
+        "place": "train.py:3",
+    }
+    assert (second["collectives"], second["collective"]) == (1, None)
+    assert (third["collectives"], third["collective"]) == (2, "allgather")
+    assert len(json.dumps(third)) < select.PIPE_BUF
+    Heartbeat(None).enter_collective("barrier", "")
