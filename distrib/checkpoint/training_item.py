@@ -19,6 +19,7 @@ STATES = "states"
 OTHER_RANKS = "other_ranks"
 HISTORY = "history"
 LOGS = "logs"
+LAYERS = "layers"  # Checkpoints of older versions have none.
 VERSIONS = "versions"
 # What the run is made of; checkpoints written by an earlier distrib have none.
 RECORD = "record"
@@ -30,7 +31,7 @@ RANDOM_GENERATORS = "random generators"
 STOP_REQUEST = "stop wish"
 NOT_CALLBACKS = frozenset({RANDOM_GENERATORS, STOP_REQUEST})
 
-# Group of the arrays that belong to `STATES`, `OTHER_RANKS`, `HISTORY` and `LOGS`.
+# Group of the arrays that belong to `STATES`, `OTHER_RANKS`, `HISTORY`, `LOGS` and `LAYERS`.
 CALLBACK_ARRAYS = "callbacks"
 
 

@@ -13,7 +13,7 @@ Keras, tried with 3.12 and 3.15:
 - `Model._loss_tracker`, the metric that holds the mean loss
 - `Model._compile_config`, the arguments of `compile`
 - `CallbackList._async_train`, `_async_test`: whether Keras calls batch hooks in threads
-- `EpochIterator._current_iterator` and the attributes `data_adapter`, `num_batches` and
+- `EpochIterator._current_iterator`, `_distributed_dataset` and the attributes `num_batches` and
   `steps_per_epoch` of that class, which is not public
 - `ArrayDataAdapter._inputs`, `_batch_size` and `_shuffle`
 """
@@ -27,9 +27,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import keras
+import tensorflow as tf
 from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
 from keras.src.trainers.trainer import Trainer
+from tensorflow.python.distribute.values import PerReplicaSpec
 
 _METHODS = ("fit", "evaluate", "predict")
 _ORIGINALS = {method: getattr(TensorFlowTrainer, method) for method in _METHODS}
@@ -146,8 +148,15 @@ def call_hooks_synchronously(callbacks: Any) -> None:
 
 
 def element_spec_of(iterator: Any) -> Any:
-    """Return the structure of the batches of an epoch iterator, as a train step gets them."""
-    return iterator.data_adapter.get_tf_dataset().element_spec
+    """Return the structure of the batches of an epoch iterator, as a train step gets them.
+
+    On several replicas, of one replica's piece.
+    """
+    # A second `get_tf_dataset()` would copy arrays, and draw batches from a `PyDataset`.
+    spec = iterator._distributed_dataset.element_spec
+    return tf.nest.map_structure(
+        lambda each: each._component_specs[0] if isinstance(each, PerReplicaSpec) else each, spec
+    )
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from distrib.checkpoint import training_item
 from distrib.checkpoint.layout import ArrayGroups
 from distrib.checkpoint.stored_checkpoint import StoredCheckpoint
 from distrib.state import codec
+from distrib.state.layer_state import LayerState
 from distrib.state.training_goal import TrainingGoal
 from distrib.state.training_position import Logs, TrainingPosition
 
@@ -64,6 +65,11 @@ class RunCheckpoint:
         """How far the run was meant to train; `None` if an old version has saved it."""
         goal = self.training.get(training_item.GOAL)
         return None if goal is None else TrainingGoal.decode(goal)
+
+    @property
+    def layers(self) -> list[LayerState] | None:
+        """State of layers that is no variable; `None` in a checkpoint of an older version."""
+        return self.get(training_item.LAYERS) if training_item.LAYERS in self.training else None
 
     def get(self, name: str) -> Any:
         """Return one of the nested structures, with its arrays."""

@@ -10,7 +10,6 @@ differ. All ranks capture together, and each restores its own.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from distrib.checkpoint.saver import Content
 from distrib.cluster import current
 from distrib.gradients.step_payload import Request
 from distrib.keras_compat.logs import plain_logs
+from distrib.log import log
 from distrib.state import codec
 from distrib.state.callback_state import acts_in_validation, stateful_callbacks
 from distrib.state.data_differences import CONTENTS, check_data
@@ -77,7 +77,7 @@ class RunState:
         self._buffers = HostBuffers()
         # Not the contents, which may be rounded otherwise at each start.
         kind = data and {key: value for key, value in data.items() if key != CONTENTS}
-        self._fingerprint = _digest([self._state.describe(), kind], "run")
+        self._fingerprint = codec.digest([self._state.describe(), kind])
         self._callbacks: Sequence[Any] = ()
         self._goal: TrainingGoal | None = None
 
@@ -94,6 +94,8 @@ class RunState:
         """
         check_data(checkpoint.training[training_item.DATA], self._data)
         self._state.check(checkpoint.training[training_item.VARIABLES_STATE])
+        if checkpoint.layers is not None:
+            self._state.layers.check(checkpoint.layers)
 
     def changes_since(self, checkpoint: RunCheckpoint) -> list[Change]:
         """Return what has changed in the script. All ranks call it together, for the same answer.
@@ -112,11 +114,20 @@ class RunState:
     def initialize(self, checkpoint: RunCheckpoint, restore: Sequence[str]) -> Matches:
         """Begin with the weights of another run; see `TrainingState.initialize`."""
         saved = checkpoint.training[training_item.VARIABLES_STATE]
-        return self._state.initialize(saved, checkpoint.arrays, restore)
+        return self._state.initialize(saved, checkpoint.arrays, checkpoint.layers, restore)
 
     def check_complete(self) -> None:
         """Check after a step that it created no variables; see `TrainingState`."""
         self._state.check_complete()
+
+    def warn_about_unadapted_layers(self) -> None:
+        """Name layers without a vocabulary, which would fail in TensorFlow's words."""
+        for name in self._state.layers.not_adapted:
+            warnings.warn(
+                f"The layer {name!r} has no vocabulary: if the model uses it, training fails with "
+                '"Table not initialized". Call its `adapt` before `fit`.',
+                stacklevel=2,
+            )
 
     def before_validation(self) -> BeforeValidation:
         """Copy what validation is about to change."""
@@ -167,6 +178,7 @@ class RunState:
             training_item.HISTORY: split(
                 {"history": history.history, "epoch": history.epoch}, "history"
             ),
+            training_item.LAYERS: split(self._state.layers.capture(), "layers"),
             training_item.LOGS: split(
                 {"batch": plain_logs(logs.batch), "epoch": logs.epoch}, "logs"
             ),
@@ -187,7 +199,14 @@ class RunState:
 
     def restore(self, checkpoint: RunCheckpoint) -> None:
         """Restore the run from a checkpoint; `check` it first."""
-        self._state.restore(checkpoint.training[training_item.VARIABLES_STATE], checkpoint.arrays)
+        replaced = self._state.restore(
+            checkpoint.training[training_item.VARIABLES_STATE], checkpoint.arrays, checkpoint.layers
+        )
+        if replaced:
+            log.info(
+                f"layer {', '.join(replaced)}: going on with the vocabulary, or with what `adapt` "
+                "learned, from the checkpoint and not from this script."
+            )
         states = checkpoint.own_states(current().rank, current().size)
         for name, callback in stateful_callbacks(self._callbacks):
             if name in states:
@@ -242,15 +261,7 @@ def _differing(states: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, A
     cluster = current()
     if cluster.size == 1:
         return states, []
-    digests = {name: _digest(state, name) for name, state in states.items()}
+    digests = {name: codec.digest(state) for name, state in states.items()}
     chief = cluster.collectives.broadcast(digests)
     mine = {name: state for name, state in states.items() if digests[name] != chief.get(name)}
     return states, cluster.collectives.allgather(mine)[1:]
-
-
-def _digest(state: Any, name: str) -> str:
-    encoded, arrays = codec.encode(state, name)
-    digest = hashlib.sha256(json.dumps(encoded).encode())
-    for key, array in arrays.items():
-        digest.update(key.encode() + array.tobytes())
-    return digest.hexdigest()

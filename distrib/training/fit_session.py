@@ -25,7 +25,7 @@ from distrib.keras_compat.logs import plain_logs
 from distrib.keras_compat.trainer import set_initial_epoch
 from distrib.log import log
 from distrib.save_policy.schedule import SaveSchedule
-from distrib.state.build import build, build_without_data
+from distrib.state.build import build, build_for_epochs
 from distrib.state.run_checkpoint import RunCheckpoint
 from distrib.state.run_state import RunState
 from distrib.state.training_goal import TrainingGoal, renew_patience
@@ -107,9 +107,9 @@ class FitSession:
         self._goal = TrainingGoal.of(call.epochs, flat_callbacks(call.arguments["callbacks"]))
         check_call(call, self._schedule)
         if call.dataset is not None:
-            build(self._model, call.dataset.element_spec)
+            build(self._model, call.element_spec)
         else:
-            build_without_data(self._model)
+            build_for_epochs(self._model, lambda: call.element_spec)
         callbacks = flat_callbacks(call.arguments["callbacks"])
         self._state = RunState(
             self._model, describe_data(call), call.arguments, callbacks, call.dataset is not None
@@ -137,6 +137,7 @@ class FitSession:
         set_initial_epoch(self._model, None)
         if self._checkpoint is None:
             self._report_fresh_start()
+            self._state.warn_about_unadapted_layers()
             self._saves.save(self._position, self.logs, wait=True)
             warn_if_inexact(self._call, None)
         else:

@@ -939,6 +939,54 @@ def different_models(cluster: Cluster) -> keras.Model:
     return model
 
 
+@check
+def all_ranks_begin_with_what_the_chiefs_layers_learned(cluster: Cluster) -> Any:
+    x, y = data(24)
+    words = np.array([["a"], ["b"], ["c"]])
+    normalization, lookup = keras.layers.Normalization(), keras.layers.StringLookup()
+    normalization.adapt(x * (1 + cluster.rank))
+    lookup.adapt(words[cluster.rank :])
+    numbers = keras.Input((6,))
+    model = keras.Model(numbers, keras.layers.Dense(1)(normalization(numbers)))
+    model.lookup = lookup
+    model.compile(cluster.optimizer("sgd"), "mse")
+    model.predict(x, verbose=0)  # A function that was traced holds the old constants.
+    model.fit(cluster.dataset((x, y), batch_size=8), verbose=0)
+    assert len(lookup.get_vocabulary()) == 4
+    return model.predict(x, verbose=0).tolist(), lookup.get_vocabulary()
+
+
+@check
+def a_model_with_optimizers_of_its_own_is_built_from_arrays(cluster: Cluster) -> Any:
+    class Pair(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = [keras.layers.Dense(2), keras.layers.Dense(1)]
+            self.optimizers = [cluster.optimizer("adam"), cluster.optimizer("sgd")]
+
+        def train_step(self, batch: Any) -> Any:
+            for part, optimizer in zip(self.parts, self.optimizers, strict=True):
+                with tf.GradientTape() as tape:
+                    loss = tf.reduce_sum(part(batch[0]) ** 2)
+                optimizer.apply(tape.gradient(loss, part.trainable_weights), part.trainable_weights)
+            return {"loss": loss}
+
+    def train(epochs: int, folder: Path) -> Any:
+        keras.utils.set_random_seed(1)
+        model = Pair()
+        model.compile()
+        saver = BackupAndRestore(folder, save_freq="epoch")
+        model.fit(x, y, batch_size=8, epochs=epochs, verbose=0, callbacks=[saver])
+        return [weight.numpy().tolist() for weight in model.weights]
+
+    x, y = data(24)
+    folder = Path(cluster.collectives.broadcast(tempfile.mkdtemp()))
+    uninterrupted = train(3, folder / "one")
+    train(2, folder / "two")
+    assert train(3, folder / "two") == uninterrupted
+    return uninterrupted
+
+
 def main() -> None:
     cluster = distrib.init()
     report = {}
