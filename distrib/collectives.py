@@ -8,16 +8,15 @@ others; it ends, and their calls raise `LostPeerError`.
 
 from __future__ import annotations
 
+import inspect
 import linecache
 import os
 import pickle
 import re
 import struct
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -138,7 +137,7 @@ def mismatch_error(reason: str) -> ConfigurationError:
 
 def _calling_line() -> str:
     """Return file, number and text of the script's line that has led here; empty without one."""
-    frame: FrameType | None = sys._getframe(1)
+    frame = inspect.currentframe()
     while frame is not None and _is_library(frame.f_code.co_filename):
         frame = frame.f_back
     if frame is None:

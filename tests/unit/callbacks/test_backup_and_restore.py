@@ -472,6 +472,7 @@ class TestChangedScript:
         assert "dropout.rate: checkpoint 0.2, script 0.5; the script's is used" in said
         assert "loss: checkpoint mse, script mae; the script's is used" in said
         assert "learning_rate: checkpoint 0.001, script 0.25; the checkpoint's (0.0001" in said
+        as_in_a_new_process()
         self.fit(run, changed=True)
         assert "changed" not in capfd.readouterr().err
 

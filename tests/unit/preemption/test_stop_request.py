@@ -105,7 +105,7 @@ def test_a_forked_child_has_the_handlers_of_before(in_thread: bool) -> None:
 
 def test_a_handler_of_c_code_stays(tmp_path: Path) -> None:
     with (tmp_path / "stacks").open("w") as file:
-        faulthandler.register(signal.SIGUSR1, file)
+        faulthandler.register(signal.SIGUSR1, file, all_threads=False)
         try:
             stop = StopRequest()
             stop.listen()
