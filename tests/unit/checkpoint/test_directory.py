@@ -350,3 +350,18 @@ def test_unwritable_directory_for_a_user(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(ConfigurationError, match="cannot write to"):
         CheckpointDirectory(locate(tmp_path / "run", "directory")).lock()
+
+
+def test_a_damaged_checkpoint_of_the_same_step_is_quarantined_not_replaced(
+    directory: CheckpointDirectory,
+) -> None:
+    add(directory, directory.begin(1), 1, 2)
+    (directory.location / "2" / NAME).write_bytes(b"{")
+    with pytest.warns(UserWarning, match=r"Checkpoint 2 was damaged: .*not a readable manifest"):
+        commit.publish(directory.location, draft(directory, directory.begin(1), 2, "new"))
+    assert directory.load_newest(load) == "new"
+    assert len(commit.quarantined(directory.location)) == 1
+    directory.remove_orphans(99)
+    place = directory.location
+    contents = {place.filesystem.cat_file(path) for path in place.filesystem.find(place.path)}
+    assert b"state 2" in contents
