@@ -26,13 +26,15 @@ from distrib.cluster import current
 from distrib.gradients.step_payload import Request
 from distrib.keras_compat.logs import plain_logs
 from distrib.state import codec
-from distrib.state.callback_state import acts_in_validation, stateful_callbacks
+from distrib.state.callback_state import SavedState, saved_states
 from distrib.state.differences import check_data
+from distrib.state.plain_values import Rebuilder, snapshot
 from distrib.state.random_generators import random_state, set_random_state
 from distrib.state.run_checkpoint import RunCheckpoint
 from distrib.state.saved_variables import METRICS, OTHER
 from distrib.state.training_position import Logs, TrainingPosition
 from distrib.state.training_state import HostBuffers, Overrides, TrainingState
+from distrib.state.variables import ids_of_variables
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,11 @@ class RunState:
         self._state = TrainingState(model, metrics=data is not None)
         self._buffers = HostBuffers()
         self._fingerprint = _digest([self._state.describe(), data], "run")
-        self._callbacks: Sequence[Any] = ()
+        self._callbacks: list[SavedState] = []
 
     def add_callbacks(self, callbacks: Sequence[Any]) -> None:
-        """Make the callbacks of the `fit` part of it."""
-        self._callbacks = callbacks
+        """Make the callbacks of the `fit` part of it, whose `on_train_begin` has been called."""
+        self._callbacks = saved_states(callbacks, ids_of_variables(self._model))
 
     def check(self, checkpoint: RunCheckpoint) -> None:
         """Compare a checkpoint with the model and the data at hand.
@@ -82,9 +84,9 @@ class RunState:
         return BeforeValidation(
             self._state.copy((METRICS, OTHER)),
             {
-                name: callback.get_state()
-                for name, callback in stateful_callbacks(self._callbacks)
-                if acts_in_validation(callback)
+                state.name: state.holder.get_state()
+                for state in self._callbacks
+                if state.acts_in_validation
             },
         )
 
@@ -147,12 +149,13 @@ class RunState:
         """Restore the run from a checkpoint; `check` it first."""
         self._state.restore(checkpoint.training[training_item.VARIABLES_STATE], checkpoint.arrays)
         states = checkpoint.own_states(current().rank, current().size)
-        for name, callback in stateful_callbacks(self._callbacks):
-            if name in states:
-                callback.set_state(states[name])
-        history = checkpoint.get(training_item.HISTORY)
-        self._model.history.history = history["history"]
-        self._model.history.epoch = history["epoch"]
+        for state in self._callbacks:
+            if state.name in states:
+                state.holder.set_state(states[state.name])
+        # In place: a callback may hold the dict.
+        history = self._model.history
+        present = {"history": history.history, "epoch": history.epoch}
+        Rebuilder().rebuild(snapshot(checkpoint.get(training_item.HISTORY)), present)
         set_random_state(states[training_item.RANDOM_GENERATORS])
         if current().step_payload is not None:
             current().step_payload.request(
@@ -163,8 +166,8 @@ class RunState:
         """This rank's states of callbacks and random generators, by name."""
         earlier = {} if before is None else before.callbacks
         states = {
-            name: earlier[name] if name in earlier else callback.get_state()
-            for name, callback in stateful_callbacks(self._callbacks)
+            state.name: earlier[state.name] if state.name in earlier else state.holder.get_state()
+            for state in self._callbacks
         }
         states[training_item.RANDOM_GENERATORS] = random_state()
         if current().step_payload is not None:
