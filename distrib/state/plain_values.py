@@ -68,7 +68,7 @@ def snapshot(value: Any, saved_elsewhere: Collection[int] = ()) -> Snapshot:
 
     Args:
         value: Anything.
-        saved_elsewhere: `id`s of what is opaque although it is plain.
+        saved_elsewhere: `id`s of values that are left as they are, such as the model's variables.
     """
 
     def take(value: Any, enclosing: tuple[int, ...]) -> Snapshot:
@@ -76,7 +76,9 @@ def snapshot(value: Any, saved_elsewhere: Collection[int] = ()) -> Snapshot:
             return value
         if type(value) is np.ndarray:
             return Array.of(value) if codec.is_array(value) else Opaque(value)
-        if id(value) in saved_elsewhere or id(value) in enclosing or len(enclosing) == _DEEPEST:
+        if id(value) in saved_elsewhere:
+            return {_KIND: "saved elsewhere", _PARTS: None}
+        if id(value) in enclosing or len(enclosing) == _DEEPEST:
             return Opaque(value)
         name = kind_of(value)
         enclosing = (*enclosing, id(value))

@@ -23,7 +23,9 @@ import tensorflow as tf
 from distrib.checkpoint import training_item
 from distrib.checkpoint.saver import Content
 from distrib.cluster import current
+from distrib.errors import ConfigurationError
 from distrib.gradients.step_payload import Request
+from distrib.keras_compat.layers import layers_of
 from distrib.keras_compat.logs import plain_logs
 from distrib.state import codec
 from distrib.state.callback_state import SavedState, saved_states
@@ -61,6 +63,8 @@ class RunState:
         self._buffers = HostBuffers()
         self._fingerprint = _digest([self._state.describe(), data], "run")
         self._callbacks: list[SavedState] = []
+        self._optimizer = model.optimizer
+        self._trainable = _trainable(model)
 
     def add_callbacks(self, callbacks: Sequence[Any]) -> None:
         """Make the callbacks of the `fit` part of it, whose `on_train_begin` has been called."""
@@ -76,7 +80,28 @@ class RunState:
         self._state.check(checkpoint.training[training_item.VARIABLES_STATE])
 
     def check_complete(self) -> None:
-        """Check after a step that it created no variables; see `TrainingState`."""
+        """Check after a step that the model still has the variables that are saved.
+
+        Raises:
+            ConfigurationError: If the step created variables (see `TrainingState`), or a callback
+                has compiled the model anew.
+        """
+        if self._model.optimizer is not self._optimizer:
+            raise ConfigurationError(
+                f"A callback has compiled {self._model.name!r} anew within `fit`, which cannot be "
+                "resumed. Call `fit` once for each phase of the training, with a directory of its "
+                "own."
+            )
+        trainable = _trainable(self._model)
+        changed = [name for name, flag in trainable.items() if self._trainable.get(name) != flag]
+        if changed and current().is_chief:
+            warnings.warn(
+                f"A callback has changed `trainable` of {', '.join(changed)} within `fit`. Keras "
+                "notices with the next `compile`, but a resumed run may notice at once and end "
+                "differently. Call `fit` once for each phase of the training.",
+                stacklevel=2,
+            )
+        self._trainable = trainable
         self._state.check_complete()
 
     def before_validation(self) -> BeforeValidation:
@@ -174,6 +199,10 @@ class RunState:
             # Some callback has asked to stop, and the ranks will agree after the next step.
             states[training_item.STOP_REQUEST] = current().step_payload.is_requested(Request.STOP)
         return states
+
+
+def _trainable(model: Any) -> dict[str, bool]:
+    return {layer.path: layer.trainable for layer in layers_of(model)}
 
 
 def _config_of(model: Any) -> dict[str, Any] | None:

@@ -193,19 +193,33 @@ def _make_variable(parts: Any, old: Any, rebuild: Rebuild) -> Any:
     return old
 
 
+def _variables_of(value: Any) -> list[Any]:
+    """Return the variables of what Keras makes of variables: models, metrics, seed generators."""
+    if isinstance(value, keras.random.SeedGenerator):
+        return [value.state]
+    own = list(value.variables)
+    optimizer = getattr(value, "optimizer", None)
+    return own if optimizer is None else own + list(optimizer.variables)
+
+
 def _make_variables(parts: Any, old: Any, rebuild: Rebuild) -> Any:
-    variables = old.variables if isinstance(old, keras.metrics.Metric) else []
+    name, parts = parts
+    if type(old).__name__ != name:
+        raise NotRebuiltError(f"the {name} does not exist before training begins")
+    optimizer = getattr(old, "optimizer", None)
+    if optimizer is not None and not optimizer.built and len(parts) > len(_variables_of(old)):
+        optimizer.build(old.trainable_variables)
+    variables = _variables_of(old)
     if len(variables) != len(parts):
-        raise NotRebuiltError("the metric does not exist, or is another one, before training")
+        raise NotRebuiltError(f"the {name} has {len(variables)} variables instead of {len(parts)}")
     for variable, part in zip(variables, parts, strict=True):
-        _make_variable(part, variable, rebuild)
+        rebuild(part, variable)
     return old
 
 
-def _make_seed(parts: Any, old: Any, rebuild: Rebuild) -> Any:
-    if not isinstance(old, keras.random.SeedGenerator):
-        raise NotRebuiltError("the SeedGenerator does not exist before training begins")
-    _make_variable(parts, old.state, rebuild)
+def _keep(parts: Any, old: Any, rebuild: Rebuild) -> Any:
+    if old is None:
+        raise NotRebuiltError("it belongs to the model, and is not there before training begins")
     return old
 
 
@@ -293,14 +307,17 @@ KINDS: dict[str, Kind] = {
     "variable": Kind(
         _instance(tf.Variable, keras.Variable), lambda value: value.numpy(), _make_variable
     ),
-    "metric": Kind(
-        _instance(keras.metrics.Metric),
-        lambda value: [variable.numpy() for variable in value.variables],
+    "variables": Kind(
+        _instance(
+            keras.Layer,
+            keras.metrics.Metric,
+            keras.optimizers.Optimizer,
+            keras.random.SeedGenerator,
+        ),
+        lambda value: [type(value).__name__, _variables_of(value)],
         _make_variables,
     ),
-    "seed": Kind(
-        _instance(keras.random.SeedGenerator), lambda value: value.state.numpy(), _make_seed
-    ),
+    "saved elsewhere": Kind(lambda value: False, lambda value: None, _keep),
     "random": Kind(_exactly(random.Random), lambda value: value.getstate(), _make_random),
     "generator": Kind(
         _exactly(np.random.Generator), lambda value: value.bit_generator.state, _make_generator

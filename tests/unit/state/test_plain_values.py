@@ -139,6 +139,35 @@ def test_variables_and_metrics_are_assigned_to() -> None:
             through_a_checkpoint(value)
 
 
+def model(seed: int) -> Any:
+    keras.utils.set_random_seed(seed)
+    made = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1), keras.layers.Dropout(0.5)])
+    made.compile("adam", "mse")
+    return made
+
+
+def test_another_model_gets_its_weights_and_its_optimizer_state() -> None:
+    trained, new = model(1), model(2)
+    trained.fit(np.ones((4, 2)), np.ones(4), verbose=0)
+    assert through_a_checkpoint({"m": trained}, {"m": new})["m"] is new
+    for one, other in [(trained, new), (trained.optimizer, new.optimizer)]:
+        for a, b in zip(one.variables, other.variables, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_what_is_saved_elsewhere_is_left_alone() -> None:
+    trained, old = model(1), model(2)
+    ours = {id(variable) for variable in trained.variables}
+    value = [trained.variables[0], trained]
+    before = old.variables[0].numpy()
+    tree = snapshot(value, ours)
+    trained.variables[0].assign_add(before)
+    assert snapshot(value, ours) == tree
+    back = Rebuilder().rebuild(tree, [old.variables[0], old])
+    assert back == [old.variables[0], old]
+    np.testing.assert_array_equal(before, old.variables[0])
+
+
 def test_what_exists_is_changed_in_place() -> None:
     inner: list[Any] = [1]
     old = {"list": inner, "other": 3, "meter": Meter()}
@@ -179,7 +208,6 @@ CYCLE.append(CYCLE)
         lambda: 3,
         Meter().__init__,  # type: ignore[misc]
         iter([1]),
-        keras.Sequential(),
         keras.callbacks.Callback(),
         np.array(["a"]),
         np.array([None]),
