@@ -37,6 +37,8 @@ def make_dataset(
               `({"image": x1, "text": x2}, y)`, all with the same first dimension;
             - the same with arrays on disk: `np.memmap`, HDF5 and Zarr;
             - an object with `__len__` and `__getitem__` whose items are single examples;
+            - a path, URL or pattern of TFRecord files, such as `"gs://bucket/train-*.tfrecord"`,
+              whose records are read in any order; see `distrib.data.TFRecordSource`;
             - a `tf.data.Dataset` of single examples with a known cardinality, which yields the
               same examples in the same order each time.
         batch_size: Number of examples in a global batch, over all replicas.
@@ -46,7 +48,9 @@ def make_dataset(
         map: Python function that turns an example of the source into the example that the model
             gets. If it has a parameter `rng`, it is passed a `np.random.Generator` seeded by
             (seed, epoch, index of the example), so that augmentation is the same after a resume.
-            Called from several threads at once. Not for a `tf.data.Dataset`. Defaults to `None`.
+            Called from several threads at once. A `tf.function` of TensorFlow's operations, such as
+            `tf.io.parse_single_example`, is faster than the same function in Python. Not for a
+            `tf.data.Dataset`. Defaults to `None`.
         drop_remainder: Whether to drop the last batch if it is not full. Defaults to `False`.
         num_parallel_reads: Number of examples (of batches, for arrays on disk) to read in
             parallel. Only for sources that Python reads. Defaults to `None`: twice the number of

@@ -8,6 +8,7 @@ also drops the examples of other processes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -25,6 +26,7 @@ from distrib.data.arrays import (
 )
 from distrib.data.order import Order
 from distrib.data.readers import DiskArraySource, RandomAccessSource
+from distrib.data.tfrecord import TFRecordSource
 from distrib.errors import ConfigurationError
 
 # Limits of a block of batches that is gathered at once; the second one also limits its memory.
@@ -167,6 +169,8 @@ def make_source(
     Raises:
         ConfigurationError: If `source` cannot be read, or an argument does not apply to it.
     """
+    if isinstance(source, str | os.PathLike):
+        source = _files(os.fspath(source))
     if isinstance(source, tf.data.Dataset):
         if map is not None:
             raise ConfigurationError(
@@ -191,13 +195,23 @@ def make_source(
         _refuse_argument("num_parallel_reads", num_parallel_reads, reason)
         return ArraySource(source)
     indexable = hasattr(source, "__len__") and hasattr(source, "__getitem__")
-    if indexable and not isinstance(source, str | bytes):
+    if indexable and not isinstance(source, bytes):
         return RandomAccessSource(source, map, num_parallel_reads)
     raise ConfigurationError(
         f"`source` is a {type(source).__name__}; pass arrays (also nested in tuples and dicts), an "
-        "object with `__len__` and a `__getitem__` that returns one example, or a tf.data.Dataset "
-        "of single examples."
+        "object with `__len__` and a `__getitem__` that returns one example, a tf.data.Dataset "
+        "of single examples, or a pattern of TFRecord files."
     )
+
+
+def _files(pattern: str) -> TFRecordSource:
+    if ".tfrecord" not in pattern:
+        raise ConfigurationError(
+            f"`source={pattern!r}`: a string names TFRecord files, as in 'data/train-*.tfrecord'. "
+            "For files with other names pass `distrib.data.TFRecordSource(...)`; for files of "
+            "another kind, an object with `__len__` and a `__getitem__` that returns one example."
+        )
+    return TFRecordSource(pattern)
 
 
 def _refuse_argument(argument: str, value: Any, reason: str) -> None:

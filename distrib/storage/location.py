@@ -9,6 +9,7 @@ transient, and finally raise an `OSError`, whatever the library raised.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import threading
@@ -84,6 +85,19 @@ class Location:
         if self.local is not None:
             return self.local.read_bytes()
         return bytes(self._remote(lambda: self.filesystem.cat_file(self.path)))
+
+    def read_range(self, start: int, end: int) -> bytes:
+        """Return the bytes `start` to `end - 1` of the file, fewer if it ends before.
+
+        Raises:
+            FileNotFoundError: If there is none.
+        """
+        if self.local is None:
+            # By name: s3fs has another parameter in their place.
+            read = functools.partial(self.filesystem.cat_file, self.path, start=start, end=end)
+            return bytes(self._remote(read))
+        with open(self.local, "rb", buffering=0) as file:
+            return os.pread(file.fileno(), end - start, start)
 
     def write_bytes(self, data: bytes) -> None:
         """Replace or create the file, and its folder: atomic, and durable on return."""

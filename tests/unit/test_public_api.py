@@ -22,11 +22,12 @@ import pytest
 
 import distrib
 import distrib.callbacks
+import distrib.data
 import distrib.retention
 
 ROOT = Path(__file__).parents[2]
 SNAPSHOT = Path(__file__).with_name("public_api.txt")
-MODULES = (distrib, distrib.callbacks, distrib.retention)
+MODULES = (distrib, distrib.callbacks, distrib.data, distrib.retention)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # What the pages call an object without making it: `cluster.rank`.
 VARIABLES = {"cluster": distrib.Cluster, "distrib": distrib}

@@ -1,0 +1,156 @@
+"""Where each record of many files is, kept in a file so that it is found out only once.
+
+The index holds the size and version of each file that it describes, and is made anew if one of them
+has changed. It is kept beside the data, or, where that cannot be written, in the user's cache
+folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+
+from distrib.data.tfrecord_format import RecordError, record_ends
+from distrib.errors import ConfigurationError
+from distrib.log import log
+from distrib.storage.file_lock import acquire_lock
+from distrib.storage.find_files import FoundFile
+from distrib.storage.locate import locate
+from distrib.storage.location import Location, describe_error
+
+_DTYPE = "<i8"
+# Bytes to read at once. A request to a store costs as much time as a few MiB.
+_LOCAL_WINDOW, _REMOTE_WINDOW = 1 << 14, 1 << 22
+_PARALLEL_FILES = 16
+
+
+@dataclass(frozen=True)
+class RecordIndex:
+    """Where each record is.
+
+    Attributes:
+        ends: For each file, the offset behind each of its records; int64, shape `[records]`.
+        first: Number of the first record of each file, and of all records; int64, shape
+            `[files + 1]`.
+    """
+
+    ends: list[npt.NDArray[np.int64]]
+    first: npt.NDArray[np.int64]
+
+    def locate(self, record: int) -> tuple[int, int, int]:
+        """Return a record's file, its offset in it, and the offset behind it."""
+        file = int(np.searchsorted(self.first, record, side="right")) - 1
+        ends, i = self.ends[file], record - int(self.first[file])
+        return file, int(ends[i - 1]) if i else 0, int(ends[i])
+
+
+def open_index(files: Sequence[FoundFile], index_dir: Location | None) -> RecordIndex:
+    """Return the index of the files: the one that was kept, or a new one, which is kept.
+
+    Processes of one machine that need the same index wait for the one that makes it.
+
+    Args:
+        files: In the order of their records.
+        index_dir: Folder to keep the index in; `None` is beside the data or in the cache folder.
+
+    Raises:
+        ConfigurationError: If a file cannot be read, or is no sound TFRecord file.
+    """
+    described = [[file.location.url, file.size, file.version] for file in files]
+    urls = "\n".join(file.location.url for file in files)
+    name = f".distrib-index-{hashlib.sha256(urls.encode()).hexdigest()[:16]}"
+    cache = _cache_folder()
+    places = [files[0].location.parent, *cache] if index_dir is None else [index_dir]
+    with ExitStack() as stack:
+        for folder in cache:
+            lock = stack.enter_context(open(f"{folder / name}.lock", "wb"))
+            acquire_lock(lock.fileno(), wait=True)
+        for place in places:
+            index = _load(place / name, described)
+            if index is not None:
+                return index
+        index = _make(files)
+        _keep(index, described, name, places)
+    return index
+
+
+def _cache_folder() -> list[Location]:
+    """Return the user's cache folder, or none if it cannot be written, as in some containers."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    folder = base / "distrib" / "indexes"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return []
+    return [locate(folder, "index_dir")] if os.access(folder, os.W_OK) else []
+
+
+def _make(files: Sequence[FoundFile]) -> RecordIndex:
+    log.info(f"indexing {len(files)} TFRecord files in {files[0].location.parent}.")
+    with ThreadPoolExecutor(_PARALLEL_FILES, "distrib-index") as pool:
+        ends = list(pool.map(_ends_of, files))
+    return _index(ends)
+
+
+def _index(ends: list[npt.NDArray[np.int64]]) -> RecordIndex:
+    first = np.cumsum([0, *(len(each) for each in ends)], dtype=np.int64)
+    return RecordIndex(ends, first)
+
+
+def _ends_of(file: FoundFile) -> npt.NDArray[np.int64]:
+    location = file.location
+    window = _REMOTE_WINDOW if location.local is None else _LOCAL_WINDOW
+    try:
+        return record_ends(location.read_range, file.size, window)
+    except RecordError as error:
+        raise ConfigurationError(f"{location} cannot be used: {error}.") from error
+    except OSError as error:
+        raise ConfigurationError(f"{location}: {describe_error(error, location)}.") from error
+
+
+def _load(location: Location, described: list[list[Any]]) -> RecordIndex | None:
+    try:
+        content = location.read_bytes()
+    except OSError:
+        return None  # There is none, or none for this user; the index is made anew.
+    header, _, ends = content.partition(b"\n")
+    try:
+        stored = json.loads(header)
+    except ValueError:
+        stored = {}
+    if stored.get("files") != described or stored.get("crc32c") != google_crc32c.value(ends):
+        return None
+    splits = np.cumsum(stored["records"])[:-1]
+    return _index(np.split(np.frombuffer(ends, _DTYPE), splits))
+
+
+def _keep(
+    index: RecordIndex, described: list[list[Any]], name: str, places: Sequence[Location]
+) -> None:
+    ends = np.concatenate(index.ends).astype(_DTYPE).tobytes()
+    records = [len(each) for each in index.ends]
+    stored = {"files": described, "records": records, "crc32c": google_crc32c.value(ends)}
+    content = json.dumps(stored).encode() + b"\n" + ends
+    reasons = []
+    for place in places:
+        try:
+            (place / name).write_bytes(content)
+        except OSError as error:
+            reasons.append(f"{place}: {describe_error(error, place)}")
+        else:
+            return
+    log.warning(
+        "the index of the records cannot be kept and will be made anew at the next start "
+        f"({'; '.join(reasons)}). Pass `index_dir=...`."
+    )
