@@ -10,6 +10,7 @@ import pytest
 import distrib.callbacks
 from distrib.callbacks import BackupAndRestore
 from distrib.data.make_dataset import make_dataset
+from distrib.errors import ConfigurationError
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(20, 3)).astype("float32")
@@ -127,3 +128,70 @@ def test_a_list_of_the_users_own_may_lack_a_history(tmp_path: Path) -> None:
     given = keras.callbacks.CallbackList([BackupAndRestore(tmp_path)], model=model)
     history = model.fit(X, Y, epochs=2, verbose=0, callbacks=given)
     assert len(history.history["loss"]) == 2
+
+
+class Habit(keras.callbacks.Callback):
+    """Fits its own model and this one, and stops by its count of epochs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.epochs, self.results = 0, []  # type: ignore[var-annotated]
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.other = keras.models.clone_model(self.model)
+        self.other.compile("adam", "mse")
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.epochs += 1
+        if self.epochs == 3:
+            self.model.stop_training = True
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        # A fit of the model itself takes back that it is to stop, as in plain Keras.
+        for model in (self.other, self.model)[: 2 if epoch < 2 else 1]:
+            self.results.append(model.fit(X[:8], Y[:8], verbose=0, shuffle=False).history)
+
+
+def train_with_habits(directory: Path, *more: Any) -> Any:
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile("adam", "mse")
+    habit = Habit()
+    saver = BackupAndRestore(directory, save_freq=2)
+    data = make_dataset((X, Y), 4, shuffle=True, seed=1)
+    history = model.fit(data, epochs=5, verbose=0, callbacks=[habit, *more, saver]).history
+    return history, habit.results, [weight.tolist() for weight in model.get_weights()]
+
+
+class KillInEpoch(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self.model.optimizer.iterations > 9 and batch == 3:
+            raise Killed
+
+
+@pytest.mark.usefixtures("every_save_is_waited_for")
+def test_fits_within_fit_and_stops_in_odd_places_end_the_same(tmp_path: Path) -> None:
+    undisturbed = train_with_habits(tmp_path / "undisturbed")
+    assert len(undisturbed[0]["loss"]) == 3
+    with pytest.raises(Killed):
+        train_with_habits(tmp_path / "run", KillInEpoch())
+    assert train_with_habits(tmp_path / "run") == undisturbed
+
+
+class CompilesAnew(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        if epoch == 1:
+            self.model.compile("sgd", "mse")
+            self.model.make_train_function(force=True)
+
+
+class Freezes(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.model.layers[-1].trainable = False
+
+
+def test_a_compile_within_fit_is_refused_and_a_frozen_layer_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="compiled .* anew within `fit`"):
+        train_with_habits(tmp_path / "compiles", CompilesAnew())
+    with pytest.warns(UserWarning, match="changed `trainable` of .*dense.* within `fit`"):
+        train_with_habits(tmp_path / "freezes", Freezes())
