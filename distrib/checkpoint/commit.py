@@ -34,6 +34,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from pathlib import Path
 
 from distrib.checkpoint import legacy_orbax
@@ -77,7 +78,7 @@ def publish(checkpoints: Location, manifest: Manifest) -> None:
     if checkpoints.local is not None:
         _publish_folder(checkpoints.local, location, manifest)
     elif not (location / manifests.NAME).create(manifest.encode()):
-        _check_older(location, manifest)
+        _make_replaceable(checkpoints, manifest)
         (location / manifests.NAME).write_bytes(manifest.encode())
 
 
@@ -176,7 +177,8 @@ def _publish_folder(checkpoints: Path, location: Location, manifest: Manifest) -
     fsync(folder)
     target = checkpoints / str(manifest.step)
     if target.exists():
-        _check_older(location, manifest)
+        _make_replaceable(location.parent, manifest)
+    if target.exists():
         replaced = checkpoints / f"{folder.name}.replaced"
         os.rename(target, replaced)
         os.rename(folder, target)
@@ -186,17 +188,25 @@ def _publish_folder(checkpoints: Path, location: Location, manifest: Manifest) -
     fsync(checkpoints)
 
 
-def _check_older(location: Location, manifest: Manifest) -> None:
-    """Check that the existing checkpoint may be replaced: it is late, or it is damaged."""
+def _make_replaceable(checkpoints: Location, manifest: Manifest) -> None:
+    """Check that the existing checkpoint of a step is a late one; quarantine a damaged one."""
     try:
-        existing = manifests.decode((location / manifests.NAME).read_bytes(), location)
-    except (manifests.DamagedCheckpointError, FileNotFoundError):
+        existing = read(checkpoints, manifest.step)
+    except FileNotFoundError:
+        return
+    except manifests.DamagedCheckpointError as error:
+        place = quarantine(checkpoints, manifest.step, str(error))
+        warnings.warn(
+            f"Checkpoint {manifest.step} was damaged: {error}. It was quarantined as {place}; "
+            "the new checkpoint of this step takes its place.",
+            stacklevel=2,
+        )
         return
     if existing.attempt > manifest.attempt:
         raise SupersededError(
             f"Attempt {existing.attempt} of this run has committed step {existing.step} to "
-            f"{location}. So attempt {manifest.attempt}, which is this process, has been "
-            "superseded and stops. No checkpoint was damaged."
+            f"{checkpoints / str(existing.step)}. So attempt {manifest.attempt}, which is this "
+            "process, has been superseded and stops. No checkpoint was damaged."
         )
 
 

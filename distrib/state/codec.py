@@ -78,12 +78,24 @@ def digest(value: Any) -> str:
     return sha256.hexdigest()
 
 
+def is_array(value: Any) -> bool:
+    """Tell whether a value is an array of numbers, those of `ml_dtypes` (bfloat16) included."""
+    if not isinstance(value, np.ndarray):
+        return False
+    return value.dtype.kind not in "OUSVmM" or value.dtype.isbuiltin == 2
+
+
+def is_scalar(value: Any) -> bool:
+    """Tell whether a value is a numpy number."""
+    return isinstance(value, np.generic) and value.dtype.kind in "biuf"
+
+
 def _encode(value: Any, name: str, arrays: Arrays) -> Any:
     if value is None or type(value) in (bool, int, float, str):
         return value
-    if isinstance(value, np.ndarray) and value.dtype.kind not in "OUSV":
+    if is_array(value):
         return _encode_array(value, name, arrays)
-    if isinstance(value, np.generic) and value.dtype.kind in "biuf":
+    if is_scalar(value):
         return {_SCALAR: [value.dtype.name, value.item()]}
     if isinstance(value, list):
         return [_encode(item, f"{name}/{i}", arrays) for i, item in enumerate(value)]

@@ -10,9 +10,10 @@ differ. All ranks capture together, and each restores its own.
 
 from __future__ import annotations
 
+import functools
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,13 +22,16 @@ import keras
 from distrib.checkpoint import training_item
 from distrib.checkpoint.saver import Content
 from distrib.cluster import current
+from distrib.errors import ConfigurationError
 from distrib.gradients.step_payload import Request
+from distrib.keras_compat.layers import layers_of
 from distrib.keras_compat.logs import plain_logs
 from distrib.log import log
 from distrib.state import codec
-from distrib.state.callback_state import acts_in_validation, stateful_callbacks
+from distrib.state.callback_state import SavedState, saved_states
 from distrib.state.data_differences import CONTENTS, check_data
 from distrib.state.initial_state import Matches
+from distrib.state.plain_values import Rebuilder, snapshot
 from distrib.state.random_generators import random_state, set_random_state
 from distrib.state.run_checkpoint import RunCheckpoint
 from distrib.state.run_record import record_of, versions
@@ -36,6 +40,7 @@ from distrib.state.script_changes import Change, changes_between
 from distrib.state.training_goal import TrainingGoal
 from distrib.state.training_position import Logs, TrainingPosition
 from distrib.state.training_state import HostBuffers, Overrides, TrainingState
+from distrib.state.variables import ids_of_variables
 
 
 @dataclass(frozen=True)
@@ -78,13 +83,15 @@ class RunState:
         # Not the contents, which may be rounded otherwise at each start.
         kind = data and {key: value for key, value in data.items() if key != CONTENTS}
         self._fingerprint = codec.digest([self._state.describe(), kind])
-        self._callbacks: Sequence[Any] = ()
-        self._goal: TrainingGoal | None = None
+        self._callbacks: list[SavedState] = []
+        self._optimizer = model.optimizer
+        self._trainable = _trainable(model)
+        self._goal: Callable[[], dict[str, Any]] | None = None
 
     def add_callbacks(self, callbacks: Sequence[Any], goal: TrainingGoal) -> None:
-        """Make the callbacks of the `fit` part of it, and how far it is meant to train."""
-        self._callbacks = callbacks
-        self._goal = goal
+        """Add the callbacks of the `fit`, after their `on_train_begin`, and its goal."""
+        self._callbacks = saved_states(callbacks, ids_of_variables(self._model))
+        self._goal = functools.partial(goal.encode, callbacks)
 
     def check(self, checkpoint: RunCheckpoint) -> None:
         """Compare a checkpoint with the model and the data at hand.
@@ -117,7 +124,28 @@ class RunState:
         return self._state.initialize(saved, checkpoint.arrays, checkpoint.layers, restore)
 
     def check_complete(self) -> None:
-        """Check after a step that it created no variables; see `TrainingState`."""
+        """Check after a step that the model still has the variables that are saved.
+
+        Raises:
+            ConfigurationError: If the step created variables (see `TrainingState`), or a callback
+                has compiled the model anew.
+        """
+        if self._model.optimizer is not self._optimizer:
+            raise ConfigurationError(
+                f"A callback has compiled {self._model.name!r} anew within `fit`, which cannot be "
+                "resumed. Call `fit` once for each phase of the training, with a directory of its "
+                "own."
+            )
+        trainable = _trainable(self._model)
+        changed = [name for name, flag in trainable.items() if self._trainable.get(name) != flag]
+        if changed and current().is_chief:
+            warnings.warn(
+                f"A callback has changed `trainable` of {', '.join(changed)} within `fit`. Keras "
+                "notices with the next `compile`, but a resumed run may notice at once and end "
+                "differently. Call `fit` once for each phase of the training.",
+                stacklevel=2,
+            )
+        self._trainable = trainable
         self._state.check_complete()
 
     def warn_about_unadapted_layers(self) -> None:
@@ -134,9 +162,9 @@ class RunState:
         return BeforeValidation(
             self._state.copy((METRICS, OTHER)),
             {
-                name: callback.get_state()
-                for name, callback in stateful_callbacks(self._callbacks)
-                if acts_in_validation(callback)
+                state.name: state.holder.get_state()
+                for state in self._callbacks
+                if state.acts_in_validation
             },
         )
 
@@ -182,7 +210,7 @@ class RunState:
             training_item.LOGS: split(
                 {"batch": plain_logs(logs.batch), "epoch": logs.epoch}, "logs"
             ),
-            training_item.GOAL: self._goal and self._goal.encode(self._callbacks),
+            training_item.GOAL: self._goal and self._goal(),
             **self._made_of,
         }
         shown = plain_logs(logs.batch) if position.batch else logs.epoch or {}
@@ -208,12 +236,13 @@ class RunState:
                 "learned, from the checkpoint and not from this script."
             )
         states = checkpoint.own_states(current().rank, current().size)
-        for name, callback in stateful_callbacks(self._callbacks):
-            if name in states:
-                callback.set_state(states[name])
-        history = checkpoint.get(training_item.HISTORY)
-        self._model.history.history = history["history"]
-        self._model.history.epoch = history["epoch"]
+        for state in self._callbacks:
+            if state.name in states:
+                state.holder.set_state(states[state.name])
+        # In place: a callback may hold the dict.
+        history = self._model.history
+        present = {"history": history.history, "epoch": history.epoch}
+        Rebuilder().rebuild(snapshot(checkpoint.get(training_item.HISTORY)), present)
         set_random_state(states[training_item.RANDOM_GENERATORS])
         if current().step_payload is not None:
             current().step_payload.request(
@@ -224,14 +253,18 @@ class RunState:
         """This rank's states of callbacks and random generators, by name."""
         earlier = {} if before is None else before.callbacks
         states = {
-            name: earlier[name] if name in earlier else callback.get_state()
-            for name, callback in stateful_callbacks(self._callbacks)
+            state.name: earlier[state.name] if state.name in earlier else state.holder.get_state()
+            for state in self._callbacks
         }
         states[training_item.RANDOM_GENERATORS] = random_state()
         if current().step_payload is not None:
             # Some callback has asked to stop, and the ranks will agree after the next step.
             states[training_item.STOP_REQUEST] = current().step_payload.is_requested(Request.STOP)
         return states
+
+
+def _trainable(model: Any) -> dict[str, bool]:
+    return {layer.path: layer.trainable for layer in layers_of(model)}
 
 
 def config_of(model: Any) -> dict[str, Any] | None:

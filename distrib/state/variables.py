@@ -86,3 +86,15 @@ def optimizers_of(model: Any) -> list[Any]:
     if type(model).train_step is keras.Model.train_step or not own:
         return [model.optimizer]
     return own
+
+
+def ids_of_variables(model: Any) -> set[int]:
+    """Return the ids of all variables of a model, its metrics and its optimizers, in any guise."""
+    variables = [*model.variables, *model.metrics_variables]
+    for optimizer in optimizers_of(model):
+        variables += optimizer.variables if optimizer is not None else []
+    return {
+        id(guise)
+        for variable in variables
+        for guise in (variable, getattr(variable, "value", variable), *replicas_of(variable))
+    }

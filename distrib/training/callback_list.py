@@ -46,6 +46,7 @@ class FitCallbackList(keras.callbacks.CallbackList):
             # Its class is one of our bases. Whoever holds it sees what we set, and is seen.
             vars(given).update(self.__dict__)
             self.__dict__ = vars(given)
+            self._add_history()
             return
         keras.callbacks.CallbackList.__init__(
             self,
@@ -57,6 +58,15 @@ class FitCallbackList(keras.callbacks.CallbackList):
             epochs=self._call.epochs,
             steps=steps,
         )
+
+    def _add_history(self) -> None:
+        """Give the model the `History` that its checkpoints hold, and that `fit` returns."""
+        found = [each for each in self.callbacks if isinstance(each, keras.callbacks.History)]
+        if not found:  # A list of the user's own, made without `add_history=True`.
+            found = [keras.callbacks.History()]
+            self.callbacks.append(found[0])
+            found[0].set_model(self._call.model)
+        self._call.model.history = found[0]
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Keep the logs that callbacks see: on several ranks, with the loss of all of them."""

@@ -17,20 +17,9 @@ from distrib.gradients.optimizer import reduction_of
 from distrib.keras_compat.layers import layers_of
 from distrib.keras_compat.optimizers import updates_in_a_condition
 from distrib.save_policy.schedule import SaveSchedule
+from distrib.state.callback_state import not_resumable_base
 from distrib.state.variables import optimizers_of
 from distrib.training.fit_call import FitCall
-
-# Keras's callbacks that have state, and lose it at a restart.
-_NOT_RESUMABLE = {
-    "CSVLogger",
-    "EarlyStopping",
-    "LearningRateScheduler",
-    "ModelCheckpoint",
-    "OrbaxCheckpoint",
-    "ReduceLROnPlateau",
-    "SwapEMAWeights",
-    "TensorBoard",
-}
 
 
 def check_call(call: FitCall, schedule: SaveSchedule) -> None:
@@ -58,15 +47,27 @@ def check_call(call: FitCall, schedule: SaveSchedule) -> None:
 
 
 def warn_about_unsaved_callbacks(callbacks: Sequence[Any]) -> None:
-    """Name Keras's own callbacks in the list that have a twin here which survives a restart."""
+    """Name, on the chief, the callbacks of Keras's classes that only a twin here can resume."""
+    if not current().is_chief:
+        return
     for callback in callbacks:
-        kind = type(callback)
-        if kind.__module__.startswith("keras.") and kind.__name__ in _NOT_RESUMABLE:
-            warnings.warn(
-                f"keras.callbacks.{kind.__name__} forgets its state at a restart; import "
-                f"{kind.__name__} from distrib.callbacks to resume exactly.",
-                stacklevel=2,
-            )
+        base = not_resumable_base(callback)
+        if base is None:
+            continue
+        kind, twin = type(callback), f"distrib.callbacks.{base.__name__}"
+        if kind is base:
+            advice = f"import {base.__name__} from distrib.callbacks"
+        else:
+            advice = f"derive it from {twin}"
+        warnings.warn(
+            f"{_name_of(kind)} forgets its state at a restart; {advice} to resume exactly.",
+            stacklevel=2,
+        )
+
+
+def _name_of(kind: type) -> str:
+    keras_defines_it = kind.__module__.startswith("keras.")
+    return f"keras.callbacks.{kind.__name__}" if keras_defines_it else kind.__name__
 
 
 def check_ranks(call: FitCall) -> None:

@@ -186,6 +186,8 @@ class FitSession:
     def before_epoch(self, epoch: int) -> None:
         """Set the training data to where the epoch begins or continues."""
         self._position.epoch = epoch
+        self._checked_complete = False
+        set_initial_epoch(self._model, None)  # Not for a `fit` that a callback calls.
         dataset = self._call.dataset
         if dataset is None or self._position.train_done:
             return
@@ -201,6 +203,7 @@ class FitSession:
         checkpoint, self._checkpoint = self._checkpoint, None
         if checkpoint is not None and (self._position.batch or self._position.train_done):
             self._state.restore(checkpoint)
+            self._model.stop_training = self._position.stop
 
     def before_batch(self, batch: int) -> None:
         """State what this rank requests after the step that begins with batch number `batch`."""

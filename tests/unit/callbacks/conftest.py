@@ -1,4 +1,4 @@
-"""Fixtures: a process that is not the chief, and uploads that fail.
+"""Fixtures: a process that is not the chief, saves that are not skipped, uploads that fail.
 
 They also make `driving.py` beside this file importable.
 """
@@ -14,6 +14,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 import distrib.cluster
+from distrib.checkpoint.saver import Saver
 from distrib.cluster import Cluster
 from distrib.collectives import SingleProcess
 from distrib.storage.uploads import UploadError, uploads
@@ -30,6 +31,12 @@ def not_chief(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distrib.cluster, "_current", Cluster(backend))
     # There is no other rank that a `fit` could be synchronized with.
     monkeypatch.setattr(trainer_wrapper, "_has_ranks", lambda: False)
+
+
+@pytest.fixture
+def every_save_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that none is skipped, however short the epochs are."""
+    monkeypatch.setattr(Saver, "idle", property(lambda saver: saver.wait() is None))
 
 
 @pytest.fixture

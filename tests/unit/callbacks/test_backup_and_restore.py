@@ -23,7 +23,6 @@ from distrib.callbacks import (
 )
 from distrib.checkpoint import commit
 from distrib.checkpoint.directory import CheckpointDirectory
-from distrib.checkpoint.saver import Saver
 from distrib.data.make_dataset import make_dataset
 from distrib.errors import CheckpointMismatchError, ConfigurationError, Preempted
 from distrib.retention import KeepIf
@@ -228,12 +227,6 @@ def test_a_save_that_would_wait_is_skipped_and_said(
     assert "step 6" not in said  # Once for each that is late.
     assert not {4, 6, 8} & set(steps(tmp_path))
     assert {0, 2, 15} <= set(steps(tmp_path))
-
-
-@pytest.fixture
-def every_save_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that none is skipped, however short the epochs are."""
-    monkeypatch.setattr(Saver, "idle", property(lambda saver: saver.wait() is None))
 
 
 @pytest.mark.usefixtures("every_save_is_waited_for")
@@ -582,15 +575,6 @@ def test_metrics_that_are_arrays(tmp_path: Path) -> None:
     for name, values in straight.history.items():
         np.testing.assert_array_equal(resumed.history[name], values)
     assert np.shape(straight.history["sums"]) == (2, 2)
-
-
-def test_keras_callbacks_that_forget_are_named(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match=r"keras\.callbacks\.EarlyStopping forgets its state"):
-        make().fit(
-            data(),
-            verbose=0,
-            callbacks=[keras.callbacks.EarlyStopping("loss"), BackupAndRestore(tmp_path)],
-        )
 
 
 def test_class_weight_and_mapped_batches_resume_exactly(tmp_path: Path) -> None:

@@ -361,3 +361,18 @@ def test_another_fit_of_this_process_is_locked_out(tmp_path: Path) -> None:
     one.unlock()
     other.lock()
     other.unlock()
+
+
+def test_a_damaged_checkpoint_of_the_same_step_is_quarantined_not_replaced(
+    directory: CheckpointDirectory,
+) -> None:
+    add(directory, directory.begin(1), 1, 2)
+    (directory.location / "2" / NAME).write_bytes(b"{")
+    with pytest.warns(UserWarning, match=r"Checkpoint 2 was damaged: .*not a readable manifest"):
+        commit.publish(directory.location, draft(directory, directory.begin(1), 2, "new"))
+    assert directory.load_newest(load) == "new"
+    assert len(commit.quarantined(directory.location)) == 1
+    directory.remove_orphans(99)
+    place = directory.location
+    contents = {place.filesystem.cat_file(path) for path in place.filesystem.find(place.path)}
+    assert b"state 2" in contents

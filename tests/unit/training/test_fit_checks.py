@@ -53,18 +53,34 @@ def test_an_epoch_of_another_length_needs_an_endless_dataset() -> None:
         check_call(call(DATASET, 2), STEPS)
 
 
-def test_twins_that_forget_are_named() -> None:
-    with pytest.warns(UserWarning, match=r"keras\.callbacks\.EarlyStopping forgets") as caught:
-        warn_about_unsaved_callbacks(
-            [keras.callbacks.EarlyStopping(), keras.callbacks.TerminateOnNaN()]
-        )
+class Board(keras.callbacks.TensorBoard):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("callback", "message"),
+    [
+        (
+            keras.callbacks.TensorBoard("logs"),
+            r"keras\.callbacks\.TensorBoard forgets its state.* import TensorBoard from distrib",
+        ),
+        (Board("logs"), r"Board forgets .* derive it from distrib\.callbacks\.TensorBoard"),
+    ],
+)
+def test_what_cannot_be_resumed_is_named(callback: Any, message: str) -> None:
+    with pytest.warns(UserWarning, match=message) as caught:
+        warn_about_unsaved_callbacks([callback, keras.callbacks.TerminateOnNaN()])
     assert len(caught) == 1
 
 
-def test_ours_and_yours_are_not_named() -> None:
+def test_what_can_be_resumed_is_not_named_nor_anything_on_other_ranks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Yours(keras.callbacks.EarlyStopping):
         pass
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_about_unsaved_callbacks([callbacks.EarlyStopping(), Yours()])
+        monkeypatch.setattr(fit_checks, "current", lambda: SimpleNamespace(is_chief=False))
+        warn_about_unsaved_callbacks([Board("logs")])
