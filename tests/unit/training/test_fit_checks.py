@@ -10,6 +10,7 @@ from distrib import callbacks
 from distrib.data.make_dataset import make_dataset
 from distrib.errors import ConfigurationError
 from distrib.save_policy.schedule import SaveSchedule
+from distrib.training import fit_checks
 from distrib.training.fit_call import FitCall
 from distrib.training.fit_checks import check_call, warn_about_unsaved_callbacks
 
