@@ -191,7 +191,7 @@ class Freezes(keras.callbacks.Callback):
 
 
 def test_a_compile_within_fit_is_refused_and_a_frozen_layer_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="compiled .* anew within `fit`"):
+    with pytest.raises(ConfigurationError, match=r"compiled .* anew within `fit`"):
         train_with_habits(tmp_path / "compiles", CompilesAnew())
-    with pytest.warns(UserWarning, match="changed `trainable` of .*dense.* within `fit`"):
+    with pytest.warns(UserWarning, match=r"changed `trainable` of .*dense.* within `fit`"):
         train_with_habits(tmp_path / "freezes", Freezes())
