@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from numbers import Integral
 from pathlib import Path
@@ -13,8 +14,10 @@ from distrib.checkpoint.retention import AnyOf, LatestN, RetentionPolicy
 from distrib.errors import ConfigurationError, install_exit_codes
 from distrib.save_policy.schedule import SaveSchedule
 from distrib.storage.locate import locate
+from distrib.storage.location import Location
 from distrib.training import trainer_wrapper
 from distrib.training.fit_session import FitSession
+from distrib.training.initialization import Initialization
 from distrib.training.resumable_fit import RunSaver
 from distrib.units import parse_duration
 
@@ -71,12 +74,26 @@ class BackupAndRestore(RunSaver):
             checkpoint in the directory, which alone counts. Defaults to `None`.
         storage_options: Passed to fsspec's file system: credentials, an endpoint. Defaults to
             `None`: credentials are found where the store's own tools look (see docs/storage.md).
+        on_change: What to do if the script has changed since the checkpoint was written: another
+            learning rate, loss, layer's or callback's argument, other code or versions. `"warn"`
+            logs what differs and which side counts, `"error"` refuses to train, `"ignore"` says
+            nothing (see docs/resume.md). Defaults to `"warn"`.
+        initialize_from: Another run to begin with: its directory, such as `"runs/17"`, for its
+            newest sound checkpoint, or one checkpoint, such as `"runs/17/checkpoints/3500"`. Only
+            read, and only if this run has no checkpoint of its own yet. Weights are matched by
+            path; those without a counterpart are listed. `storage_options` apply if both
+            directories have the same protocol. Defaults to `None`.
+        restore: What to take from `initialize_from`: `("model",)`, the weights and statistics, or
+            `("model", "optimizer")`, also the optimizer's state but for its learning rate. Defaults
+            to `("model",)`.
 
     Raises:
         ConfigurationError: If an argument is invalid (here), or the directory cannot be written or
-            is in use by another process (when training starts).
+            is in use by another process, or this process has already finished a `fit` on it that
+            this one does not prolong (when training starts).
         CheckpointMismatchError: When training starts, if the checkpoint belongs to another model,
-            optimizer or dataset; nothing is overwritten.
+            optimizer or dataset, or with `on_change="error"` to another script, or if none of the
+            weights in `initialize_from` belong to the model; nothing is overwritten.
         NoLoadableCheckpointError: When training starts, if all checkpoints are damaged.
         NoProgressError: When training starts, if the last attempts, as many as the launcher allows,
             have gained no step.
@@ -105,6 +122,9 @@ class BackupAndRestore(RunSaver):
         retention: RetentionPolicy | None = None,
         local_cache: str | os.PathLike[str] | None = None,
         storage_options: dict[str, Any] | None = None,
+        on_change: Literal["warn", "error", "ignore"] = "warn",
+        initialize_from: str | os.PathLike[str] | None = None,
+        restore: Sequence[Literal["model", "optimizer"]] = ("model",),
     ) -> None:
         super().__init__()
         install_exit_codes()
@@ -119,6 +139,11 @@ class BackupAndRestore(RunSaver):
             )
         if keep_last is not None and not (_is_whole(keep_last) and keep_last >= 1):
             raise ConfigurationError(f"`keep_last={keep_last!r}` must be at least 1, or None.")
+        if on_change not in ("warn", "error", "ignore"):
+            raise ConfigurationError(
+                f"`on_change={on_change!r}` must be 'warn', 'error' or 'ignore'."
+            )
+        self.on_change = on_change
         self.directory = locate(_one_of(backup_dir, directory), "directory", storage_options)
         self.save_freq = save_freq
         self.double_checkpoint = double_checkpoint
@@ -126,12 +151,31 @@ class BackupAndRestore(RunSaver):
         self.keep_last = keep_last
         self.retention = retention
         self.local_cache = None if local_cache is None else self._local_folder(local_cache)
+        self.initialize_from = initialize_from
+        self.restore = _checked_restore(restore)
+        self._source = self._locate_source(storage_options)
         self._schedule = _parse_save_freq(save_freq)
 
     def _new_session(self) -> FitSession:
         """See `RunSaver`."""
         directory = CheckpointDirectory(self.directory, self.local_cache)
-        return FitSession(directory, self._schedule, self._policy(), self.delete_checkpoint)
+        begin = None if self._source is None else Initialization(self._source, self.restore)
+        return FitSession(
+            directory,
+            self._schedule,
+            self._policy(),
+            self.delete_checkpoint,
+            self.on_change,
+            begin,
+        )
+
+    def _locate_source(self, storage_options: dict[str, Any] | None) -> Location | None:
+        if self.initialize_from is None:
+            return None
+        protocol = os.fspath(self.initialize_from).rpartition("://")[0]
+        same = bool(protocol) and self.directory.url.startswith(f"{protocol}://")
+        options = storage_options if same else None
+        return locate(self.initialize_from, "initialize_from", options)
 
     def _local_folder(self, local_cache: str | os.PathLike[str]) -> Path:
         folder = locate(local_cache, "local_cache").local
@@ -163,6 +207,14 @@ def _one_of(
             f'BackupAndRestore needs a directory, as in BackupAndRestore("runs/17"), not {given!r}.'
         )
     return given
+
+
+def _checked_restore(restore: Any) -> tuple[str, ...]:
+    if isinstance(restore, str) or tuple(restore) not in (("model",), ("model", "optimizer")):
+        raise ConfigurationError(
+            f'`restore={restore!r}` must be ("model",) or ("model", "optimizer").'
+        )
+    return tuple(restore)
 
 
 def _is_whole(number: Any) -> bool:

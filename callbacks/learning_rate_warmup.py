@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 
@@ -43,6 +43,9 @@ class LearningRateWarmup(PrintsOnChief, keras.callbacks.Callback):
     >>> [round(rate, 6) for rate in history.history["learning_rate"]]
     [0.15, 0.4, 0.4]
     """
+
+    # It sets the rate of every batch, and ranks take over the chief's between epochs only.
+    on_every_rank: ClassVar[bool] = True
 
     def __init__(
         self,

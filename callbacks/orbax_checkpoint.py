@@ -29,6 +29,9 @@ class OrbaxCheckpoint(StateInAttributes, PrintsOnChief, keras.callbacks.OrbaxChe
     restarts. Steps that a killed process saved after its last `BackupAndRestore` checkpoint are
     removed and saved again. A `BackupAndRestore` checkpoint waits for the save in progress.
 
+    Load with `model.load_weights(directory)`. Do not use `keras.models.load_model`: Keras
+    3.15.1 leaves the weights of the rebuilt model untrained, whose variables have other paths.
+
     To resume training use `BackupAndRestore`, which needs no other callback. Requires a Keras that
     has `keras.callbacks.OrbaxCheckpoint` (3.14 or newer).
 

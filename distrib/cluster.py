@@ -7,6 +7,7 @@ by itself.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
@@ -124,8 +125,11 @@ class Cluster:
         Example:
         >>> optimizer = cluster.optimizer(keras.optimizers.Adam(1e-3), compression="fp16")
         """
+        from distrib.backends.horovod_keras import refuse_horovods
         from distrib.gradients.optimizer import as_optimizer, check_arguments
+        from distrib.keras_compat.optimizers import chain_of
 
+        refuse_horovods(chain_of(optimizer))
         check_arguments(compression, backward_passes_per_step, op)
         return self._backend.optimizer(
             as_optimizer(optimizer), compression, backward_passes_per_step, op
@@ -197,3 +201,12 @@ def set_current(cluster: Cluster) -> None:
     """Make `current()` return this cluster from now on."""
     global _current
     _current = cluster
+
+
+def _forget_in_child() -> None:
+    """Make a forked process a job by itself: it must not take part in its parent's collectives."""
+    global _current
+    _current = None
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

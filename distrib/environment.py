@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from distrib import rank_place
 from distrib.errors import ConfigurationError
 from distrib.units import parse_seconds
 
@@ -24,6 +25,9 @@ NOTICES_VARIABLE = "DISTRIB_PREEMPTION_NOTICES"
 ATTEMPTS_VARIABLE = "DISTRIB_ATTEMPTS"
 STALLED_VARIABLE = "DISTRIB_STALLED_ATTEMPTS"
 LAST_END_VARIABLE = "DISTRIB_LAST_END"
+Launched = Literal["horovod", "multiworker"]
+# Set by Slurm for a job that it has queued again.
+_SLURM_RESTARTS_VARIABLE = "SLURM_RESTART_COUNT"
 _FORM = '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}'
 
 
@@ -88,12 +92,16 @@ UNSUPERVISED = Supervision()
 def supervision(environment: Mapping[str, str] = os.environ) -> Supervision:
     """Return what the supervisor of this job has seen; `UNSUPERVISED` if there is none.
 
+    A process that a rank has started is not part of the job.
+
     Args:
         environment: Variables of the process.
 
     Raises:
         ConfigurationError: If a variable cannot be parsed.
     """
+    if started_by_rank(environment) is not None:
+        return UNSUPERVISED
     return Supervision(
         _count(environment, ATTEMPTS_VARIABLE),
         _count(environment, STALLED_VARIABLE),
@@ -119,6 +127,16 @@ def grace_seconds(environment: Mapping[str, str] = os.environ) -> float | None:
         raise ConfigurationError(f"{GRACE_VARIABLE}={error}.") from error
 
 
+def slurm_restarts(environment: Mapping[str, str] = os.environ) -> int:
+    """Return how often Slurm has queued this job again.
+
+    Args:
+        environment: Variables of the process.
+    """
+    text = environment.get(_SLURM_RESTARTS_VARIABLE, "")
+    return int(text) if text.isdecimal() else 0
+
+
 def _count(environment: Mapping[str, str], name: str) -> int:
     text = environment.get(name, "") or "0"
     if not text.isdecimal():
@@ -126,10 +144,10 @@ def _count(environment: Mapping[str, str], name: str) -> int:
     return int(text)
 
 
-def launched_as(
-    environment: Mapping[str, str] = os.environ,
-) -> Literal["horovod", "multiworker"] | None:
+def launched_as(environment: Mapping[str, str] = os.environ) -> Launched | None:
     """Return the backend that connects the processes of the job; `None` if this is the only one.
+
+    Also `None` in a process that a rank has started, although it has inherited the variables.
 
     Args:
         environment: Variables of the process.
@@ -137,6 +155,32 @@ def launched_as(
     Raises:
         ConfigurationError: If a variable cannot be parsed.
     """
+    launched = _launched_as(environment)
+    if launched is None or rank_place.taken_by(environment) is not None:
+        return None
+    return launched
+
+
+def started_by_rank(environment: Mapping[str, str] = os.environ) -> int | None:
+    """Return the process id of the rank that this process, or its parent, ... was started by.
+
+    Args:
+        environment: Variables of the process.
+
+    Returns:
+        `None` in a rank, and in a process that has nothing to do with one. Worker processes of
+        `multiprocessing` that import a script count the process that runs it as a rank, even if it
+        is the only one.
+
+    Raises:
+        ConfigurationError: If a variable cannot be parsed.
+    """
+    if rank_place.is_reimport() or _launched_as(environment) is not None:
+        return rank_place.taken_by(environment)
+    return None
+
+
+def _launched_as(environment: Mapping[str, str]) -> Launched | None:
     sizes = [environment.get(name, "") for name in _MPI_SIZES]
     many = any(size.isdecimal() and int(size) > 1 for size in sizes)
     if many or HOROVOD_SIZE_VARIABLE in environment:  # Set by horovodrun and `distrib run`.

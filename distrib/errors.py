@@ -26,6 +26,7 @@ EXIT_CONFIGURATION = 78
 # In ascending order, as Kubernetes' podFailurePolicy wants them. After a retryable code the same
 # command resumes from its last checkpoint; after a non-retryable one it would fail again.
 RETRYABLE = (EXIT_PREEMPTED, EXIT_LOST_PEER)
+SCRIPT_ERRORS = (1, 2)  # How Python ends after an uncaught exception, and after wrong options.
 NON_RETRYABLE = (EXIT_USAGE, EXIT_NO_LOADABLE_CHECKPOINT, EXIT_NO_PROGRESS, EXIT_CONFIGURATION)
 
 
@@ -33,9 +34,9 @@ def _unchanged(error: BaseException) -> BaseException:
     return error
 
 
-# Used by the excepthook; see `install_exit_codes` and `on_uncaught_error`.
+# Used by the excepthook; see `install_exit_codes`.
 _translate_error: Callable[[BaseException], BaseException] = _unchanged
-_uncaught_error_listener: Callable[[BaseException], object] | None = None
+_replaced_excepthook: Callable[..., object] | None = None
 
 
 class DistribError(Exception):
@@ -126,32 +127,32 @@ class Preempted(SystemExit):
         super().__init__(EXIT_PREEMPTED)
 
 
-def on_uncaught_error(listener: Callable[[BaseException], object] | None) -> None:
-    """Call `listener` with the exception that ends the process; replaces an earlier listener.
+def in_interactive_session() -> bool:
+    """Tell whether a person goes on in this process after an exception: a prompt or a notebook."""
+    return hasattr(sys, "ps1") or bool(sys.flags.interactive)
 
-    Args:
-        listener: Called after the traceback has been printed; must not raise. `None` removes the
-            listener.
-    """
-    global _uncaught_error_listener
-    _uncaught_error_listener = listener
+
+def translate_error(error: BaseException) -> BaseException:
+    """Return the `LostPeerError` for an exception that a lost peer causes, else the exception."""
+    return _translate_error(error)
 
 
 def install_exit_codes(
-    translate_error: Callable[[BaseException], BaseException] | None = None,
+    translation: Callable[[BaseException], BaseException] | None = None,
 ) -> None:
     """Make an uncaught `DistribError` end the process with its own exit code.
 
     Args:
-        translate_error: Returns a `LostPeerError` for an exception of TensorFlow or Horovod that a
-            lost peer causes, else the exception itself. Defaults to `None`: the function of an
-            earlier call stays in use.
+        translation: Returns a `LostPeerError` for an exception of TensorFlow or Horovod that a
+            lost peer causes, another `DistribError` to explain an exception, else the exception
+            itself. Defaults to `None`: the function of an earlier call stays in use.
     """
     global _translate_error
-    _translate_error = translate_error or _translate_error
+    _translate_error = translation or _translate_error
+    global _replaced_excepthook
     if getattr(sys.excepthook, "_distrib", False):
         return
-    previous = sys.excepthook
+    previous = _replaced_excepthook = sys.excepthook
 
     def hook(
         kind: type[BaseException], error: BaseException, traceback: TracebackType | None
@@ -162,11 +163,22 @@ def install_exit_codes(
             log.error(str(translated), extra=ANY_RANK)
         else:
             previous(kind, error, traceback)
-        if _uncaught_error_listener is not None:
-            _uncaught_error_listener(translated)
-        if isinstance(translated, DistribError):
+            if translated is not error:
+                log.error(str(translated), extra=ANY_RANK)
+        if isinstance(translated, DistribError) and not in_interactive_session():
             # The interpreter honours a SystemExit raised in an excepthook.
             raise SystemExit(translated.exit_code)
 
     hook._distrib = True  # type: ignore[attr-defined]
     sys.excepthook = hook
+
+
+def _forget_in_child() -> None:
+    """Let a forked process end as if it had not been forked from a rank."""
+    global _translate_error
+    _translate_error = _unchanged
+    if getattr(sys.excepthook, "_distrib", False) and _replaced_excepthook is not None:
+        sys.excepthook = _replaced_excepthook
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

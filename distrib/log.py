@@ -21,6 +21,8 @@ class _StderrHandler(logging.Handler):
     """Writes to the current `sys.stderr`, which a notebook or a test may have replaced."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if sys.stderr is None:  # Closed by who started Python; `print` would take stdout instead.
+            return
         try:
             # Keras's progress bar leaves the cursor in the middle of a line.
             print(f"\n{self.format(record)}", file=sys.stderr, flush=True)

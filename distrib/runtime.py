@@ -6,14 +6,17 @@ from the chief only, and a wrapper around Keras's `fit` that ranks share (`train
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
+from distrib import rank_place
 from distrib.backends.base import Backend
+from distrib.backends.horovod_keras import explain
 from distrib.backends.local import LocalBackend
 from distrib.cluster import Cluster, set_current
-from distrib.environment import launched_as
+from distrib.environment import launched_as, started_by_rank
 from distrib.errors import ConfigurationError, install_exit_codes
-from distrib.log import show_chief_only
+from distrib.log import log, show_chief_only
 
 Kind = Literal["auto", "local", "mirrored", "horovod", "multiworker"]
 _KINDS = ("local", "mirrored", "horovod", "multiworker")
@@ -27,7 +30,9 @@ def init(backend: Kind = "auto", *, devices: int | None = None) -> Cluster:
             this machine; `"horovod"` is one of the processes that `horovodrun`, `mpirun` or
             `distrib run` started; `"multiworker"` is one of those that TF_CONFIG names. `"auto"`
             chooses by the environment; if that names no other process, it chooses `"mirrored"` if
-            TensorFlow sees several GPUs, else `"local"`. Defaults to `"auto"`.
+            TensorFlow sees several GPUs, else `"local"`. A process that a rank has started is no
+            part of the job, and `"auto"` is `"local"` there; so is any backend while a worker
+            process of `multiprocessing` imports the script. Defaults to `"auto"`.
         devices: Number of devices, for `"mirrored"`. On a host without GPUs the CPU is divided into
             this many logical devices. Defaults to `None`: all GPUs.
 
@@ -49,7 +54,11 @@ def init(backend: Kind = "auto", *, devices: int | None = None) -> Cluster:
         raise ConfigurationError(
             f"`backend={backend!r}` is unknown; choose 'auto' or one of {', '.join(_KINDS)}."
         )
-    launched = launched_as()
+    launched, rank = launched_as(), started_by_rank()
+    if rank is not None:
+        backend, devices = _beside_rank(backend, devices, rank)
+    else:
+        rank_place.take()
     if backend == "auto":
         backend = launched or _single_process_backend(devices)
     elif launched is not None and backend in ("local", "mirrored"):
@@ -63,15 +72,34 @@ def init(backend: Kind = "auto", *, devices: int | None = None) -> Cluster:
             f"`devices={devices}` does not fit backend {backend!r}, with one device a process; "
             "choose 'mirrored'."
         )
-    cluster = Cluster(_make_backend(backend, devices))
+    made = _make_backend(backend, devices)
+    install_exit_codes(lambda error: explain(made.translate_error(error)))
+    cluster = Cluster(made)
     set_current(cluster)
     show_chief_only(cluster.is_chief)
     _prepare_keras(cluster)
     return cluster
 
 
+def _beside_rank(backend: Kind, devices: int | None, rank: int) -> tuple[Kind, int | None]:
+    """Return the arguments of `init` that apply in a process that a rank has started."""
+    if rank_place.is_reimport():
+        return "local", None
+    if backend in ("horovod", "multiworker"):
+        raise ConfigurationError(
+            f"`backend={backend!r}`: process {rank}, a rank of the job, has started this one, "
+            "which cannot join the job as the same rank. Leave `backend` out, or choose 'local'."
+        )
+    if backend != "auto":
+        return backend, devices
+    log.info(
+        f"process {rank}, a rank of the job, has started process {os.getpid()}, which is no part "
+        "of the job and gets a cluster of its own (backend 'local')."
+    )
+    return "mirrored" if (devices or 1) > 1 else "local", devices
+
+
 def _make_backend(kind: str, devices: int | None) -> Backend:
-    backend: Backend
     if kind == "local":
         return LocalBackend()
     if kind == "mirrored":
@@ -81,13 +109,10 @@ def _make_backend(kind: str, devices: int | None) -> Backend:
     if kind == "horovod":
         from distrib.backends.horovod import HorovodBackend
 
-        backend = HorovodBackend()
-    else:
-        from distrib.backends.multiworker import MultiWorkerBackend
+        return HorovodBackend()
+    from distrib.backends.multiworker import MultiWorkerBackend
 
-        backend = MultiWorkerBackend()
-    install_exit_codes(backend.translate_error)
-    return backend
+    return MultiWorkerBackend()
 
 
 def _prepare_keras(cluster: Cluster) -> None:

@@ -12,10 +12,10 @@ import argparse
 import hashlib
 from pathlib import Path
 
+import distrib.quiet  # isort: skip  (before Keras: it drops TensorFlow's start-up messages)
 import keras
 import numpy as np
 
-import distrib
 from distrib.callbacks import (
     BackupAndRestore,
     CSVLogger,

@@ -15,11 +15,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import distrib.quiet  # isort: skip  (before Keras: it drops TensorFlow's start-up messages)
 import keras
 import numpy as np
 from keras import layers
 
-import distrib
 from distrib.callbacks import BackupAndRestore, LearningRateWarmup, ModelCheckpoint
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

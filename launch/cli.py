@@ -10,12 +10,13 @@ import sys
 from collections.abc import Sequence
 
 import distrib
-from distrib.errors import EXIT_FINISHED, EXIT_USAGE, DistribError
+from distrib.errors import EXIT_FINISHED, EXIT_USAGE, DistribError, UsageError
 
 from .checkpoints import command as checkpoints
 from .horovod import build as horovod_build
 from .k8s import command as k8s
 from .plan import command as plan
+from .process.standard_streams import escape_unprintable, open_closed_streams
 from .run import command as run
 
 
@@ -25,12 +26,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: Without the program's name. Defaults to `None`, which takes the process's.
     """
-    parser = _parser()
+    open_closed_streams()
+    escape_unprintable()
     try:
-        options = parser.parse_args(arguments)
-    except SystemExit as ended:  # argparse exits with 2, which launchers do not know.
-        return EXIT_USAGE if ended.code else EXIT_FINISHED
-    try:
+        try:
+            options = _parse(arguments)
+        except SystemExit as ended:  # argparse exits with 2, which launchers do not know.
+            return EXIT_USAGE if ended.code else EXIT_FINISHED
         return int(options.run(options))
     except DistribError as error:
         print(f"distrib: {error}", file=sys.stderr)
@@ -40,12 +42,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_FINISHED
 
 
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    options, unknown = _parser().parse_known_args(arguments)
+    if unknown:
+        raise UsageError(f"unrecognized arguments: {' '.join(unknown)}. {options.hint}".strip())
+    return options
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="distrib",
         description="Train Keras models on many processes, with fault-tolerant checkpoints.",
     )
     parser.add_argument("--version", action="version", version=f"distrib {distrib.__version__}")
+    parser.set_defaults(hint="")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     checkpoints.add_commands(
         commands.add_parser("checkpoints", help="list, compare, copy and remove checkpoints")

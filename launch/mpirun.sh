@@ -8,7 +8,10 @@
 #
 # mpirun ends with the exit code of the rank that failed. So it is restarted after 76 (a peer was
 # lost) and above 128 (killed), but not after 75, which means that it was asked to stop.
-set -euo pipefail
+#
+# -m gives mpirun a process group of its own, so that a signal to this script's group (Ctrl-C, or
+# `timeout`) does not reach it.
+set -meuo pipefail
 
 if [ $# -eq 0 ]; then
     echo "usage: [NP=2] [HOSTS=host:slots,...] [RESTARTS=100] $0 script.py ..." >&2
@@ -37,8 +40,8 @@ while IFS= read -r name; do
     options+=(-x "$name")
 done < <(compgen -e | grep -E "^($names|($prefixes).*)\$")
 
-# mpirun kills the ranks a second after it gets SIGTERM, which is too soon to save. But it forwards
-# SIGUSR1, on which distrib saves and stops too.
+# mpirun kills the ranks a second after it gets SIGTERM, which may be too soon to save. But it
+# forwards SIGUSR1, on which distrib saves and stops too.
 stop_requested=
 child=
 trap 'stop_requested=yes; interrupted=yes; kill -USR1 $child 2>/dev/null || :' TERM INT
@@ -46,7 +49,7 @@ trap 'stop_requested=yes; interrupted=yes; kill -USR1 $child 2>/dev/null || :' T
 # In the background, so that the shell handles signals. They end `wait` early, so it is repeated
 # until no signal has interrupted it.
 run() {
-    "$@" &
+    "$@" </dev/null &
     child=$!
     [ -z "$stop_requested" ] || kill -USR1 "$child"  # The signal came before `child` was set.
     interrupted=yes
@@ -66,4 +69,8 @@ while run mpirun "${options[@]}" "${PYTHON:-python}" "$@"
     run sleep 5
     [ -z "$stop_requested" ] || exit 75
 done
+# systemd and Slurm send SIGTERM to mpirun too, which then ends with 1, or as killed.
+if [ -n "$stop_requested" ] && { [ "$code" -eq 1 ] || [ "$code" -eq 76 ] || [ "$code" -gt 128 ]; }; then
+    code=75
+fi
 exit "$code"

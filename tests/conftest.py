@@ -2,7 +2,10 @@ import gc
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 # Unit tests use the integration tests' `harness` too, to fork processes.
 sys.path.insert(0, str(Path(__file__).with_name("integration")))
@@ -24,3 +27,10 @@ def pytest_collection_finish() -> None:
     # Keep garbage collections, which Keras's `clear_session` makes too, away from modules' objects.
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def place_in_a_job() -> Iterator[None]:
+    """A test that calls `init()` as a rank does not make those after it children of that rank."""
+    yield
+    os.environ.pop("DISTRIB_RANK_PROCESS", None)

@@ -12,6 +12,9 @@ from distrib.errors import ConfigurationError
 def pin_gpu(local_rank: int) -> None:
     """Make only this process's GPU visible, and let its memory grow as needed.
 
+    The same lines in a script written for Horovod, which let the memory of all GPUs grow, then
+    change nothing and so raise nothing.
+
     Args:
         local_rank: The process's number among the job's processes on its host.
 
@@ -30,4 +33,5 @@ def pin_gpu(local_rank: int) -> None:
             "the CPU."
         )
     tf.config.set_visible_devices(gpus[index], "GPU")
-    tf.config.experimental.set_memory_growth(gpus[index], True)
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)

@@ -18,7 +18,14 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from distrib.backends.devices import pin_gpu
-from distrib.collectives import ArrayCollectives, Bytes, ReduceOp
+from distrib.backends.forked import leave_to_parent
+from distrib.collectives import (
+    ArrayCollectives,
+    Bytes,
+    ReportedCollectives,
+    mismatch_error,
+    reported,
+)
 from distrib.errors import ConfigurationError, LostPeerError
 from distrib.gradients.optimizer import accumulate, distribute
 from distrib.gradients.reduction import Compression, Op, Reduction
@@ -41,12 +48,14 @@ class HorovodBackend:
     def __init__(self) -> None:
         self._hvd = hvd = _import_horovod()
         os.environ.setdefault(CYCLE_VARIABLE, CYCLE_MILLISECONDS)
-        hvd.init()
+        with reported("distrib.init()"):
+            hvd.init()
+        leave_to_parent(hvd.shutdown)
         self.rank = int(hvd.rank())
         self.size = self.num_replicas = int(hvd.size())
         self.local_rank = int(hvd.local_rank())
         pin_gpu(self.local_rank)
-        self.collectives = HorovodCollectives(hvd)
+        self.collectives = ReportedCollectives(HorovodCollectives(hvd))
         self.step_payload = StepPayload()
 
     def scope(self) -> AbstractContextManager[Any]:
@@ -164,14 +173,6 @@ class HorovodCollectives(ArrayCollectives):
         super().__init__(int(hvd.rank()))
         self._hvd: Any = hvd
 
-    def allreduce(self, value: npt.ArrayLike, op: ReduceOp = "sum") -> npt.NDArray[Any]:
-        """Combine one array of every process elementwise; all receive the same result."""
-        hvd = self._hvd
-        ops = {"sum": hvd.Sum, "max": hvd.Max, "min": hvd.Min}
-        array = np.asarray(value)
-        name = f"distrib.allreduce.{op}.{array.dtype.name}"
-        return self._run(lambda tensor: hvd.allreduce(tensor, op=ops[op], name=name), array)
-
     def _gather_bytes(self, value: Bytes) -> Bytes:
         return self._run(lambda tensor: self._hvd.allgather(tensor, name="distrib.gather"), value)
 
@@ -184,6 +185,8 @@ class HorovodCollectives(ArrayCollectives):
             with tf.device("CPU:0"):
                 result = collective(tf.convert_to_tensor(value))
         except tf.errors.OpError as error:
+            if "Mismatched" in str(error):
+                raise mismatch_error(error.message) from error
             raise _translate_error(error, self._rank, int(self._hvd.size())) from error
         return np.array(result.numpy())
 

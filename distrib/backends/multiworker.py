@@ -17,9 +17,11 @@ from typing import Any
 import tensorflow as tf
 
 from distrib.backends.devices import pin_gpu
+from distrib.backends.forked import leave_to_parent
 from distrib.backends.peer_monitor import PeerMonitor
 from distrib.backends.worker_collectives import WorkerCollectives, translate_error
 from distrib.backends.worker_strategy import WorkerStrategy
+from distrib.collectives import ReportedCollectives, reported
 from distrib.environment import tf_config
 from distrib.errors import ConfigurationError, LostPeerError
 from distrib.gradients.optimizer import accumulate, distribute
@@ -76,10 +78,13 @@ class MultiWorkerBackend:
         self.size = self.num_replicas = len(workers.addresses)
         self.local_rank = workers.local_rank
         self._strategy = _make_strategy(workers.local_rank)
-        self.collectives = WorkerCollectives(self.rank, self.size)
-        self._rendezvous(start_timeout, workers.addresses)
+        self._workers = WorkerCollectives(self.rank, self.size)
+        self.collectives = ReportedCollectives(self._workers)
+        with reported("distrib.init()"):
+            self._rendezvous(start_timeout, workers.addresses)
         PeerMonitor(workers.peers, peer_timeout).start()
         atexit.register(self._shutdown)
+        leave_to_parent(self._shutdown)
         self.step_payload = StepPayload()
         strategy_faults.build_by_element_spec()
         strategy_faults.keep_results_of_steps()
@@ -123,7 +128,7 @@ class MultiWorkerBackend:
 
     def _rendezvous(self, timeout: float, addresses: Sequence[str]) -> None:
         try:
-            self.collectives.rendezvous(timeout)
+            self._workers.rendezvous(timeout)
         except LostPeerError as error:
             raise LostPeerError(
                 f"rank {self.rank} of {self.size} has waited {timeout:g} s for all of "
@@ -135,7 +140,8 @@ class MultiWorkerBackend:
         # The interpreter sets `last_type` when it reports an uncaught exception. The other workers
         # have not reached their ends then, and must notice the loss of this one at once.
         if not hasattr(sys, "last_type"):
-            self.collectives.shutdown_barrier(SHUTDOWN_TIMEOUT_SECONDS)
+            with reported("shutdown"):
+                self._workers.shutdown_barrier(SHUTDOWN_TIMEOUT_SECONDS)
 
     def _allreduce(self, tensors: Sequence[Any], op: Op, name: str) -> Sequence[Any]:
         return self._strategy.all_reduce([self._weighted(tensor, op) for tensor in tensors])

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from distrib.collectives import ArrayCollectives, Bytes, ReduceOp
+from distrib.collectives import ArrayCollectives, Bytes, mismatch_error
 from distrib.errors import LostPeerError
 
 Words = npt.NDArray[np.int32]
@@ -74,18 +74,6 @@ class WorkerCollectives(ArrayCollectives):
         with suppress(LostPeerError):  # The others have ended.
             self.rendezvous(timeout)
 
-    def allreduce(self, value: npt.ArrayLike, op: ReduceOp = "sum") -> npt.NDArray[Any]:
-        """Combine one array of every process elementwise; all receive the same result."""
-        # Each process gathers and combines all arrays, which supports every dtype and sums in the
-        # same order on all processes.
-        array = np.asarray(value)
-        rows = self._gather_rows(_words(np.frombuffer(array.tobytes(), np.uint8)))
-        arrays = np.stack(
-            [_bytes(row, array.nbytes).view(array.dtype).reshape(array.shape) for row in rows]
-        )
-        combine: Any = {"sum": np.sum, "max": np.max, "min": np.min}[op]
-        return np.asarray(combine(arrays, axis=0), array.dtype)
-
     def _gather_bytes(self, value: Bytes) -> Bytes:
         sizes = self._gather_rows(np.array([value.size], np.int64).view(np.int32)).view(np.int64)
         longest = int(sizes.max())
@@ -131,6 +119,8 @@ class WorkerCollectives(ArrayCollectives):
                     **arguments,
                 )
         except tf.errors.OpError as error:
+            if "mismatch in the collective" in str(error):
+                raise mismatch_error(error.message) from error
             raise translate_error(error, self._rank, self._size) from error
         return np.array(result.numpy())
 

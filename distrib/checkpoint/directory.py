@@ -40,25 +40,28 @@ class CheckpointDirectory:
     def __init__(self, directory: Location, cache: Path | None = None) -> None:
         self.location = directory / "checkpoints"
         self.cache = cache
+        self._locked = False
 
     def lock(self, timeout: float = 0.0) -> None:
-        """Make this process the only writer of its machine, until `unlock` or its end.
+        """Make this object the only writer of its machine, until `unlock` or the process's end.
 
-        Does nothing on an object store, where older attempts are fenced off.
+        Does nothing if it is already, and on an object store, where older attempts are fenced off.
 
         Args:
             timeout: Seconds to wait for another process that holds the lock. Defaults to 0.
 
         Raises:
-            ConfigurationError: If another process still holds the lock, or the folder cannot be
-                created.
+            ConfigurationError: If another process, or another `fit` of this one, still holds the
+                lock, or the folder cannot be created.
         """
-        if self.location.local is not None:
+        if self.location.local is not None and not self._locked:
             run_lock.acquire(self.location.local, timeout)
+            self._locked = True
 
     def unlock(self) -> None:
-        """Let other processes of this machine write."""
-        if self.location.local is not None:
+        """Let others on this machine write, if this object holds the lock."""
+        if self.location.local is not None and self._locked:
+            self._locked = False
             run_lock.release(self.location.local)
 
     def begin(
@@ -97,7 +100,9 @@ class CheckpointDirectory:
             found.append(self._stored(manifest, step, late))
         return found
 
-    def load_newest(self, load: Callable[[StoredCheckpoint], T]) -> T | None:
+    def load_newest(
+        self, load: Callable[[StoredCheckpoint], T], read_only: bool = False
+    ) -> T | None:
         """Load the newest intact checkpoint.
 
         A damaged checkpoint is quarantined, never deleted, with a warning that names the file; then
@@ -105,6 +110,7 @@ class CheckpointDirectory:
 
         Args:
             load: Reads a checkpoint; raises `DamagedCheckpointError` if it is damaged.
+            read_only: Whether to leave damaged checkpoints where they are. Defaults to `False`.
 
         Returns:
             The result of `load`, or `None` if the run has no checkpoint.
@@ -116,7 +122,10 @@ class CheckpointDirectory:
 
         def on_damaged(step: int, error: DamagedCheckpointError) -> None:
             damaged.append(step)
-            self._quarantine(step, error)
+            if read_only:
+                _warn_of_damage(step, error, "Trying the one before.")
+            else:
+                self._quarantine(step, error)
 
         checkpoints = self.checkpoints(on_damaged)
         for checkpoint in sorted(checkpoints, key=_preference, reverse=True):
@@ -125,11 +134,14 @@ class CheckpointDirectory:
             try:
                 return load(checkpoint)
             except DamagedCheckpointError as error:
-                self._quarantine(checkpoint.manifest.step, error)
+                on_damaged(checkpoint.manifest.step, error)
         if checkpoints or damaged or commit.quarantined(self.location):
             raise NoLoadableCheckpointError(
-                f"None of the checkpoints in {self.location} can be loaded: all are damaged, and "
-                "quarantined there. Restore one from a copy, or remove "
+                f"None of the checkpoints in {self.location} can be loaded: all are damaged. "
+                "Restore one from a copy."
+                if read_only
+                else f"None of the checkpoints in {self.location} can be loaded: all are damaged, "
+                "and quarantined there. Restore one from a copy, or remove "
                 f"{self.location} to train from the beginning."
             )
         return None
@@ -211,11 +223,33 @@ class CheckpointDirectory:
 
     def _quarantine(self, step: int, error: DamagedCheckpointError) -> None:
         quarantined = commit.quarantine(self.location, step, str(error))
-        warnings.warn(
-            f"Checkpoint {step} is damaged: {error}. It was quarantined as {quarantined}; trying "
-            "the one before.",
-            stacklevel=4,
-        )
+        _warn_of_damage(step, error, f"It was quarantined as {quarantined}; trying the one before.")
+
+
+def load_from(location: Location, load: Callable[[StoredCheckpoint], T]) -> T | None:
+    """Load a checkpoint that another run has written, and change nothing there.
+
+    Args:
+        location: The other run's directory, of which the newest intact checkpoint is loaded; the
+            folder `checkpoints` in it; or the folder of one checkpoint.
+        load: Reads a checkpoint; raises `DamagedCheckpointError` if it is damaged.
+
+    Returns:
+        The result of `load`, or `None` if there is no checkpoint.
+
+    Raises:
+        NoLoadableCheckpointError: If there are checkpoints but all are damaged.
+    """
+    if location.name.isdecimal():
+        try:
+            manifest = commit.read(location.parent, int(location.name))
+            return load(StoredCheckpoint(location, manifest))
+        except FileNotFoundError:
+            pass  # A run's directory, such as "runs/17".
+        except DamagedCheckpointError as error:
+            raise NoLoadableCheckpointError(f"{location} is damaged: {error}.") from error
+    folder = location.parent if location.name == "checkpoints" else location
+    return CheckpointDirectory(folder).load_newest(load, read_only=True)
 
 
 def cache_name(step: int, attempt: int) -> str:
@@ -225,6 +259,10 @@ def cache_name(step: int, attempt: int) -> str:
 
 def _preference(checkpoint: StoredCheckpoint) -> tuple[bool, int]:
     return not checkpoint.late, checkpoint.manifest.step
+
+
+def _warn_of_damage(step: int, error: DamagedCheckpointError, remedy: str) -> None:
+    warnings.warn(f"Checkpoint {step} is damaged: {error}. {remedy}", stacklevel=5)
 
 
 def _warn_of_late(checkpoint: StoredCheckpoint) -> None:

@@ -30,18 +30,21 @@ os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def acquire(folder: Path, timeout: float) -> None:
-    """Lock a folder until `release` or the end of the process; does nothing if it is locked by it.
+    """Lock a folder until `release` or the end of the process.
 
     Args:
         folder: Created if necessary.
         timeout: Seconds to wait for another process that holds the lock.
 
     Raises:
-        ConfigurationError: If another process still holds the lock, or the folder cannot be
-            created.
+        ConfigurationError: If another process still holds the lock, or this one does, or the folder
+            cannot be created.
     """
     if folder in _held:
-        return
+        raise ConfigurationError(
+            f"Another `fit` of this process is training into {folder}. Give each its own "
+            "`directory`."
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / _FILE, os.O_RDWR | os.O_CREAT, 0o666)

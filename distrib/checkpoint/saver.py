@@ -57,7 +57,7 @@ class Content:
 class Saver:
     """Saves checkpoints to one directory from a background thread.
 
-    A saver of this process for the same directory that a failed `fit` left open is closed first,
+    A saver of this process for the same directory whose `close` was interrupted is closed first,
     without its errors.
 
     Args:
@@ -81,6 +81,11 @@ class Saver:
         if (abandoned := _open_savers.pop(directory.location, None)) is not None:
             abandoned._executor.shutdown()
         _open_savers[directory.location] = self
+
+    @property
+    def busy(self) -> bool:
+        """Whether a save is being written at this moment; raises nothing."""
+        return self._pending is not None and not self._pending.done()
 
     @property
     def idle(self) -> bool:

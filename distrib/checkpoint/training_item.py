@@ -19,14 +19,19 @@ STATES = "states"
 OTHER_RANKS = "other_ranks"
 HISTORY = "history"
 LOGS = "logs"
+LAYERS = "layers"  # Checkpoints of older versions have none.
 VERSIONS = "versions"
+# What the run is made of; checkpoints written by an earlier distrib have none.
+RECORD = "record"
+# How far the run was meant to train; missing in checkpoints of old versions.
+GOAL = "goal"
 
 # Entries of `STATES` beside those of callbacks.
 RANDOM_GENERATORS = "random generators"
 STOP_REQUEST = "stop wish"
 NOT_CALLBACKS = frozenset({RANDOM_GENERATORS, STOP_REQUEST})
 
-# Group of the arrays that belong to `STATES`, `OTHER_RANKS`, `HISTORY` and `LOGS`.
+# Group of the arrays that belong to `STATES`, `OTHER_RANKS`, `HISTORY`, `LOGS` and `LAYERS`.
 CALLBACK_ARRAYS = "callbacks"
 
 

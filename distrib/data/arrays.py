@@ -111,6 +111,14 @@ class Rows:
         )
         self._length = common_length(self._columns)
 
+    @property
+    def numeric_columns(self) -> list[tuple[str, Any]]:
+        """The columns of numbers, with their paths.
+
+        Strings may be the names of files, in a folder that has another name at the next start.
+        """
+        return [item for item in leaves_with_paths(self._columns) if _is_numeric(item[1])]
+
     def __len__(self) -> int:
         return self._length
 
@@ -145,6 +153,12 @@ def _to_array(value: Any, path: str) -> Array:
             f"A {type(value).__name__}{at(path)} cannot become a tensor: {error}"
         ) from error
     return array
+
+
+def _is_numeric(column: Any) -> bool:
+    if isinstance(column, list):
+        return all(isinstance(item, int | float) for item in column)
+    return np.dtype(column.dtype).kind in "biuf"
 
 
 def _is_python_value(value: Any) -> bool:

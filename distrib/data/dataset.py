@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from distrib.data.arguments import checked_integer
 from distrib.data.arrays import leaves_with_paths
+from distrib.data.contents import contents_of
 from distrib.data.order import Order
 from distrib.data.position import DatasetPosition
 from distrib.data.sources import Source
@@ -176,6 +177,19 @@ class Dataset(tf.data.Dataset):
             )
         return Dataset(self._source, self._order, self._position, self._transformations, True)
 
+    def shard(self, num_shards: Any, index: Any, name: str | None = None) -> Any:
+        """Refuse a second split, as scripts written for Horovod make it.
+
+        Raises:
+            ConfigurationError: In a job of several processes.
+        """
+        if self._order.shard.size > 1:
+            raise ConfigurationError(
+                "`shard` would leave most examples out: each rank gets its shard of every global "
+                "batch of a cluster.dataset already. Delete it."
+            )
+        return super().shard(num_shards, index, name)
+
     def map(self, map_func: Callable[..., Any], *args: Any, **kwargs: Any) -> Dataset:
         """Apply a function to every batch, as `tf.data.Dataset.map`; `seek` keeps working."""
         return self._transform(lambda ds: ds.map(map_func, *args, **kwargs))
@@ -192,7 +206,8 @@ class Dataset(tf.data.Dataset):
         """Return the properties under which equal positions mean equal batches, as JSON values.
 
         They do not include the numbers of processes and replicas, nor the functions passed to
-        `map`.
+        `map`. Of arrays and lists they include checksums (see `contents.py`), but not of other
+        objects and of `tf.data` pipelines.
         """
         return {
             "source": self._source.kind,
@@ -206,6 +221,7 @@ class Dataset(tf.data.Dataset):
             "seed": self._order.seed,
             "drop_remainder": self._order.drop_remainder,
             "shuffle_buffer": getattr(self._source, "shuffle_buffer", None),
+            "contents": contents_of(self._source.columns),
         }
 
 

@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from distrib.data.arrays import (
     Array,
+    Rows,
     at,
     common_length,
     leaves_with_paths,
@@ -34,6 +35,7 @@ class _PythonSource:
     kind: str
     num_examples: int
     element_spec: Any
+    columns: list[tuple[str, Any]]
 
     def __init__(self, num_parallel_reads: int | None) -> None:
         self._parallel = num_parallel_reads or min(8, 2 * (os.cpu_count() or 1))
@@ -83,7 +85,8 @@ class DiskArraySource(_PythonSource):
         super().__init__(num_parallel_reads)
         arrays = to_arrays(arrays, keep_on_disk=True)
         self.num_examples = common_length(arrays)
-        self._arrays = tf.nest.flatten(arrays)
+        self.columns = list(leaves_with_paths(arrays))
+        self._arrays = [array for _, array in self.columns]
         # Reads one row: the dtype that an array on disk reports may differ from the one that NumPy
         # gives its rows.
         rows = self.read(np.array([0]), 0, 0)
@@ -129,6 +132,7 @@ class RandomAccessSource(_PythonSource):
             lambda array: tf.TensorSpec(array.shape, array.dtype), example
         )
         self._paths = [path for path, _ in leaves_with_paths(example)]
+        self.columns = examples.numeric_columns if isinstance(examples, Rows) else []
         self._pool = ThreadPoolExecutor(self._parallel, "distrib-read")
 
     @property

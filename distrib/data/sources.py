@@ -47,6 +47,10 @@ class Source(Protocol):
     num_examples: int
     element_spec: Any
 
+    @property
+    def columns(self) -> list[tuple[str, Any]]:
+        """Paths and arrays, by whose contents other data are told apart; empty without arrays."""
+
     def batches(self, passes: Any, order: Order) -> Any:
         """Return a `tf.data.Dataset` of batches.
 
@@ -70,6 +74,11 @@ class ArraySource:
         with tf.device("CPU:0"):
             self._tensors = tf.nest.map_structure(tf.convert_to_tensor, arrays)
         self.element_spec = tf.nest.map_structure(row_spec, self._tensors)
+
+    @property
+    def columns(self) -> list[tuple[str, Any]]:
+        """See `Source`."""
+        return list(leaves_with_paths(self._tensors))
 
     def batches(self, passes: Any, order: Order) -> Any:
         """Return the batches; see `Source`.
@@ -106,6 +115,7 @@ class StreamSource:
     """A `tf.data.Dataset` of single examples."""
 
     kind = "stream"
+    columns: list[tuple[str, Any]] = []
 
     def __init__(self, dataset: Any, shuffle_buffer: int | None) -> None:
         self.num_examples = int(dataset.cardinality())

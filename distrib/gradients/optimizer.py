@@ -129,8 +129,8 @@ class _Reducer:
     def __init__(self, optimizer: Any, reduction: Reduction) -> None:
         self.reduction = reduction
         self._optimizer = optimizer
-        # The same on every rank, because every rank makes its optimizers in the same order.
-        self._name = f"distrib.gradients.{_Reducer._count}"
+        self._number = _Reducer._count
+        self._name = ""
         _Reducer._count += 1
         self._accumulates = bool(getattr(optimizer, "gradient_accumulation_steps", None))
         # Keras accumulates gradients in dense variables.
@@ -161,6 +161,7 @@ class _Reducer:
         variables = list(
             variables_to_train(optimizer) if trainable_variables is None else trainable_variables
         )
+        self._agree_on_name()
         grads = self._layouts.convert(grads, variables)
         if not self._accumulates:
             grads = reduce_gradients(grads, self.reduction, self._name)
@@ -172,6 +173,14 @@ class _Reducer:
         if self.reduction.op != "average":
             return loss
         return loss * tf.cast(self.reduction.step_payload.share, loss.dtype)
+
+    def _agree_on_name(self) -> None:
+        """Name the collectives after the chief's number: ranks may have made other optimizers."""
+        if not self._name:
+            # In Python, once, while all ranks trace their first step.
+            with tf.init_scope():
+                number = self.reduction.collectives.broadcast(self._number)
+            self._name = f"distrib.gradients.{number}"
 
     def _reduce_and_clip(self, grads: Any) -> Any:
         reduced = reduce_gradients(grads, self.reduction, self._name)

@@ -4,6 +4,7 @@
 - `Layer._trainable_variables`, `Layer._non_trainable_variables`: by what they are made for, whether
   or not the layer is frozen
 - `Layer._seed_generators`
+- `Discretization` keeps what `adapt` learned in the attribute `bin_boundaries`, which no hook saves
 - the global attribute under which Keras keeps the seed generator of `keras.random`
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import keras
 from keras.src.backend.common import global_state
 from keras.src.random import seed_generator
 
@@ -47,3 +49,31 @@ def global_seed_generator(create: bool) -> Any:
     if create:
         return seed_generator.global_seed_generator()
     return global_state.get_global_attribute(_GLOBAL_SEED_GENERATOR)
+
+
+def keeps_more_than_variables(layer: Any) -> bool:
+    """Tell whether a layer may hold state that is no variable, or is derived from variables.
+
+    These are layers with `adapt` or files of their own, and those whose own class, and not one of
+    Keras's, defines how they are saved. (Keras's weight layers override that for quantization.)
+    """
+    return hasattr(layer, "adapt") or hasattr(layer, "save_assets") or defines_store(layer)
+
+
+def defines_store(layer: Any) -> bool:
+    """Tell whether a layer's own class, and not one of Keras's, defines how it is saved."""
+    hooks = (type(layer).save_own_variables, type(layer).load_own_variables)
+    return any(not hook.__module__.startswith("keras.") for hook in hooks)
+
+
+def learned_attributes(layer: Any) -> dict[str, Any]:
+    """Return the attributes that `adapt` has set and that no hook of Keras saves, by name."""
+    if isinstance(layer, keras.layers.Discretization) and layer.num_bins is not None:
+        return {"bin_boundaries": layer.bin_boundaries}
+    return {}
+
+
+def forget_traces(model: Any) -> None:
+    """Have a model trace its step functions anew: they hold constants of the layers."""
+    model.make_train_function(force=True)
+    model.test_function = model.predict_function = None

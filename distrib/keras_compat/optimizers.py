@@ -40,6 +40,18 @@ def learning_rate_of(optimizer: Any) -> Any:
     return getattr(inner, "_learning_rate", None)
 
 
+def updates_in_a_condition(optimizer: Any) -> Iterator[str]:
+    """Yield the arguments for which an optimizer updates variables in some steps only.
+
+    It does so in a branch of a conditional, where `MirroredStrategy` cannot update variables.
+    """
+    for each in chain_of(optimizer):
+        if each.gradient_accumulation_steps:
+            yield "gradient_accumulation_steps"
+        if each.use_ema and each.ema_overwrite_frequency:
+            yield "ema_overwrite_frequency"
+
+
 def accumulated_gradients_of(optimizer: Any) -> Iterator[Any]:
     """Yield the variables in which an optimizer adds up gradients of several batches."""
     for each in chain_of(optimizer):

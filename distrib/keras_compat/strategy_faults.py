@@ -26,6 +26,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import keras
 from keras.src.backend.tensorflow import trainer
 
 
@@ -48,8 +49,13 @@ def _build_by_element_spec(model: Any, iterator: Any = None, data_batch: Any = N
         if model.steps_per_execution > 1:
             _execute_single_steps(model, iterator)
         data_batch = iterator.data_adapter.get_tf_dataset().element_spec
-    with strategy.scope():
-        model._symbolic_build(data_batch=data_batch)
+    try:
+        with strategy.scope():
+            model._symbolic_build(data_batch=data_batch)
+    except RuntimeError:
+        # Keras calls the model, which one with a `train_step` of its own need not allow.
+        if type(model).train_step is keras.Model.train_step:
+            raise
 
 
 def _execute_single_steps(model: Any, iterator: Any) -> None:

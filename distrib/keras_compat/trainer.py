@@ -11,9 +11,11 @@ Keras, tried with 3.12 and 3.15:
 - `Model._symbolic_build(data_batch)`, which builds model, metrics and optimizer without a step
 - `Model._initial_epoch`, by which Keras's `BackupAndRestore` tells `fit` where to begin
 - `Model._loss_tracker`, the metric that holds the mean loss
+- `Model._compile_config`, the arguments of `compile`
 - `CallbackList._async_train`, `_async_test`: whether Keras calls batch hooks in threads
-- `EpochIterator._current_iterator` and the attributes `data_adapter`, `num_batches` and
+- `EpochIterator._current_iterator`, `_distributed_dataset` and the attributes `num_batches` and
   `steps_per_epoch` of that class, which is not public
+- `ArrayDataAdapter._inputs`, `_batch_size` and `_shuffle`
 """
 
 from __future__ import annotations
@@ -21,11 +23,15 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import keras
+import tensorflow as tf
 from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
+from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
 from keras.src.trainers.trainer import Trainer
+from tensorflow.python.distribute.values import PerReplicaSpec
 
 _METHODS = ("fit", "evaluate", "predict")
 _ORIGINALS = {method: getattr(TensorFlowTrainer, method) for method in _METHODS}
@@ -38,11 +44,13 @@ class Call:
     Attributes:
         model: The `keras.Model`.
         arguments: All arguments by name, those with defaults included.
+        given: Names of the arguments that the caller has passed.
     """
 
     def __init__(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._original, self._args, self._kwargs = _ORIGINALS[method], args, kwargs
         bound = _SIGNATURES[method].bind(*args, **kwargs)
+        self.given = frozenset(bound.arguments)
         bound.apply_defaults()
         self.arguments = dict(bound.arguments)
         self.model = self.arguments.pop("self")
@@ -140,8 +148,43 @@ def call_hooks_synchronously(callbacks: Any) -> None:
 
 
 def element_spec_of(iterator: Any) -> Any:
-    """Return the structure of the batches of an epoch iterator, as a train step gets them."""
-    return iterator.data_adapter.get_tf_dataset().element_spec
+    """Return the structure of the batches of an epoch iterator, as a train step gets them.
+
+    On several replicas, of one replica's piece.
+    """
+    # A second `get_tf_dataset()` would copy arrays, and draw batches from a `PyDataset`.
+    spec = iterator._distributed_dataset.element_spec
+    return tf.nest.map_structure(
+        lambda each: each._component_specs[0] if isinstance(each, PerReplicaSpec) else each, spec
+    )
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Arrays that `fit` was given to train on.
+
+    Attributes:
+        leaves: The arrays with their paths, without those of `validation_split`.
+        batch_size: Examples in a batch.
+        shuffle: Whether Keras shuffles them in every epoch.
+    """
+
+    leaves: list[tuple[str, Any]]
+    batch_size: int
+    shuffle: bool
+
+
+def arrays_of(iterator: Any) -> Arrays | None:
+    """Return the arrays that an epoch iterator takes batches from; `None` for other data."""
+    adapter = iterator.data_adapter
+    if not isinstance(adapter, ArrayDataAdapter):
+        return None
+    leaves = [
+        ("".join(f"[{part!r}]" for part in path), leaf)
+        for path, leaf in keras.tree.flatten_with_path(adapter._inputs)
+        if leaf is not None
+    ]
+    return Arrays(leaves, int(adapter._batch_size), bool(adapter._shuffle))
 
 
 def restart(iterator: Any) -> None:
@@ -150,3 +193,9 @@ def restart(iterator: Any) -> None:
     With `steps_per_epoch` Keras goes on with the iterator of the epoch before.
     """
     iterator._current_iterator = None
+
+
+def compile_arguments(model: Any) -> dict[str, Any]:
+    """Return the arguments of `compile` by name, as they were given."""
+    config: Any = getattr(model, "_compile_config", None)
+    return {} if config is None else dict(config.config)

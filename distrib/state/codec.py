@@ -8,6 +8,8 @@ takes their place.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,6 +67,15 @@ def decode(value: Any, arrays: Mapping[str, npt.NDArray[Any]]) -> Any:
     if _TUPLE in value:
         return tuple(decode(item, arrays) for item in value[_TUPLE])
     return {key: decode(item, arrays) for key, item in value.items()}
+
+
+def digest(value: Any) -> str:
+    """Return what tells structures that `encode` takes apart."""
+    encoded, arrays = encode(value, "")
+    sha256 = hashlib.sha256(json.dumps(encoded).encode())
+    for name, array in arrays.items():
+        sha256.update(name.encode() + array.tobytes())
+    return sha256.hexdigest()
 
 
 def is_array(value: Any) -> bool:

@@ -12,6 +12,8 @@ from distrib.checkpoint import training_item
 from distrib.checkpoint.layout import ArrayGroups
 from distrib.checkpoint.stored_checkpoint import StoredCheckpoint
 from distrib.state import codec
+from distrib.state.layer_state import LayerState
+from distrib.state.training_goal import TrainingGoal
 from distrib.state.training_position import Logs, TrainingPosition
 
 
@@ -48,6 +50,26 @@ class RunCheckpoint:
     def logs(self) -> Logs:
         """What Keras had reported."""
         return Logs(**self.get(training_item.LOGS))
+
+    def learning_rates(self) -> list[float]:
+        """Return the values of the optimizers' learning-rate variables."""
+        variables = self.training[training_item.VARIABLES_STATE]["variables"]
+        return [
+            float(self.arrays[one["group"]][one["names"][0]])
+            for one in variables
+            if one["path"].endswith("learning_rate") and one["shape"] == []
+        ]
+
+    @property
+    def goal(self) -> TrainingGoal | None:
+        """How far the run was meant to train; `None` if an old version has saved it."""
+        goal = self.training.get(training_item.GOAL)
+        return None if goal is None else TrainingGoal.decode(goal)
+
+    @property
+    def layers(self) -> list[LayerState] | None:
+        """State of layers that is no variable; `None` in a checkpoint of an older version."""
+        return self.get(training_item.LAYERS) if training_item.LAYERS in self.training else None
 
     def get(self, name: str) -> Any:
         """Return one of the nested structures, with its arrays."""

@@ -10,15 +10,14 @@ differ. All ranks capture together, and each restores its own.
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from distrib.checkpoint import training_item
 from distrib.checkpoint.saver import Content
@@ -27,13 +26,18 @@ from distrib.errors import ConfigurationError
 from distrib.gradients.step_payload import Request
 from distrib.keras_compat.layers import layers_of
 from distrib.keras_compat.logs import plain_logs
+from distrib.log import log
 from distrib.state import codec
 from distrib.state.callback_state import SavedState, saved_states
-from distrib.state.differences import check_data
+from distrib.state.data_differences import CONTENTS, check_data
+from distrib.state.initial_state import Matches
 from distrib.state.plain_values import Rebuilder, snapshot
 from distrib.state.random_generators import random_state, set_random_state
 from distrib.state.run_checkpoint import RunCheckpoint
+from distrib.state.run_record import record_of, versions
 from distrib.state.saved_variables import METRICS, OTHER
+from distrib.state.script_changes import Change, changes_between
+from distrib.state.training_goal import TrainingGoal
 from distrib.state.training_position import Logs, TrainingPosition
 from distrib.state.training_state import HostBuffers, Overrides, TrainingState
 from distrib.state.variables import ids_of_variables
@@ -52,23 +56,42 @@ class RunState:
 
     Args:
         model: Compiled, with all its variables.
-        data: Description of the training data; `None` if they cannot be resumed within an epoch.
+        data: Description of the training data; `None` if nothing is known of them.
+        arguments: Of `fit`, by name.
+        callbacks: Those that the user has passed to `fit`.
+        within_epochs: Whether it may be saved within an epoch, where metrics hold something.
+            Defaults to `False`.
     """
 
-    def __init__(self, model: Any, data: Mapping[str, Any] | None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        data: Mapping[str, Any] | None,
+        arguments: Mapping[str, Any],
+        callbacks: Sequence[Any],
+        within_epochs: bool = False,
+    ) -> None:
         self._model = model
         self._data = data
-        self._config = _config_of(model)
-        self._state = TrainingState(model, metrics=data is not None)
+        self._config = config_of(model)
+        self._made_of: dict[str, Any] = {training_item.VERSIONS: versions()}
+        if current().is_chief:  # Which writes it.
+            record = record_of(model, self._config, arguments, callbacks)
+            self._made_of[training_item.RECORD] = record
+        self._state = TrainingState(model, metrics=within_epochs)
         self._buffers = HostBuffers()
-        self._fingerprint = _digest([self._state.describe(), data], "run")
+        # Not the contents, which may be rounded otherwise at each start.
+        kind = data and {key: value for key, value in data.items() if key != CONTENTS}
+        self._fingerprint = codec.digest([self._state.describe(), kind])
         self._callbacks: list[SavedState] = []
         self._optimizer = model.optimizer
         self._trainable = _trainable(model)
+        self._goal: Callable[[], dict[str, Any]] | None = None
 
-    def add_callbacks(self, callbacks: Sequence[Any]) -> None:
-        """Make the callbacks of the `fit` part of it, whose `on_train_begin` has been called."""
+    def add_callbacks(self, callbacks: Sequence[Any], goal: TrainingGoal) -> None:
+        """Add the callbacks of the `fit`, after their `on_train_begin`, and its goal."""
         self._callbacks = saved_states(callbacks, ids_of_variables(self._model))
+        self._goal = functools.partial(goal.encode, callbacks)
 
     def check(self, checkpoint: RunCheckpoint) -> None:
         """Compare a checkpoint with the model and the data at hand.
@@ -78,6 +101,27 @@ class RunState:
         """
         check_data(checkpoint.training[training_item.DATA], self._data)
         self._state.check(checkpoint.training[training_item.VARIABLES_STATE])
+        if checkpoint.layers is not None:
+            self._state.layers.check(checkpoint.layers)
+
+    def changes_since(self, checkpoint: RunCheckpoint) -> list[Change]:
+        """Return what has changed in the script. All ranks call it together, for the same answer.
+
+        Args:
+            checkpoint: Which `check` has found to fit.
+        """
+        changes = None
+        if current().is_chief:
+            rates = checkpoint.learning_rates()
+            changes = changes_between(checkpoint.training, self._made_of, rates)
+        changes = current().collectives.broadcast(changes)
+        assert changes is not None
+        return changes
+
+    def initialize(self, checkpoint: RunCheckpoint, restore: Sequence[str]) -> Matches:
+        """Begin with the weights of another run; see `TrainingState.initialize`."""
+        saved = checkpoint.training[training_item.VARIABLES_STATE]
+        return self._state.initialize(saved, checkpoint.arrays, checkpoint.layers, restore)
 
     def check_complete(self) -> None:
         """Check after a step that the model still has the variables that are saved.
@@ -103,6 +147,15 @@ class RunState:
             )
         self._trainable = trainable
         self._state.check_complete()
+
+    def warn_about_unadapted_layers(self) -> None:
+        """Name layers without a vocabulary, which would fail in TensorFlow's words."""
+        for name in self._state.layers.not_adapted:
+            warnings.warn(
+                f"The layer {name!r} has no vocabulary: if the model uses it, training fails with "
+                '"Table not initialized". Call its `adapt` before `fit`.',
+                stacklevel=2,
+            )
 
     def before_validation(self) -> BeforeValidation:
         """Copy what validation is about to change."""
@@ -153,10 +206,12 @@ class RunState:
             training_item.HISTORY: split(
                 {"history": history.history, "epoch": history.epoch}, "history"
             ),
+            training_item.LAYERS: split(self._state.layers.capture(), "layers"),
             training_item.LOGS: split(
                 {"batch": plain_logs(logs.batch), "epoch": logs.epoch}, "logs"
             ),
-            training_item.VERSIONS: {"tensorflow": tf.__version__, "keras": keras.__version__},
+            training_item.GOAL: self._goal and self._goal(),
+            **self._made_of,
         }
         shown = plain_logs(logs.batch) if position.batch else logs.epoch or {}
         return Content(
@@ -172,7 +227,14 @@ class RunState:
 
     def restore(self, checkpoint: RunCheckpoint) -> None:
         """Restore the run from a checkpoint; `check` it first."""
-        self._state.restore(checkpoint.training[training_item.VARIABLES_STATE], checkpoint.arrays)
+        replaced = self._state.restore(
+            checkpoint.training[training_item.VARIABLES_STATE], checkpoint.arrays, checkpoint.layers
+        )
+        if replaced:
+            log.info(
+                f"layer {', '.join(replaced)}: going on with the vocabulary, or with what `adapt` "
+                "learned, from the checkpoint and not from this script."
+            )
         states = checkpoint.own_states(current().rank, current().size)
         for state in self._callbacks:
             if state.name in states:
@@ -205,7 +267,7 @@ def _trainable(model: Any) -> dict[str, bool]:
     return {layer.path: layer.trainable for layer in layers_of(model)}
 
 
-def _config_of(model: Any) -> dict[str, Any] | None:
+def config_of(model: Any) -> dict[str, Any] | None:
     """Return the config from which Keras can rebuild the model without its code, JSON-able.
 
     `None` if there is none: Keras needs `get_config` of a class that has arguments, and the source
@@ -232,15 +294,7 @@ def _differing(states: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, A
     cluster = current()
     if cluster.size == 1:
         return states, []
-    digests = {name: _digest(state, name) for name, state in states.items()}
+    digests = {name: codec.digest(state) for name, state in states.items()}
     chief = cluster.collectives.broadcast(digests)
     mine = {name: state for name, state in states.items() if digests[name] != chief.get(name)}
     return states, cluster.collectives.allgather(mine)[1:]
-
-
-def _digest(state: Any, name: str) -> str:
-    encoded, arrays = codec.encode(state, name)
-    digest = hashlib.sha256(json.dumps(encoded).encode())
-    for key, array in arrays.items():
-        digest.update(key.encode() + array.tobytes())
-    return digest.hexdigest()

@@ -22,7 +22,13 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from distrib.keras_compat.optimizers import accumulated_gradients_of
-from distrib.state.variables import replicas_of, seed_of_replica, seeds_of, weights_of_gradients
+from distrib.state.variables import (
+    held_by,
+    replicas_of,
+    seed_of_replica,
+    seeds_of,
+    weights_of_gradients,
+)
 
 GROUPS = MODEL, OPTIMIZER, METRICS, OTHER = "model", "optimizer", "metrics", "other"
 
@@ -119,8 +125,8 @@ def _of_optimizer(optimizer: Any) -> Iterator[tuple[Any, bool]]:
 
 
 def _held(model: Any) -> Iterator[tuple[Any, bool]]:
-    """All variables in the model's attributes, as `tf.train.Checkpoint` would find them."""
-    for held in tf.train.TrackableView(model).descendants():
+    """All variables in the model's attributes."""
+    for held in held_by(model):
         if isinstance(held, keras.optimizers.Optimizer):
             yield from _of_optimizer(held)
         elif isinstance(held, keras.Variable | tf.Variable):

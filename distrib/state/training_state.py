@@ -11,10 +11,18 @@ import numpy.typing as npt
 from distrib.checkpoint.layout import ArrayGroups
 from distrib.cluster import current
 from distrib.errors import CheckpointMismatchError, ConfigurationError
+from distrib.state import codec
 from distrib.state.differences import differences_between
-from distrib.state.saved_variables import GROUPS, SavedVariable, collect_variables, redistribute
-
-_SHOWN_DIFFERENCES = 5
+from distrib.state.initial_state import Matches, find_counterparts
+from distrib.state.layer_state import LayerState, LayerStates
+from distrib.state.saved_variables import (
+    GROUPS,
+    MODEL,
+    OPTIMIZER,
+    SavedVariable,
+    collect_variables,
+    redistribute,
+)
 
 
 class HostBuffers:
@@ -43,6 +51,9 @@ class TrainingState:
         model: A compiled `keras.Model` whose variables exist (see `distrib.state.build`).
         metrics: Whether the metrics' variables are part of it. A run that is saved only between
             epochs, where Keras resets them, does not need them, and may not have built them yet.
+
+    Attributes:
+        layers: What the model's layers hold beside variables.
     """
 
     def __init__(self, model: Any, metrics: bool = True) -> None:
@@ -50,6 +61,7 @@ class TrainingState:
         self._metrics = metrics
         self._cluster = current()
         self._slots = collect_variables(model, metrics, self._cluster.size)
+        self.layers = LayerStates(model)
         # Every checkpoint carries it, and it never changes.
         self._description = {
             "optimizer": _optimizer_name(model.optimizer),
@@ -64,17 +76,16 @@ class TrainingState:
         """Compare a checkpoint's description with the model at hand.
 
         Raises:
-            CheckpointMismatchError: Names the first differences.
+            CheckpointMismatchError: Names the differences.
         """
         differences = list(differences_between(saved, self.describe()))
         if differences:
-            shown = "\n".join(f"  {line}" for line in differences[:_SHOWN_DIFFERENCES])
-            rest = len(differences) - _SHOWN_DIFFERENCES
-            more = f"\n  and {rest} more" if rest > 0 else ""
+            shown = "\n".join(f"  {line}" for line in differences)
             raise CheckpointMismatchError(
                 "The checkpoint was written by another model or optimizer:\n"
-                f"{shown}{more}\n"
-                "Nothing was changed. Build the same model, or give this run its own `directory`."
+                f"{shown}\n"
+                "Nothing was changed. Build the same model, or give this run its own `directory` "
+                "(and `initialize_from=...`, to begin with these weights)."
             )
 
     def check_complete(self) -> None:
@@ -137,21 +148,100 @@ class TrainingState:
             ConfigurationError: If a rank has built another model than the chief.
         """
         self._check_alike()
+        layers = self._chiefs_layers()
         chiefs = [slot.values[0] for slot in self._slots] if self._cluster.is_chief else []
         chiefs = self._cluster.collectives.broadcast(chiefs)
         for slot, value in zip(self._slots, chiefs, strict=True):
             self._assign(slot, [value])
+        if layers is not None:
+            self._load_layers(layers, [[value] for value in chiefs])
 
-    def restore(self, saved: Mapping[str, Any], arrays: ArrayGroups) -> None:
-        """Assign a checkpoint's arrays to the variables; `check` it first.
+    def restore(
+        self,
+        saved: Mapping[str, Any],
+        arrays: ArrayGroups,
+        layers: Sequence[LayerState] | None = None,
+    ) -> list[str]:
+        """Assign a checkpoint's arrays to the variables, and load its layers; `check` it first.
 
         Args:
             saved: The checkpoint's description.
             arrays: The checkpoint's arrays.
+            layers: The checkpoint's state of layers, if it has any.
+
+        Returns:
+            The names of the layers that held another vocabulary, or had learned other attributes.
         """
+        values = []
         for slot, entry in zip(self._slots, saved["variables"], strict=True):
             group = arrays.get(entry["group"], {})
-            self._assign(slot, [group[name] for name in entry["names"]])
+            values.append([group[name] for name in entry["names"]])
+            self._assign(slot, values[-1])
+        return self._load_layers(layers, values)
+
+    def _load_layers(
+        self, layers: Sequence[LayerState] | None, values: Sequence[list[npt.NDArray[Any]]]
+    ) -> list[str]:
+        touched, replaced = self.layers.load(layers)
+        # A layer may have made new variables in place of old ones.
+        self._slots = collect_variables(self._model, self._metrics, self._cluster.size)
+        for slot, own in zip(self._slots, values, strict=True):
+            if id(slot.replicas[0]) in touched:
+                self._assign(slot, own)
+        return replaced
+
+    def _chiefs_layers(self) -> list[LayerState] | None:
+        """Return the chief's state of layers; `None` if all ranks have it already."""
+        collectives = self._cluster.collectives
+        mine = self.layers.capture()
+        own = self.layers.variables
+        digests = collectives.allgather(codec.digest([mine, own]))
+        if len(set(digests)) == 1:
+            return None
+        chiefs: list[LayerState] = collectives.broadcast(mine)
+        self.layers.check(chiefs)
+        return chiefs
+
+    def initialize(
+        self,
+        saved: Mapping[str, Any],
+        arrays: ArrayGroups,
+        layers: Sequence[LayerState] | None,
+        restore: Sequence[str],
+    ) -> Matches:
+        """Assign those of another run's arrays that have a counterpart here.
+
+        Args:
+            saved: The description in the other run's checkpoint.
+            arrays: The checkpoint's arrays.
+            layers: The checkpoint's state of layers, if it has any.
+            restore: See `find_counterparts`.
+
+        Raises:
+            CheckpointMismatchError: If no variable has a counterpart, or the optimizer is to be
+                restored and is another one. Nothing was changed.
+        """
+        here = self.describe()
+        if OPTIMIZER in restore and saved["optimizer"] != here["optimizer"]:
+            raise CheckpointMismatchError(
+                f"`restore={tuple(restore)}`: the other run was trained with {saved['optimizer']}, "
+                f"this one with {here['optimizer']}. Take over the weights only: "
+                '`restore=("model",)`.'
+            )
+        matches = find_counterparts(saved["variables"], self._slots, restore)
+        if not any(slot.group == MODEL for slot, _ in matches.pairs):
+            lines = "".join(f"\n  {line}" for line in matches.lines())
+            raise CheckpointMismatchError(f"None of the model's weights are in it:{lines}")
+        # Layers with a vocabulary of the other run may make new variables.
+        self.layers.load(self.layers.counterparts(layers or []))
+        self._slots = collect_variables(self._model, self._metrics, self._cluster.size)
+        matches = find_counterparts(saved["variables"], self._slots, restore)
+        for _ in range(2):  # Once for what layers derive from variables, once for the variables.
+            for slot, entry in matches.pairs:
+                group = arrays.get(entry["group"], {})
+                self._assign(slot, [group[name] for name in entry["names"]])
+            self.layers.load(None)
+        return matches
 
     def _assign(self, slot: SavedVariable, values: list[npt.NDArray[Any]]) -> None:
         """Give each replica of this process its own of the values of all replicas."""

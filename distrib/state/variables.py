@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -66,10 +67,22 @@ def seed_of_replica(state: npt.NDArray[Any], number: int) -> npt.NDArray[Any]:
     return np.array([derived, counter], np.uint32).astype(state.dtype)
 
 
+def held_by(model: Any) -> Iterator[Any]:
+    """Yield optimizers and variables in a model's attributes, also in lists and dicts of them."""
+    yield from tf.train.TrackableView(model).descendants()
+    # TensorFlow does not look into the lists and dicts of Keras's layers.
+    for layer in layers.layers_of(model):
+        for value in vars(layer).values():
+            members = value.values() if isinstance(value, dict) else value
+            if isinstance(value, list | tuple | dict):
+                for held in members:
+                    if isinstance(held, keras.optimizers.Optimizer | tf.Variable):
+                        yield held
+
+
 def optimizers_of(model: Any) -> list[Any]:
     """Return the optimizers that train a model: the compiled one, or those of its `train_step`."""
-    held = tf.train.TrackableView(model).descendants()
-    own = [thing for thing in held if isinstance(thing, keras.optimizers.Optimizer)]
+    own = [thing for thing in held_by(model) if isinstance(thing, keras.optimizers.Optimizer)]
     if type(model).train_step is keras.Model.train_step or not own:
         return [model.optimizer]
     return own

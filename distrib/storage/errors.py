@@ -39,6 +39,7 @@ class ErrorKind:
         remedy: What the user can do about it.
         transient: Whether a retry may succeed.
         out_of_space: Whether a retry succeeds only after someone frees space.
+        credentials: Whether a retry succeeds only with other credentials.
     """
 
     codes: frozenset[str]
@@ -46,12 +47,11 @@ class ErrorKind:
     remedy: str
     transient: bool = False
     out_of_space: bool = False
+    credentials: bool = False
 
 
-def _kind(
-    codes: str, cause: str, remedy: str, transient: bool = False, out_of_space: bool = False
-) -> ErrorKind:
-    return ErrorKind(frozenset(codes.split()), cause, remedy, transient, out_of_space)
+def _kind(codes: str, cause: str, remedy: str, **flags: bool) -> ErrorKind:
+    return ErrorKind(frozenset(codes.split()), cause, remedy, **flags)
 
 
 NO_SUCH_BUCKET = _kind(
@@ -71,32 +71,38 @@ ERROR_KINDS = (
         "InvalidAccessKeyId InvalidClientTokenId UnrecognizedClientException",
         "the server does not know the access key id",
         "correct the credentials (see docs/storage.md)",
+        credentials=True,
     ),
     _kind(
         "SignatureDoesNotMatch",
         "the secret key does not match the access key id",
         "correct the credentials (see docs/storage.md)",
+        credentials=True,
     ),
     _kind(
         "ExpiredToken ExpiredTokenException TokenRefreshRequired RequestExpired",
         "the credentials have expired",
         "renew them",
+        credentials=True,
     ),
     _kind(
         "InvalidToken 401",
         "the server does not accept the credentials",
         "correct or renew them (see docs/storage.md)",
+        credentials=True,
     ),
     _kind(
         "NoCredentialsError PartialCredentialsError CredentialRetrievalError TokenRetrievalError "
         "DefaultCredentialsError SSOTokenLoadError UnauthorizedSSOTokenError ProfileNotFound",
         "no usable credentials were found",
         "set them in the environment or in `storage_options` (see docs/storage.md)",
+        credentials=True,
     ),
     _kind(
         "RequestTimeTooSkewed",
         "this machine's clock differs too much from the server's",
         "set the clock",
+        credentials=True,
     ),
     _kind(
         "QuotaExceeded EDQUOT",
@@ -121,6 +127,7 @@ ERROR_KINDS = (
         "PermissionError",
         "access is denied",
         "ask for the permission, or use other credentials",
+        credentials=True,
     ),
     _kind("EROFS", "the file system is read-only", "give a writable path"),
     _kind(

@@ -17,7 +17,8 @@ import fsspec
 from fsspec.core import split_protocol
 from fsspec.implementations.local import LocalFileSystem
 
-from distrib.errors import ConfigurationError
+from distrib.errors import ConfigurationError, StoreUnavailableError
+from distrib.storage.credentials import WRITTEN_BEFORE, may_be_renewed
 from distrib.storage.errors import redact_secrets
 from distrib.storage.location import Location
 
@@ -41,6 +42,7 @@ def locate(
     Raises:
         ConfigurationError: If the path is empty, the URL or an option is invalid, or the package
             for the URL's protocol is not installed.
+        StoreUnavailableError: If the credentials are missing that an earlier attempt had.
 
     Example:
     >>> locate("s3://bucket/runs/17", "directory") / "log.csv"
@@ -95,10 +97,13 @@ def _locate_remote(text: str, protocol: str, shown: str, options: dict[str, Any]
         filesystem = kind(**given)
     except Exception as error:
         reason = redact_secrets(str(error).strip() or type(error).__name__, options)
-        raise ConfigurationError(
+        message = (
             f"{shown}: the file system for {protocol!r} cannot be set up: {reason}. Correct "
             "`storage_options` or the environment (see docs/storage.md)."
-        ) from error
+        )
+        if may_be_renewed(error, Location(kind, path).url):
+            raise StoreUnavailableError(f"{message} {WRITTEN_BEFORE}") from error
+        raise ConfigurationError(message) from error
     return Location(filesystem, path)
 
 

@@ -18,6 +18,7 @@ from dataclasses import replace
 from threading import Thread
 
 from distrib.errors import ConfigurationError, DistribError, StoreUnavailableError
+from distrib.storage.credentials import WRITTEN_BEFORE, may_be_renewed
 from distrib.storage.errors import NO_SUCH_BUCKET, classify
 from distrib.storage.location import Location, describe_error
 
@@ -116,5 +117,7 @@ def _error(location: Location, argument: str, operation: str, error: OSError) ->
     if location.local is not None and isinstance(error, FileExistsError):
         cause = f"a file is in the way ({error.filename})"
     message = f"`{argument}`: cannot {operation} {location}: {cause}; {kind.remedy}."
+    if may_be_renewed(error, location.url):
+        return StoreUnavailableError(f"{message} {WRITTEN_BEFORE}")
     retryable = kind.transient or kind.out_of_space
     return StoreUnavailableError(message) if retryable else ConfigurationError(message)

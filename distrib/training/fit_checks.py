@@ -9,24 +9,17 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import tensorflow as tf
+
 from distrib.cluster import current
 from distrib.errors import ConfigurationError
 from distrib.gradients.optimizer import reduction_of
 from distrib.keras_compat.layers import layers_of
+from distrib.keras_compat.optimizers import updates_in_a_condition
 from distrib.save_policy.schedule import SaveSchedule
 from distrib.state.callback_state import not_resumable_base
 from distrib.state.variables import optimizers_of
-from distrib.training.callback_list import flat_callbacks
 from distrib.training.fit_call import FitCall
-
-# Keras's callbacks that write files, which every rank would do.
-_WRITERS = {
-    "BackupAndRestore",
-    "CSVLogger",
-    "ModelCheckpoint",
-    "OrbaxCheckpoint",
-    "TensorBoard",
-}
 
 
 def check_call(call: FitCall, schedule: SaveSchedule) -> None:
@@ -99,13 +92,6 @@ def check_ranks(call: FitCall) -> None:
             f"The last batch of an epoch has fewer examples than there are ranks ({size}). Pass "
             "`drop_remainder=True` or `shuffle=True` to `cluster.dataset`, or another `batch_size`."
         )
-    for callback in flat_callbacks(call.arguments["callbacks"]):
-        kind = type(callback)
-        if kind.__module__.startswith("keras.") and kind.__name__ in _WRITERS:
-            raise ConfigurationError(
-                f"keras.callbacks.{kind.__name__} would write the same files on all {size} ranks; "
-                f"import {kind.__name__} from distrib.callbacks, which takes the same arguments."
-            )
     for layer in layers_of(model):
         if getattr(layer, "synchronized", False) and current().kind == "horovod":
             warnings.warn(
@@ -115,23 +101,24 @@ def check_ranks(call: FitCall) -> None:
             )
 
 
-def check_steps(call: FitCall) -> None:
-    """Refuse data of which ranks have, or may have, different numbers of batches. A collective.
+def check_replicas(model: Any) -> None:
+    """Refuse, before anything is built, what Keras cannot do under `MirroredStrategy`.
+
+    Its first train step would raise an error about `merge_call`.
+
+    Args:
+        model: A compiled `keras.Model`.
 
     Raises:
-        ConfigurationError: Says how many batches which rank has.
+        ConfigurationError: Names the argument.
     """
-    steps = call.iterator.num_batches
-    steps_by_rank = current().collectives.allgather(steps if steps and steps > 0 else None)
-    if None in steps_by_rank:
-        raise ConfigurationError(
-            f"It is not known how many batches {type(call.data).__name__} has, and a rank with "
-            "fewer than the others would leave them waiting. Pass `steps_per_epoch`, or train on "
-            "`cluster.dataset(...)`."
-        )
-    if len(set(steps_by_rank)) > 1:
-        raise ConfigurationError(
-            f"The ranks have {steps_by_rank} batches in an epoch, and those with fewer would leave "
-            "the others waiting. Train on `cluster.dataset(...)`, or pass a `steps_per_epoch` that "
-            "all of them have."
-        )
+    mirrored = isinstance(model.distribute_strategy, tf.distribute.MirroredStrategy)
+    if not mirrored or model.jit_compile:  # XLA compiles without `merge_call`.
+        return
+    for optimizer in optimizers_of(model):
+        for argument in updates_in_a_condition(optimizer):
+            raise ConfigurationError(
+                f"`{argument}` of the optimizer does not work under MirroredStrategy: Keras "
+                "cannot update replicas in some steps only. Leave it out, or start one process "
+                "for each GPU (`distrib run`)."
+            )

@@ -10,6 +10,8 @@ directory that cannot be written is found before any work is done.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,20 +19,27 @@ from distrib.checkpoint import attempts
 from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.checkpoint.retention import RetentionPolicy
 from distrib.cluster import current
+from distrib.environment import slurm_restarts
 from distrib.heartbeat import heartbeat
 from distrib.keras_compat.logs import plain_logs
 from distrib.keras_compat.trainer import set_initial_epoch
 from distrib.log import log
 from distrib.save_policy.schedule import SaveSchedule
-from distrib.state.build import build, build_without_data
+from distrib.state.build import build, build_for_epochs
 from distrib.state.run_checkpoint import RunCheckpoint
 from distrib.state.run_state import RunState
+from distrib.state.training_goal import TrainingGoal, renew_patience
 from distrib.state.training_position import Logs, TrainingPosition
 from distrib.training.agreement import agreement
+from distrib.training.callback_list import flat_callbacks
 from distrib.training.fit_call import FitCall
 from distrib.training.fit_checks import check_call, warn_about_unsaved_callbacks
+from distrib.training.fit_data import describe_data, warn_if_inexact
+from distrib.training.initialization import Initialization
 from distrib.training.preemption_exit import PreemptionExit
+from distrib.training.run_ending import RunEnding, ending_of, note_end, tell
 from distrib.training.save_controller import SaveController
+from distrib.training.script_check import OnChange, check_script
 
 
 class FitSession:
@@ -41,6 +50,9 @@ class FitSession:
         schedule: When to save.
         policy: Which checkpoints to keep; `None` keeps all.
         delete_checkpoint: Whether to remove them when training has finished.
+        on_change: What to do if the script has changed since the checkpoint.
+        initialization: What the run begins with if it has no checkpoint. Defaults to `None`, for
+            the weights that the model has.
     """
 
     def __init__(
@@ -49,14 +61,21 @@ class FitSession:
         schedule: SaveSchedule,
         policy: RetentionPolicy | None,
         delete_checkpoint: bool,
+        on_change: OnChange,
+        initialization: Initialization | None = None,
     ) -> None:
         self._schedule = schedule
+        self._initialization = initialization
         self._delete_checkpoint = delete_checkpoint
+        self._on_change = on_change
+        self._pid = os.getpid()
         self._cluster = current()
         self._agreement = agreement()
+        self._directory = directory.location.parent
         self._saves = SaveController(directory, schedule, policy)
         self._exit = PreemptionExit(self._saves)
         self._position = TrainingPosition()
+        self._ending = RunEnding(over=False)
         self.active = False
         self.logs = Logs({}, None)
 
@@ -85,62 +104,82 @@ class FitSession:
     def prepare(self, call: FitCall) -> None:
         """Build the model, and find, verify and check the checkpoint; nothing is changed yet."""
         self._call, self._model = call, call.model
+        self._goal = TrainingGoal.of(call.epochs, flat_callbacks(call.arguments["callbacks"]))
         check_call(call, self._schedule)
         if call.dataset is not None:
-            build(self._model, call.dataset.element_spec)
+            build(self._model, call.element_spec)
         else:
-            build_without_data(self._model)
-        self._state = RunState(self._model, _describe_data(call))
+            build_for_epochs(self._model, lambda: call.element_spec)
+        callbacks = flat_callbacks(call.arguments["callbacks"])
+        self._state = RunState(
+            self._model, describe_data(call), call.arguments, callbacks, call.dataset is not None
+        )
         self._checkpoint = self._saves.load_newest()
         if self._checkpoint is not None:
+            self._ending = ending_of(self._checkpoint, self._goal, self._directory)
             self._state.check(self._checkpoint)
+            changes = self._state.changes_since(self._checkpoint)
+            check_script(changes, self._checkpoint.place, self._on_change)
         self._saves.check_progress(self._start)
+        if self._checkpoint is None and self._initialization is not None:
+            self._initialization.apply(self._state)
 
     def begin(self, callbacks: Sequence[Any]) -> None:
         """Take the run over, and restore the checkpoint that `prepare` found or save the first."""
+        if self._cluster.is_chief:
+            directory, found = self._saves.location.parent.url, self._checkpoint is not None
+            heartbeat.begin_run(directory, self._start, found)
         self._saves.begin(self._state, self._start)
-        self._state.add_callbacks(callbacks)
+        self._state.add_callbacks(callbacks, self._goal)
         warn_about_unsaved_callbacks(callbacks)
         self._position = TrainingPosition(epoch=self._call.initial_epoch)
         self._checked_complete = False
         set_initial_epoch(self._model, None)
         if self._checkpoint is None:
-            heartbeat.note(resumed=0)
+            self._report_fresh_start()
+            self._state.warn_about_unadapted_layers()
             self._saves.save(self._position, self.logs, wait=True)
+            warn_if_inexact(self._call, None)
         else:
-            self._resume(self._checkpoint)
+            self._resume(self._checkpoint, callbacks)
         self._saves.check_grace()
         self.active = True
         self._exit.listen()
+
+    def _report_fresh_start(self) -> None:
+        """Say that nothing was found, if the job has run before; `distrib run` knows better."""
+        if restarts := slurm_restarts():
+            log.info(
+                f"nothing is saved in {self._saves.location.parent} yet, although Slurm has queued "
+                f"this job again ({restarts} times). If an earlier start has saved elsewhere, give "
+                "BackupAndRestore a directory whose name stays the same."
+            )
 
     @property
     def _start(self) -> int:
         return 0 if self._checkpoint is None else self._checkpoint.position.step
 
-    def _resume(self, checkpoint: RunCheckpoint) -> None:
+    def _resume(self, checkpoint: RunCheckpoint, callbacks: Sequence[Any]) -> None:
         self._position = position = checkpoint.position
         self._saves.resumed(position.step)
         heartbeat.note(step=position.step)
-        if self._cluster.is_chief:
-            heartbeat.note(resumed=position.step, committed=position.step)
         self.logs = checkpoint.logs
         self._state.restore(checkpoint)
-        epochs = self._call.epochs
-        ended = position.stop and not position.train_done
-        set_initial_epoch(self._model, max(position.epoch, epochs) if ended else position.epoch)
-        if ended:
-            self._model.stop_training = True
-            log.info(
-                f"training was stopped by a callback after epoch {position.epoch}; nothing is left "
-                f"to do. To train again remove {self._saves.location}."
-            )
-        elif position.epoch >= epochs:
-            log.info(f"training has finished ({position.epoch} epochs, step {position.step}).")
-        else:
-            log.info(
-                f"resuming from {checkpoint.place}: epoch {position.epoch + 1}/{epochs}, "
-                f"batch {position.batch}/{self._call.batches or '?'}."
-            )
+        tell(self._ending, checkpoint, self._goal)
+        if self._ending.over:
+            set_initial_epoch(self._model, max(position.epoch, self._call.epochs))
+            if position.stop and not position.train_done:
+                self._model.stop_training = True
+            return
+        if self._ending.why_continued is not None:
+            position.stop = False
+            renew_patience(callbacks)
+        set_initial_epoch(self._model, position.epoch)
+        log.info(
+            f"resuming from {checkpoint.place}: epoch {position.epoch + 1}/{self._call.epochs}, "
+            f"batch {position.batch}/{self._call.batches or '?'}."
+        )
+        warn_if_inexact(self._call, position.epoch + 1)
 
     # During training
 
@@ -229,21 +268,21 @@ class FitSession:
         """Finish saving after the last `on_train_end`."""
         self.active = False
         self._saves.close(attempts.FINISHED)
+        heartbeat.end_run()
         self._exit.close()
         self._saves.release(self._delete_checkpoint)
+        if not self._delete_checkpoint:
+            note_end(self._directory, self._goal)
         self._cluster.collectives.barrier()
 
     def close(self) -> None:
-        """Restore the signal handlers when `fit` has ended, with an error or without."""
+        """Release all that the `fit` holds in this process when it has ended, in whatever way."""
+        if os.getpid() != self._pid:
+            return  # A forked process leaves the `fit` of its parent by an exception.
+        self.active = False
         self._exit.close()
+        self._saves.abandon(sys.exc_info()[1])
 
     @property
     def _can_save_here(self) -> bool:
         return self._call.dataset is not None or self._position.batch == 0
-
-
-def _describe_data(call: FitCall) -> dict[str, Any] | None:
-    """Return a description by which other training data is recognized."""
-    if call.dataset is None:
-        return None
-    return {**call.dataset.fingerprint(), "batches_per_epoch": call.batches}

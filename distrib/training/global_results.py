@@ -30,7 +30,7 @@ def shared_results(call: FitCall | EvaluateCall, logs: Mapping[str, Any]) -> Map
     in_fit = isinstance(call, FitCall) or call.in_fit
     if not in_fit and not isinstance(call.data, Dataset):
         return own_results(call.model, logs)
-    with nullcontext() if in_fit else _explaining_evaluate():
+    with nullcontext() if in_fit else explaining_evaluate():
         _average_statistics(call.model)
         results, all_logs = global_result(call.model, logs, current().collectives)
     # A train step of the user's may report other things than its metrics.
@@ -38,7 +38,7 @@ def shared_results(call: FitCall | EvaluateCall, logs: Mapping[str, Any]) -> Map
 
 
 @contextmanager
-def _explaining_evaluate() -> Iterator[None]:
+def explaining_evaluate() -> Iterator[None]:
     """Name the mistake that looks like a lost peer: the chief evaluates, the others have ended."""
     try:
         yield

@@ -27,8 +27,9 @@ from distrib.keras_compat.trainer import loss_tracker_of
 from distrib.state.build import build
 from distrib.state.training_state import TrainingState
 from distrib.training.callback_list import FitCallbackList
+from distrib.training.fit_alike import check_fit_alike
 from distrib.training.fit_call import FitCall
-from distrib.training.fit_checks import check_ranks, check_steps
+from distrib.training.fit_checks import check_ranks
 
 
 class MultiRankCallbackList(FitCallbackList):
@@ -50,10 +51,14 @@ class MultiRankCallbackList(FitCallbackList):
         reduce_outside_of_loss_scaling(call.model.optimizer)
         check_ranks(call)
 
+    def open(self, steps: int | None) -> None:
+        """Refuse a `fit` that differs between ranks, before any other collective hangs on it."""
+        heartbeat.enter(STARTING)
+        check_fit_alike(self._call, steps)
+        super().open(steps)
+
     def on_train_begin(self, logs: Any = None) -> None:
         """Give all ranks the chief's state."""
-        heartbeat.enter(STARTING)
-        check_steps(self._call)
         model = self.model
         if not model.built or (model.optimizer is not None and not model.optimizer.built):
             build(model, self._call.element_spec)

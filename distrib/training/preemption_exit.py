@@ -1,20 +1,33 @@
-"""Ends the process after a request to stop, with the state saved if the time allows it."""
+"""Ends the process after a request to stop, with the state saved if the time allows it.
+
+`Preempted` is a `SystemExit`, but does not always end the process: a notebook's kernel, a prompt or
+the script itself may catch it. So signal handlers stay only until the next `fit`, and in an
+interactive session not beyond this one. There Ctrl-C ends in a `KeyboardInterrupt`, as everywhere
+else, so that a prompt keeps what the session has computed.
+"""
 
 from __future__ import annotations
 
+import atexit
+import os
+import signal
 from typing import NoReturn
 
 from distrib.checkpoint import attempts
 from distrib.cluster import current
-from distrib.errors import Preempted
-from distrib.log import log
+from distrib.errors import DistribError, Preempted, in_interactive_session
+from distrib.log import ANY_RANK, log
 from distrib.preemption.cloud_notices import NoticePoller, sources
 from distrib.preemption.grace_period import save_fits
-from distrib.preemption.stop_request import StopRequest
+from distrib.preemption.stop_request import SIGNALS, StopRequest
+from distrib.preemption.stop_watchdog import StopWatchdog
 from distrib.state.run_state import BeforeValidation
 from distrib.state.training_position import Logs, TrainingPosition
 from distrib.training.save_controller import SaveController
 from distrib.units import format_duration
+
+# Of the last `fit`, if it has left its handlers in place, because the process was to end.
+_ending: PreemptionExit | None = None
 
 
 class PreemptionExit:
@@ -29,6 +42,7 @@ class PreemptionExit:
         self._stop = StopRequest()
         self._sources = sources()
         self._poller: NoticePoller | None = None
+        self._watchdog: StopWatchdog | None = None
         self._exiting = False
 
     @property
@@ -38,15 +52,45 @@ class PreemptionExit:
 
     def listen(self) -> None:
         """Take signals and clouds' notices as requests from now on."""
-        self._stop.listen()
+        if _ending is not None:
+            _ending._release()  # The process did not end.
+        self._watchdog = StopWatchdog(self._stop, self._give_up)
+        self._stop.listen(self._watchdog.wakeup_fd)
         self._poller = NoticePoller(self._sources, self._stop)
 
     def close(self) -> None:
-        """Restore the signal handlers, unless the process is exiting."""
+        """Restore the signal handlers; in a process that is exiting, ignore further signals."""
+        global _ending
         if self._poller is not None:
             self._poller.end()
-        if not self._exiting:
-            self._stop.restore_handlers()
+        if self._exiting and self._watchdog is not None and not in_interactive_session():
+            self._stop.ending()
+            self._watchdog.fit_ended()
+            _ending = self
+        else:
+            self._release()
+
+    def _release(self) -> None:
+        global _ending
+        self._stop.restore_handlers()
+        if self._watchdog is not None:
+            self._watchdog.close()
+            self._watchdog = None
+        if _ending is self:
+            _ending = None
+
+    def _give_up(self) -> None:
+        """Say why the watchdog ends the process, after the save in flight."""
+        log.warning(
+            "asked to stop, but the step in progress does not end: the same signal has probably "
+            "killed worker processes that it waits for. The run goes on from "
+            f"{self._saves.last_checkpoint}. Run the same command again.",
+            extra=ANY_RANK,
+        )
+        try:
+            self._saves.close(attempts.PREEMPTED)
+        except DistribError as error:
+            log.error(str(error), extra=ANY_RANK)
 
     def exit(
         self,
@@ -64,7 +108,7 @@ class PreemptionExit:
             before_validation: See `SaveController.save`.
 
         Raises:
-            Preempted: In the end.
+            Preempted: In the end; after Ctrl-C in an interactive session a `KeyboardInterrupt`.
             CheckpointError: If the chief has failed to save.
         """
         saves = self._saves
@@ -80,6 +124,8 @@ class PreemptionExit:
         # A launcher may end the other ranks as soon as one has ended: not before all is saved.
         current().collectives.barrier()
         log.info(f"asked to stop: {outcome}. Run the same command again to go on.")
+        if self._stop.interrupted and in_interactive_session():
+            raise KeyboardInterrupt
         raise Preempted
 
     def _save_fits(self, position: TrainingPosition) -> bool:
@@ -98,3 +144,20 @@ class PreemptionExit:
             f"The run goes on from checkpoint {saves.last_checkpoint}, and repeats what came after "
             f"it ({position.step - saves.last_saved_step} of {position.step} steps)"
         )
+
+
+@atexit.register
+def _exit_began() -> None:
+    """Keep the exit code when Python, which removes handlers before it ends, exits."""
+    if _ending is not None and _ending._watchdog is not None:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        _ending._watchdog.exit_began()
+
+
+def _forget_in_child() -> None:
+    global _ending
+    _ending = None
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

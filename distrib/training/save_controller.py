@@ -17,7 +17,7 @@ from distrib.checkpoint.retention import RetentionPolicy
 from distrib.checkpoint.saver import Saver
 from distrib.cluster import current
 from distrib.environment import grace_seconds, supervision
-from distrib.errors import CheckpointError, DistribError, NoProgressError, on_uncaught_error
+from distrib.errors import CheckpointError, DistribError, NoProgressError, translate_error
 from distrib.log import log
 from distrib.preemption.grace_period import GracePeriod
 from distrib.save_policy.interval import Observed
@@ -62,6 +62,7 @@ class SaveController:
         self.cost = SaveCost()
         self.last_saved_step = -1
         self._skip_logged = False
+        self._ended = False
         # The chief's.
         self._saver: Saver | None = None
         self._attempt: Attempt | None = None
@@ -132,7 +133,6 @@ class SaveController:
         if not self._cluster.is_chief:
             return
         attempt = self._directory.begin(self._cluster.size, start, self._supervision)
-        on_uncaught_error(lambda error: progress.record_failure(attempt, error))
         self._attempt = attempt
         self._saver = Saver(self._directory, attempt, self._policy)
         self._directory.remove_orphans(attempt.number)
@@ -232,8 +232,8 @@ class SaveController:
         """
         if self._saver is None or self._attempt is None:
             return
+        self._ended = True
         self._saver.close()
-        on_uncaught_error(None)
         try:
             self._attempt.ended(ending)
             self._directory.remove_orphans(self._attempt.number + 1)
@@ -243,6 +243,32 @@ class SaveController:
                 "Nothing is lost.",
                 stacklevel=2,
             )
+
+    def abandon(self, error: BaseException | None) -> None:
+        """Leave the directory to others after a `fit` that has ended early, in whatever way.
+
+        The save in flight is committed first. Does nothing after `close` and `release`.
+
+        Args:
+            error: What the `fit` has raised.
+        """
+        try:
+            if self._saver is not None and self._attempt is not None and not self._ended:
+                self._ended = True
+                self._finish_early(self._saver, self._attempt, error)
+        finally:
+            self._directory.unlock()
+
+    def _finish_early(self, saver: Saver, attempt: Attempt, error: BaseException | None) -> None:
+        if saver.busy:
+            log.info(f"`fit` has ended early; checkpoint {self.last_checkpoint} is finished first.")
+        try:
+            saver.close()
+        except DistribError as failure:
+            if failure is not error:
+                log.warning(str(failure))
+        if error is not None and not isinstance(error, SystemExit):
+            progress.record_failure(attempt, translate_error(error))
 
     def release(self, delete: bool) -> None:
         """Leave the directory to others.

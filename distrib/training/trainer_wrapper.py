@@ -1,24 +1,30 @@
 """The wrapper around `fit`, `evaluate` and `predict` of `keras.Model`.
 
 `install` puts it in place for the whole process. A `fit` that needs nothing of distrib (one rank,
-no `BackupAndRestore`) is passed on as it is. Any other gets a `FitCall`, which holds the arguments,
+no `BackupAndRestore`) is passed on to Keras. Any other gets a `FitCall`, which holds the arguments,
 and a callback list that saves checkpoints, synchronizes the ranks, or both.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import keras
 
+from distrib.backends.horovod_keras import refuse_horovods
 from distrib.cluster import current, has_current
+from distrib.data.dataset import Dataset
 from distrib.errors import ConfigurationError
 from distrib.heartbeat import heartbeat
 from distrib.keras_compat import trainer
+from distrib.keras_compat.optimizers import chain_of
 from distrib.training.callback_list import FitCallbackList, flat_callbacks
+from distrib.training.fit_alike import check_evaluate_alike
 from distrib.training.fit_call import EvaluateCall, FitCall, call_of, fit_of, in_progress
-from distrib.training.global_results import shared_results
+from distrib.training.fit_checks import check_replicas
+from distrib.training.global_results import explaining_evaluate, shared_results
 from distrib.training.multi_rank_fit import MultiRankCallbackList
 from distrib.training.resumable_fit import ResumableCallbackList, savers_in
 
@@ -33,18 +39,33 @@ def install() -> None:
 
 
 def _fit(call: trainer.Call) -> Any:
+    changes = _unshuffled(call)
+    optimizers = chain_of(getattr(call.model, "optimizer", None))
+    refuse_horovods(optimizers, flat_callbacks(call.arguments["callbacks"]))
     kinds = _kinds_of_list(call.arguments["callbacks"])
+    if call.model.compiled:
+        check_replicas(call.model)
     if not kinds or not call.model.compiled:  # Keras raises its own error then.
-        return call.proceed()
+        return call.proceed(**changes)
     if _has_ranks() and not current().is_chief:
         call.arguments["verbose"] = 0
     fit = FitCall(call.model, call.arguments)
     callbacks = type(FitCallbackList.__name__, kinds, {})(fit)
     with in_progress(fit):
         try:
-            return call.proceed(callbacks=callbacks)
+            return call.proceed(callbacks=callbacks, **changes)
         finally:
             callbacks.fit_ended()
+
+
+def _unshuffled(call: trainer.Call) -> dict[str, Any]:
+    """Return what to change so that Keras does not warn of `shuffle=True`, its own default.
+
+    Keras never shuffles datasets, and says so unless the argument is false. A user who passes it is
+    told.
+    """
+    is_default = isinstance(call.arguments["x"], Dataset) and "shuffle" not in call.given
+    return {"shuffle": False} if is_default else {}
 
 
 def _kinds_of_list(callbacks: Any) -> tuple[type, ...]:
@@ -82,11 +103,20 @@ def _open_callback_list(model: Any, iterator: Any) -> None:
 
 def _evaluate(call: trainer.Call) -> Any:
     in_fit = bool(call.arguments.get("_use_cached_eval_dataset"))
+    if not in_fit and _has_ranks() and isinstance(call.arguments["x"], Dataset):
+        with explaining_evaluate():
+            check_evaluate_alike(call.arguments["x"])
     with in_progress(EvaluateCall(call.model, call.arguments["x"], in_fit)):
         return call.proceed(**({} if in_fit else _for_this_rank(call.arguments)))
 
 
 def _predict(call: trainer.Call) -> Any:
+    if _has_ranks() and isinstance(call.arguments["x"], Dataset):
+        warnings.warn(
+            f"`predict` of a cluster.dataset returns this rank's part of each batch (rank "
+            f"{current().rank} of {current().size}). Pass arrays to predict all of them.",
+            stacklevel=3,
+        )
     return call.proceed(**_for_this_rank(call.arguments))
 
 

@@ -2,7 +2,8 @@
 
 The command compares two runs bit by bit, or two steps of one run: all state that a run resumes
 from, in arrays and in the training item. What only describes the checkpoint, such as its attempt
-and its layout, does not count.
+and its layout, does not count. Changes of the script between the two are listed, and do not count
+either: the state does not depend on them.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from distrib.checkpoint.layout import Array, as_bytes
 from distrib.checkpoint.stored_checkpoint import LoadedCheckpoint
-from distrib.checkpoint.training_item import MODEL_CONFIG, VARIABLES_STATE
+from distrib.checkpoint.training_item import MODEL_CONFIG, RECORD, VARIABLES_STATE
 from distrib.errors import EXIT_FINISHED
+from distrib.state.differences import match_variables, variables_by_group
+from distrib.state.script_changes import Change, changes_between
 
 from ..tables import print_table
 from .errors import translate_read_errors
@@ -34,7 +37,8 @@ from .options import (
 
 EXIT_DIFFERENT = 1
 # Layers' names differ if a process has built other models before; the config follows from the code.
-_NOT_COMPARED = {MODEL_CONFIG, VARIABLES_STATE}
+# The record of the script is compared by itself.
+_NOT_COMPARED = {MODEL_CONFIG, VARIABLES_STATE, RECORD}
 _MAX_CELL = 40
 
 
@@ -91,9 +95,14 @@ def _diff(options: argparse.Namespace) -> int:
     for stored in chosen:
         with translate_read_errors(stored):
             loaded.append(stored.read())
-    first, second = loaded
+    first, second = loaded[0], named_as(loaded[0], loaded[1])
     state = list(compare_state(first.training, second.training))
     arrays = list(compare_arrays(first, second))
+    script = [
+        change
+        for change in changes_between(first.training, second.training)
+        if not change.name.startswith("versions.")  # They are among the state.
+    ]
     places = [str(stored.location) for stored in chosen]
     equal = sum(map(len, first.arrays.values())) - sum(one.what != "only in B" for one in arrays)
     if options.json:
@@ -101,12 +110,16 @@ def _diff(options: argparse.Namespace) -> int:
             "first": places[0],
             "second": places[1],
             "facts": [asdict(value) for value in state],
+            "script": [
+                {"name": change.name, "first": change.saved, "second": change.here}
+                for change in script
+            ],
             "arrays": [asdict(array) for array in arrays],
             "equal_arrays": equal,
         }
         print(json.dumps(found, indent=1))
     else:
-        _print(places, state, arrays, equal)
+        _print(places, state, script, arrays, equal)
     return EXIT_DIFFERENT if state or arrays else EXIT_FINISHED
 
 
@@ -130,6 +143,25 @@ def compare_state(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterat
         # In JSON, NaN equals itself.
         if json.dumps(a.get(name)) != json.dumps(b.get(name)):
             yield StateDifference(name, a.get(name), b.get(name))
+
+
+def named_as(first: LoadedCheckpoint, second: LoadedCheckpoint) -> LoadedCheckpoint:
+    """Return the second checkpoint with the first's names of variables.
+
+    The numbers in names differ if a process has built other models before.
+    """
+    groups = [variables_by_group(each.training[VARIABLES_STATE]) for each in (first, second)]
+    arrays = dict(second.arrays)
+    for group, variables in groups[1].items():
+        match = match_variables(groups[0][group], variables)
+        names = {
+            new: old
+            for saved, here in (*match.same, *match.changed)
+            for old, new in zip(saved["names"], here["names"], strict=False)
+        }
+        held = second.arrays.get(group, {})
+        arrays[group] = {names.get(name, name): array for name, array in held.items()}
+    return replace(second, arrays=arrays)
 
 
 def _compare(group: str, name: str, a: Array, b: Array) -> ArrayDifference | None:
@@ -163,6 +195,7 @@ def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 def _print(
     places: Sequence[str],
     state: Sequence[StateDifference],
+    script: Sequence[Change],
     arrays: Sequence[ArrayDifference],
     equal: int,
 ) -> None:
@@ -171,6 +204,10 @@ def _print(
         print()
         rows = [[value.name, _short(value.first), _short(value.second)] for value in state]
         print_table(["state", "A", "B"], rows)
+    if script:
+        print()
+        rows = [[change.name, _short(change.saved), _short(change.here)] for change in script]
+        print_table(["script", "A", "B"], rows)
     if arrays:
         print()
         rows = [[a.group, a.name, _number(a.max_abs), _number(a.relative), a.what] for a in arrays]

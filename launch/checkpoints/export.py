@@ -22,6 +22,7 @@ from typing import Any
 
 from distrib.checkpoint.stored_checkpoint import LoadedCheckpoint
 from distrib.checkpoint.training_item import (
+    LAYERS,
     MODEL_CONFIG,
     VARIABLES_STATE,
     format_variable,
@@ -100,7 +101,8 @@ def rebuild(loaded: LoadedCheckpoint) -> tuple[Any, str | None]:
     _start_tensorflow()
     model = _build_model(config)
     left_out = _compile(model, config.get("compile_config"))
-    _check_vocabularies(model)
+    if LAYERS not in loaded.training:
+        _check_vocabularies(model)
     _restore(model, loaded)
     return model, left_out
 
@@ -139,7 +141,7 @@ def _compile(model: Any, config: Mapping[str, Any] | None) -> str | None:
 
 
 def _check_vocabularies(model: Any) -> None:
-    """Refuse layers with a vocabulary from `adapt`, which no variable holds and no save keeps."""
+    """Refuse layers with a vocabulary from `adapt`, which old checkpoints do not hold."""
     from distrib.keras_compat.layers import layers_of
 
     for layer in layers_of(model):
@@ -152,9 +154,13 @@ def _check_vocabularies(model: Any) -> None:
 
 def _restore(model: Any, loaded: LoadedCheckpoint) -> None:
     """Assign the checkpoint's variables; every program lists them in the same order."""
+    from distrib.state.run_checkpoint import RunCheckpoint
     from distrib.state.training_state import TrainingState
 
+    layers = RunCheckpoint("", loaded.training, loaded.arrays).layers
     state = TrainingState(model, metrics=False)
+    if layers is not None:
+        state.layers.check(layers)
     here = state.describe()["variables"]
     groups = {variable["group"] for variable in here}
     there = [one for one in loaded.training[VARIABLES_STATE]["variables"] if one["group"] in groups]
@@ -165,7 +171,7 @@ def _restore(model: Any, loaded: LoadedCheckpoint) -> None:
                 f"The model's config gives other variables: {shown[0]} instead of {shown[1]}. "
                 f"{_ADVICE}"
             )
-    state.restore({"variables": there}, loaded.arrays)
+    state.restore({"variables": there}, loaded.arrays, layers)
 
 
 def _may_be_same(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:

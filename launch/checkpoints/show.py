@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from math import prod
 from typing import Any
@@ -71,6 +71,7 @@ def describe(
         "metrics": dict(manifest.metrics),
         "data": training.get(training_item.DATA),
         "callbacks": _callbacks(training),
+        "script": training.get(training_item.RECORD),
         "versions": training.get(training_item.VERSIONS, {}),
         "fingerprint": manifest.fingerprint,
         "format": manifest.format,
@@ -111,8 +112,29 @@ def _print(described: Mapping[str, Any]) -> None:
     }
     for name, value in facts.items():
         print(f"{name:<12} {value}".rstrip())
+    _print_script(described["script"])
     print()
     _print_variables(described["variables"])
+
+
+def _print_script(record: Mapping[str, Any] | None) -> None:
+    """Print what the run is made of, but for the layers, which may be hundreds."""
+    rows = [
+        [name, value if isinstance(value, str) else json.dumps(value)]
+        for name, value in _flat(record or {}, "")
+        if value is not None and not name.startswith(("layers.", "callbacks.BackupAndRestore."))
+    ]
+    if rows:
+        print()
+        print_table(["script", "value"], rows)
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _print_variables(variables: Sequence[Mapping[str, Any]]) -> None:

@@ -16,6 +16,8 @@ from distrib.errors import UsageError
 
 from .probe import interface_addresses
 
+NO_IPV6 = "Horovod's rendezvous knows IPv4 only: write the host's name or its IPv4 address"
+
 
 @dataclass(frozen=True)
 class Host:
@@ -68,13 +70,31 @@ def parse_hosts(text: str) -> list[Host]:
     for part in text.split(","):
         match = re.fullmatch(r"(\w[\w.-]*)(?::([1-9]\d*))?", part.strip(), re.ASCII)
         if not match:
-            raise UsageError(f"-H {text}: {part!r} is not of the form host:slots, like h0:4,h1:4.")
+            raise UsageError(f"-H {text}: {part!r} is not of the form {_form(part)}.")
         host = Host(match[1], int(match[2] or 1))
         for other in hosts:
             if host.name == other.name or (host.is_local and other.is_local):
-                raise UsageError(f"-H {text}: {host.name} and {other.name} are the same host.")
+                raise UsageError(
+                    f"-H {text}: {host.name} and {other.name} are the same host; name it once, "
+                    f"with all its slots: {other.name}:{host.slots + other.slots}."
+                )
         hosts.append(host)
     return hosts
+
+
+def _form(part: str) -> str:
+    """Return which form a host has to have, with a hint for what was written instead."""
+    form = "host:slots, like h0:4,h1:4"
+    if is_ipv6(part):
+        return f"{form}. {NO_IPV6}"
+    if "@" in part:
+        return f"{form}. Set the user in ~/.ssh/config: `Host h0` and `User name`"
+    return form
+
+
+def is_ipv6(host: str) -> bool:
+    """Tell whether a host, with slots or a port behind it or without, is an IPv6 address."""
+    return "[" in host or "::" in host
 
 
 def parse_hostfile(path: Path) -> list[Host]:

@@ -18,6 +18,8 @@ from typing import Any
 
 from distrib.errors import ConfigurationError, UsageError
 
+from .placement import NO_IPV6, is_ipv6
+
 PORT = 7600
 TOKEN_VARIABLE = "DISTRIB_JOIN_TOKEN"
 ANSWER_SECONDS = 10.0
@@ -30,6 +32,8 @@ def parse_address(text: str) -> tuple[str, int]:
     Raises:
         UsageError: If it has another form.
     """
+    if is_ipv6(text):
+        raise UsageError(f"--join {text}: {NO_IPV6}.")
     host, _, port = text.partition(":")
     if not host or (port and not (port.isdecimal() and 0 < int(port) < 65536)):
         raise UsageError(f"--join {text}: not of the form HOST or HOST:PORT.")

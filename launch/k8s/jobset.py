@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from distrib.errors import NON_RETRYABLE, RETRYABLE
+from distrib.errors import NON_RETRYABLE, RETRYABLE, SCRIPT_ERRORS
 
 from .pod import (
     DISRUPTED,
@@ -69,7 +69,9 @@ def _failure_policy() -> Object:
             {
                 "name": "nonRetryable",
                 "action": "FailJobSet",
-                "onJobFailureMessagePatterns": [f"exit code ({_any_of(NON_RETRYABLE)}) "],
+                "onJobFailureMessagePatterns": [
+                    f"exit code ({_any_of((*SCRIPT_ERRORS, *NON_RETRYABLE))}) "
+                ],
             },
             {
                 "name": "deadlineExceeded",
@@ -89,7 +91,7 @@ def _failure_policy() -> Object:
 
 
 def _job_spec(settings: Settings, container: Object) -> Object:
-    codes = {"operator": "In", "values": sorted((*NON_RETRYABLE, *RETRYABLE))}
+    codes = {"operator": "In", "values": sorted((*SCRIPT_ERRORS, *NON_RETRYABLE, *RETRYABLE))}
     return {
         "completionMode": "Indexed",
         "completions": settings.completions,

@@ -1,13 +1,14 @@
 """Makes the Kubernetes objects of a job from its settings, as dictionaries.
 
 Exit codes have the same effect in all variants. A non-retryable code (64, 65, 70, 78) fails the
-job. After a retryable one (75, 76) the job resumes from its last checkpoint, and no failure is
-counted. Other codes count as failures, of which `MAX_FAILURES` are allowed.
+job, and so does an error of the script (1, 2): `distrib run` ends with one only if a restart does
+not mend it. After a retryable code (75, 76) the job resumes from its last checkpoint, and no
+failure is counted. Other codes count as failures, of which `MAX_FAILURES` are allowed.
 """
 
 from __future__ import annotations
 
-from distrib.errors import NON_RETRYABLE, RETRYABLE
+from distrib.errors import NON_RETRYABLE, RETRYABLE, SCRIPT_ERRORS
 
 from ..hosts.protocol import PORT
 from .jobset import jobset_spec
@@ -139,7 +140,10 @@ def _job(settings: Settings) -> list[Object]:
                     {"action": "Ignore", "onPodConditions": [DISRUPTED]},
                     {
                         "action": "FailJob",
-                        "onExitCodes": {"operator": "In", "values": sorted(NON_RETRYABLE)},
+                        "onExitCodes": {
+                            "operator": "In",
+                            "values": sorted((*SCRIPT_ERRORS, *NON_RETRYABLE)),
+                        },
                     },
                     {
                         "action": "Ignore",

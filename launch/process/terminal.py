@@ -11,7 +11,7 @@ DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 
 def print_message(text: str) -> None:
     """Print a message of the launcher to standard error, while no ranks are running."""
-    write(STDERR, f"distrib: {text}\n".encode())
+    write(STDERR, f"distrib: {text}\n".encode(errors="backslashreplace"))
 
 
 def is_same_output() -> bool:

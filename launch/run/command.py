@@ -11,18 +11,19 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from pathlib import Path
 
 from distrib.environment import grace_seconds
 from distrib.errors import UsageError
 
-from ..arguments import positive, seconds, whole
 from ..hosts.coordinator import Coordinator
 from ..hosts.host_agent import HostAgent
 from ..hosts.host_pool import HostPool, JobSize
 from ..hosts.network import Ssh
 from ..hosts.placement import Host, parse_hostfile, parse_hosts
-from ..hosts.protocol import PORT, join_token, parse_address
+from ..hosts.protocol import join_token, parse_address
 from ..hosts.ssh_hosts import SshHosts
 from ..hosts.task import Task
 from ..process.launcher_context import LauncherContext
@@ -30,13 +31,11 @@ from ..process.liveness_file import LivenessFile
 from ..process.signals import Signals
 from ..process.terminal import print_message
 from . import pid1
-from .hang_detector import STEP_SECONDS, HangTimeouts
+from .hang_detector import HangTimeouts
 from .job import Job, JobOptions
-from .restarts import ATTEMPTS
+from .options import add_options
 
-BACKENDS = ("horovod", "multiworker", "local")
 GRACE_SECONDS = 60.0
-JOIN_SECONDS = 300.0
 # The variables of the launcher's environment that ssh hosts get.
 NAMES = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
 PREFIXES = (
@@ -48,112 +47,8 @@ PREFIXES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `distrib run`."""
-    _add_rank_options(parser)
-    _add_host_options(parser)
-    _add_restart_options(parser)
-    output = parser.add_argument_group("output").add_argument
-    output(
-        "--output-dir",
-        type=Path,
-        metavar="DIR",
-        help="also append each rank's output to DIR/rank-<n>.log",
-    )
-    output(
-        "--heartbeat-file",
-        type=Path,
-        metavar="FILE",
-        help="touch FILE every second, for a liveness probe",
-    )
-    parser.add_argument(
-        "command",
-        nargs=argparse.REMAINDER,
-        metavar="script.py ...",
-        help="a Python script, or any other command, and its arguments",
-    )
-    parser.set_defaults(run=_run)
-
-
-def _add_rank_options(parser: argparse.ArgumentParser) -> None:
-    ranks = parser.add_argument_group("ranks").add_argument
-    ranks("-np", "--num-proc", type=positive, metavar="N", help="start N ranks (all slots)")
-    ranks(
-        "--min-np", type=positive, metavar="N", help="continue with N ranks if hosts are lost (-np)"
-    )
-    ranks("--max-np", type=positive, metavar="N", help="use at most N ranks (-np)")
-    ranks(
-        "--backend",
-        choices=BACKENDS,
-        default="horovod",
-        help="exchange gradients in this way (%(default)s)",
-    )
-
-
-def _add_host_options(parser: argparse.ArgumentParser) -> None:
-    hosts = parser.add_argument_group("hosts").add_argument
-    hosts("-H", "--hosts", metavar="HOST:SLOTS,...", help="run ranks there, by ssh (this host)")
-    hosts("--hostfile", type=Path, metavar="FILE", help="read the hosts from lines `host slots=N`")
-    hosts("--ssh-port", type=positive, metavar="PORT", help="reach other hosts at this ssh port")
-    hosts("--ssh-identity", metavar="FILE", help="reach other hosts with this private key")
-    hosts(
-        "--join",
-        metavar="HOST[:PORT]",
-        help=f"without ssh: run the same command on all hosts, which meet at this one ({PORT})",
-    )
-    hosts("--slots", type=positive, metavar="N", help="--join: run N ranks on this host (1)")
-    hosts(
-        "--join-timeout",
-        type=seconds,
-        default=JOIN_SECONDS,
-        metavar="SECONDS",
-        help="wait this long for missing hosts [s] (%(default)g)",
-    )
-    hosts(
-        "--linger",
-        action="store_true",
-        help="--join: keep all hosts but the coordinator after the job finished, until stopped",
-    )
-    hosts(
-        "--network-interface",
-        metavar="NAME",
-        help="connect the hosts by this network interface (what ssh uses)",
-    )
-    hosts(
-        "--port",
-        type=positive,
-        help="multiworker: use the ports from this one on each host (any that are free)",
-    )
-    hosts(
-        "--env",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="also pass this variable to other hosts; may be repeated",
-    )
-
-
-def _add_restart_options(parser: argparse.ArgumentParser) -> None:
-    restarts = parser.add_argument_group("restarts").add_argument
-    restarts(
-        "--attempts",
-        type=whole,
-        default=ATTEMPTS,
-        metavar="N",
-        help="stop after N attempts in a row without progress; 0: never restart (%(default)d)",
-    )
-    restarts(
-        "--start-timeout",
-        type=seconds,
-        metavar="SECONDS",
-        help="restart if `fit`, or then its first batch, takes longer to begin [s] "
-        "(1800 for the first batch)",
-    )
-    restarts(
-        "--step-timeout",
-        type=seconds,
-        default=STEP_SECONDS,
-        metavar="SECONDS",
-        help="restart if no rank makes progress for this long; 0: never [s] (%(default)g)",
-    )
+    add_options(parser)
+    parser.set_defaults(run=_run, hint="Options of the script go after its name.")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -161,7 +56,10 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _supervise(options: argparse.Namespace) -> int:
-    task = Task(_command(options.command), _exported(options.env))
+    _take_ranks_per_host(options)
+    words = options.command[1:] if options.command[:1] == ["--"] else options.command
+    command = _module_command(words) if options.module else _command(words)
+    task = Task(command, _exported(options.env))
     grace = grace_seconds()
     grace = GRACE_SECONDS if grace is None else grace
     context = LauncherContext(print_message, LivenessFile(options.heartbeat_file), Signals())
@@ -223,7 +121,7 @@ def _hosts(options: argparse.Namespace) -> Callable[[], Sequence[Host]]:
         return lambda: named
     size = options.num_proc or options.max_np
     if size is None:
-        raise UsageError("how many ranks? Give -np, or -H with the hosts.")
+        raise UsageError("how many ranks? Give -np N before the script, or -H with the hosts.")
     return lambda: [Host("localhost", size)]
 
 
@@ -240,12 +138,28 @@ def _size(options: argparse.Namespace, available: int) -> JobSize:
             f"--backend local is one process on all devices of a host, not {max_ranks}."
         )
     if min_ranks > available:
-        raise UsageError(f"-np {min_ranks}: the hosts have {available} slots.")
+        raise UsageError(
+            f"-np {min_ranks}: the hosts have {available} slots. Write HOST:SLOTS, like h0:4."
+        )
     return JobSize(min_ranks, max_ranks, options.join_timeout)
 
 
+def _take_ranks_per_host(options: argparse.Namespace) -> None:
+    """Take torchrun's `--nproc-per-node N` for `-np N`, which it is on one host."""
+    ranks = getattr(options, "nproc_per_node", None)
+    if ranks is None:
+        return
+    given = f"--nproc-per-node {ranks}"
+    if options.join is not None:
+        raise UsageError(f"{given}: with --join write --slots {ranks}, and -np for the whole job.")
+    if options.hosts or options.hostfile:
+        raise UsageError(f"{given}: write each host's number of ranks behind its name: h0:{ranks}.")
+    if options.num_proc not in (None, ranks):
+        raise UsageError(f"{given}, -np {options.num_proc}: how many ranks? Give one of them.")
+    options.num_proc = ranks
+
+
 def _command(words: Sequence[str]) -> list[str]:
-    words = list(words[1:] if words[:1] == ["--"] else words)
     if not words:
         raise UsageError("which script? For example: distrib run -np 4 train.py")
     if words[0].endswith(".py"):
@@ -254,9 +168,24 @@ def _command(words: Sequence[str]) -> list[str]:
         return [sys.executable, *words]
     if shutil.which(words[0]) is None:
         raise UsageError(f"{words[0]}: no such command.")
-    return words
+    return list(words)
 
 
-def _exported(names: Sequence[str]) -> dict[str, str]:
-    exported = {*NAMES, *names}
+def _module_command(words: Sequence[str]) -> list[str]:
+    if not words:
+        raise UsageError("-m: which module? For example: distrib run -np 4 -m package.train")
+    top = words[0].partition(".")[0]
+    # `python -m` finds modules of the working directory, too. To look deeper would import packages.
+    if not top or not (PathFinder.find_spec(top, [os.getcwd()]) or find_spec(top)):
+        raise UsageError(
+            f"-m {words[0]}: there is no module {top!r}, neither in {Path.cwd()} nor installed."
+        )
+    return [sys.executable, "-m", *words]
+
+
+def _exported(variables: Sequence[str]) -> dict[str, str]:
+    """Return the environment for other hosts, after setting what `NAME=VALUE` sets for all."""
+    assigned = dict(variable.split("=", 1) for variable in variables if "=" in variable)
+    os.environ.update(assigned)
+    exported = {*NAMES, *variables, *assigned}
     return {n: v for n, v in os.environ.items() if n in exported or n.startswith(PREFIXES)}

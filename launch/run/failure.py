@@ -10,11 +10,20 @@ import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from distrib.errors import EXIT_FINISHED, EXIT_LOST_PEER, EXIT_PREEMPTED, NON_RETRYABLE
+from distrib.errors import (
+    EXIT_FINISHED,
+    EXIT_LOST_PEER,
+    EXIT_PREEMPTED,
+    NON_RETRYABLE,
+    RETRYABLE,
+)
 
 from ..hosts.channel import LOST
 
 ABORTED = 128 + signal.SIGABRT  # How Horovod ends when a peer is missing at its start.
+# Signals that a process causes itself. An error of another rank may have led to it: Horovod crashes
+# if that rank goes on to other collectives than this one expects.
+_CRASHES = {128 + n for n in (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)}
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,13 @@ class RankExit:
     def is_kill(self) -> bool:
         """Whether a signal ended the rank, or the loss of its host."""
         return self.code == LOST or 128 < self.code <= 128 + signal.SIGRTMAX
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the script chose the exit code, by an exception or by itself."""
+        return self.code != EXIT_FINISHED and not (
+            self.is_kill or self.code in (*NON_RETRYABLE, *RETRYABLE)
+        )
 
     @property
     def priority(self) -> int:
@@ -76,8 +92,9 @@ _SIGNALS = {int(number) for number in signal.Signals}
 def root_cause(exits: Iterable[RankExit], failed_ranks: Sequence[int] = ()) -> RankExit | None:
     """Return the exit that explains the others, `None` if all ranks finished.
 
-    Of several ranks that ended with an error of their own, the cause is the one that wrote its
-    error first: it may take longer to end than the ranks that lost it. A kill writes no error.
+    Of several ranks that ended with an error of their own, or crashed, the cause is the one that
+    wrote its error first: it may take longer to end than the ranks that lost it. A kill from
+    outside writes no error.
 
     Args:
         exits: In the order in which the ranks ended.
@@ -86,7 +103,7 @@ def root_cause(exits: Iterable[RankExit], failed_ranks: Sequence[int] = ()) -> R
     failures = [each for each in exits if each.code != EXIT_FINISHED]
     priority = min((each.priority for each in failures), default=0)
     candidates = [each for each in failures if each.priority == priority]
-    if not candidates or candidates[0].is_kill:
+    if not candidates or _is_kill_from_outside(candidates[0]):
         return candidates[0] if candidates else None
     return min(candidates, key=lambda each: _index(each.rank, failed_ranks))
 
@@ -99,20 +116,41 @@ def is_final(
         return False
     ended = {each.rank for each in exits}
     earlier = failed_ranks[: _index(cause.rank, failed_ranks)]
-    return cause.is_kill or ended.issuperset(earlier)
+    return _is_kill_from_outside(cause) or ended.issuperset(earlier)
+
+
+def early_finish(cause: RankExit | None, exits: Iterable[RankExit]) -> RankExit | None:
+    """Return the first rank that finished, if `cause` has lost another rank and no rank failed.
+
+    Args:
+        cause: The root cause of all exits.
+        exits: In the order in which the ranks ended.
+    """
+    if cause is None or cause.is_conclusive or cause.code == EXIT_PREEMPTED:
+        return None
+    return next((each for each in exits if each.code == EXIT_FINISHED), None)
+
+
+def _is_kill_from_outside(rank_exit: RankExit) -> bool:
+    return rank_exit.is_kill and rank_exit.code not in _CRASHES
 
 
 def _index(rank: int, failed_ranks: Sequence[int]) -> int:
     return failed_ranks.index(rank) if rank in failed_ranks else len(failed_ranks)
 
 
-def failure_report(cause: RankExit) -> str:
-    """Return what happened and what to do about it, as one line."""
+def failure_report(cause: RankExit, error: str = "") -> str:
+    """Return what happened and what to do about it, as one line.
+
+    Args:
+        cause: How the rank ended that caused the failure.
+        error: Its last error; may be empty.
+    """
     code = cause.exit_code
     if code == EXIT_PREEMPTED:
         text = "stopped as requested. Run the same command again: it resumes from there"
     elif code == EXIT_LOST_PEER:
         text = f"{cause}. Run the same command again: it resumes from the last checkpoint"
     else:
-        text = f"{cause}; its own output says why"
+        text = f"{cause}: {error.rstrip('.')}" if error else f"{cause}; its own output says why"
     return f"{text}. (exit code {code})"

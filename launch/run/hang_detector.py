@@ -4,7 +4,8 @@ Ranks that train together wait for each other, so a rank that is stuck stops all
 rank makes progress (such as the chief, which uploads a large checkpoint to a slow store), the
 others have a reason to wait. So a job hangs when no rank has sent a heartbeat for too long, and the
 stacks show which rank is to blame. Outside of `fit` ranks send no heartbeats, so a script may take
-any time there.
+any time there, unless it waits in a collective, which ranks report too: `deadlock.py` looks at
+those.
 
 A slow rank is the one that does not wait for the others.
 """
@@ -13,11 +14,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median_high
 from typing import Any
 
-from distrib.heartbeat import OUTSIDE, STARTING
+from distrib.heartbeat import OUTSIDE, STARTING, TRAINING
 
 from ..hosts.placement import RankPlacement
 
@@ -51,15 +52,17 @@ class RankHeartbeat:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an attempt came, in steps since the run began.
+    """How far an attempt came, in steps since the run began; the sum if it has several `fit`s.
 
     Attributes:
         resumed: Step at which the attempt began.
         committed: Step of its last checkpoint.
+        trained: Whether any rank has trained a batch.
     """
 
     resumed: int = 0
     committed: int = 0
+    trained: bool = False
 
 
 class HangDetector:
@@ -77,6 +80,7 @@ class HangDetector:
         self._timeouts = timeouts
         self.last_heartbeats: dict[int, RankHeartbeat] = {}
         self.progress = Progress()
+        self._runs: dict[str, Progress] = {}
         self._began = time.monotonic()
         self._window: dict[int, RankHeartbeat] = {}
         self._slow: set[int] = set()
@@ -84,14 +88,25 @@ class HangDetector:
     def record(self, rank: int, facts: Mapping[str, Any]) -> None:
         """Record a heartbeat."""
         self.last_heartbeats[rank] = RankHeartbeat(time.monotonic(), facts)
+        trained = self.progress.trained or facts["phase"] == TRAINING
+        self.progress = replace(self.progress, trained=trained)
         if "committed" in facts:  # Only the chief reports it.
-            self.progress = Progress(facts["resumed"], facts["committed"])
+            self._runs[facts["run"]] = Progress(facts["resumed"], facts["committed"])
+            runs = self._runs.values()
+            self.progress = Progress(
+                sum(run.resumed for run in runs), sum(run.committed for run in runs), trained
+            )
 
     @property
     def step(self) -> int | None:
         """The highest step that a rank has reported in this attempt."""
         facts = [heartbeat.facts for heartbeat in self.last_heartbeats.values()]
         return max((each["step"] for each in facts if "step" in each), default=None)
+
+    def step_of(self, rank: int) -> int | None:
+        """The step that a rank reported last, or at which it resumed."""
+        heartbeat = self.last_heartbeats.get(rank)
+        return None if heartbeat is None else heartbeat.facts.get("step")
 
     def find_hang(self, running: Collection[RankPlacement]) -> str | None:
         """Return a message if the job hangs.
@@ -105,7 +120,7 @@ class HangDetector:
             if placement.rank in self.last_heartbeats
         ]
         last = max((heartbeat.received for heartbeat in heartbeats), default=self._began)
-        phases = {heartbeat.facts["phase"] for heartbeat in heartbeats}
+        phases = {_phase(heartbeat.facts) for heartbeat in heartbeats}
         timeout, option = self._timeouts.step, "--step-timeout"
         if phases <= {STARTING}:
             default = START_SECONDS if phases else 0.0
@@ -150,3 +165,9 @@ class HangDetector:
             return None
         names = ", ".join(f"rank {p.rank} on {p.hostname}" for p in running if p.rank in slow)
         return f"slow: {names}; the other ranks wait {typical:.0%} of the time"
+
+
+def _phase(facts: Mapping[str, Any]) -> str:
+    """Return a rank's phase. In a collective it waits for the others, as it does in training."""
+    is_waiting = facts["phase"] == OUTSIDE and facts.get("collective")
+    return TRAINING if is_waiting else str(facts["phase"])

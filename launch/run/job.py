@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distrib import startup_noise
 from distrib.environment import (
     ATTEMPTS_VARIABLE,
     GRACE_VARIABLE,
     LAST_END_VARIABLE,
     STALLED_VARIABLE,
 )
-from distrib.errors import EXIT_PREEMPTED, DistribError, Preempted
+from distrib.errors import EXIT_CONFIGURATION, EXIT_PREEMPTED, DistribError, Preempted
+from distrib.storage.credentials import VARIABLE as STORES_VARIABLE
 
 from ..hosts.channel import Channel
 from ..hosts.host_pool import Allocation, HostPool
 from ..hosts.placement import RankPlacement
 from ..process.launcher_context import LauncherContext
 from . import rendezvous
+from .error_text import ErrorText, find_error, last_line
+from .failure import RankExit
 from .hang_detector import HangDetector, HangTimeouts
 from .output import Display
-from .restarts import Restarts
+from .restarts import Decision, Failure, Restarts
+from .run_directories import RunDirectories
 from .supervisor import AttemptResult, Supervisor
 
 
@@ -63,6 +67,7 @@ class Job:
         self._context = context
         self._options = options
         self._restarts = Restarts(options.attempts)
+        self._runs = RunDirectories()
 
     def run(self) -> int:
         """Run the job to its end, and return the exit code."""
@@ -83,17 +88,17 @@ class Job:
     def _run(self) -> int:
         while True:
             allocation = self._pool.allocate()
-            display = Display(
-                self._options.output_dir,
-                len(allocation.placements),
-                quiet=rendezvous.LOG_LEVEL not in os.environ,
-            )
+            placements = allocation.placements
+            noise = startup_noise.of_ranks([placement.host.is_local for placement in placements])
+            display = Display(self._options.output_dir, len(placements), noise)
             detector = HangDetector(self._options.timeouts)
             result = self._attempt(allocation, display, detector)
-            error = display.last_error(result.cause.rank) if result.cause else ""
+            failure = _describe(result.cause, display, detector)
             decision = self._restarts.decide(
-                result, detector.progress, error, self._context.signals.stop_requested
+                result, detector.progress, failure, self._context.signals.stop_requested
             )
+            if self._runs.refusal and result.cause is not None:
+                decision = Decision(EXIT_CONFIGURATION, 0.0, self._runs.refusal)
             if decision.reason:
                 display.log(decision.reason)
             display.close()
@@ -104,6 +109,7 @@ class Job:
     def _attempt(
         self, allocation: Allocation, display: Display, detector: HangDetector
     ) -> AttemptResult:
+        self._runs.begin_attempt()
         supervisor = Supervisor(
             display,
             self._options.grace,
@@ -111,6 +117,7 @@ class Job:
             detector,
             self._pool.preempted_hosts,
             self._context.liveness_file.touch,
+            self._runs,
         )
         with self._environments(allocation) as environments:
             return supervisor.run(self._ranks(allocation.placements, environments))
@@ -134,6 +141,7 @@ class Job:
             ATTEMPTS_VARIABLE: str(self._options.attempts),
             STALLED_VARIABLE: str(self._restarts.stalled),
             LAST_END_VARIABLE: self._restarts.last_error,
+            STORES_VARIABLE: " ".join(sorted(self._runs.stores)),
             GRACE_VARIABLE: f"{self._options.grace:g}",
         }
         with ExitStack() as stack:
@@ -155,3 +163,14 @@ class Job:
                 {**rendezvous.common_environment(placement), **common, **own}
                 for placement, own in zip(placements, of_backend, strict=True)
             ]
+
+
+def _describe(cause: RankExit | None, display: Display, detector: HangDetector) -> Failure:
+    """Return what the rank that caused a failure has reported."""
+    if cause is None:
+        return Failure()
+    text = display.errors_of(cause.rank)
+    error = find_error(text)
+    if not error.line and cause.is_own:
+        error = ErrorText(last_line(text))
+    return Failure(error, detector.step_of(cause.rank))

@@ -13,22 +13,23 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from distrib.startup_noise import StartupNoise
+
 from ..process.terminal import DISK_FULL_ERRORS, STDERR, STDOUT, is_same_output, write
 
 PARTIAL_LINE_SECONDS = 0.2
 MAX_LINE_BYTES = 65536
-TAIL_BYTES = 16384
-# How Python and C++ start to report an error that the process may not survive.
+TAIL_BYTES = 65536
+# How Python and C++ start to report an error that the process may not survive: `File` for a syntax
+# error in the script, `usage` for argparse.
 ERROR_START = re.compile(
-    rb"^(Traceback \(most recent call last\)|terminate called|Fatal Python error)", re.MULTILINE
+    rb"^(Traceback \(most recent call last\)|  \+ Exception Group Traceback|  File \""
+    rb"|usage: |terminate called|Fatal Python error)",
+    re.MULTILINE,
 )
+LOG_LINE = re.compile(rb"^[IWE]\d{4} .*\n?", re.MULTILINE)
 # What Horovod prints first when it has lost a peer, and hardly ever else.
 PEER_LOSS = re.compile(rb"[Hh]orovod")
-# What TensorFlow 2.21 prints at its start whatever TF_CPP_MIN_LOG_LEVEL is.
-STARTUP_NOISE = re.compile(
-    rb"I\d{4} \d\d:\d\d:[\d.]+ +\d+ \S+:\d+\] |"
-    rb"WARNING: All log messages before absl::InitializeLog\(\) is called "
-)
 
 
 class OutputStream:
@@ -87,17 +88,18 @@ class Display:
     Args:
         folder: Where each rank's output is appended to `rank-<n>.log`; `None` for nowhere.
         size: Number of ranks.
-        quiet: Whether to show TensorFlow's start-up messages of rank 0 only.
+        noise: Removes TensorFlow's start-up messages, for each rank. Defaults to none, which shows
+            them.
 
     Attributes:
         failed_ranks: Ranks that have reported an error on standard error, in that order.
         held_since: Since when standard error is held back, `None` if it is not.
     """
 
-    def __init__(self, folder: Path | None, size: int, quiet: bool = False) -> None:
+    def __init__(self, folder: Path | None, size: int, noise: Sequence[StartupNoise] = ()) -> None:
         self.failed_ranks: list[int] = []
         self.held_since: float | None = None
-        self._quiet = quiet
+        self._noise = noise
         self._files = ExitStack()
         self._logs = []
         if folder is not None:
@@ -148,16 +150,14 @@ class Display:
                 )
             self._disk_full_reported = True
 
-    def last_error(self, rank: int) -> str:
-        """Return the last line of a rank's last traceback on standard error, or nothing."""
-        _, found, after = self._tails[rank].rpartition(b"Traceback (most recent call last)")
-        lines = after.splitlines()[1:] if found else []
-        errors = (line.decode(errors="replace") for line in lines if line[:1].strip())
-        return next(errors, "")
+    def errors_of(self, rank: int) -> str:
+        """Return the end of what a rank has written to standard error."""
+        return self._tails[rank].decode(errors="replace")
 
     def log(self, text: str) -> None:
         """Show a message of the launcher on standard error."""
-        self._streams[STDERR].write_line(STDERR, f"distrib: {text}\n".encode())
+        line = f"distrib: {text}\n".encode(errors="backslashreplace")
+        self._streams[STDERR].write_line(STDERR, line)
 
     def hold(self) -> None:
         """Hold standard error back from now on, unless a root cause has been shown."""
@@ -169,16 +169,23 @@ class Display:
 
         Args:
             cause: The rank that caused the failure, whose output comes first; `None` if unknown:
-                then the rank that reported an error first does.
+                then the rank that reported an error first does. Ranks with the same error, such as
+                a module that is missing, are only named.
         """
         self._may_hold = cause is None
         self.held_since = None
         first = self.failed_ranks if cause is None else [cause, *self.failed_ranks]
-        for rank in dict.fromkeys([*first, *(rank for rank, _ in self._held)]):
-            for held_rank, data in self._held:
-                if held_rank == rank:
-                    self._show(rank, STDERR, data)
+        held: dict[int, list[bytes]] = {rank: [] for rank in first}
+        for rank, data in self._held:
+            held.setdefault(rank, []).append(data)
         self._held.clear()
+        error = _error_in(held[cause]) if cause is not None else b""
+        same = [rank for rank in held if error and rank != cause and _error_in(held[rank]) == error]
+        for rank, chunks in held.items():
+            for data in chunks if rank not in same else ():
+                self._show(rank, STDERR, data)
+        if same:
+            self.log(f"the same error on rank {', '.join(map(str, sorted(same)))}")
 
     def flush(self) -> None:
         """Show lines that have waited long enough; to be called several times a second."""
@@ -194,9 +201,19 @@ class Display:
 
     def _show(self, rank: int, fd: int, data: bytes) -> None:
         if rank == 0:
-            if data:
-                self._streams[fd].write(fd, data)
+            if shown := self._without_noise(rank, fd, data):
+                self._streams[fd].write(fd, shown)
             return
         for line in self._lines[rank, fd].feed(data):
-            if not (self._quiet and fd == STDERR and STARTUP_NOISE.match(line)):
-                self._streams[fd].write_line(fd, b"[rank %d] %s\n" % (rank, line))
+            if shown := self._without_noise(rank, fd, line + b"\n"):
+                self._streams[fd].write_line(fd, b"[rank %d] %s" % (rank, shown))
+
+    def _without_noise(self, rank: int, fd: int, data: bytes) -> bytes:
+        return self._noise[rank].remove(data) if self._noise and fd == STDERR and data else data
+
+
+def _error_in(chunks: Sequence[bytes]) -> bytes:
+    """Return the error that a rank has reported, without what its libraries have logged."""
+    text = b"".join(chunks)
+    start = ERROR_START.search(text)
+    return LOG_LINE.sub(b"", text[start.start() :]) if start else b""

@@ -14,12 +14,12 @@ from contextlib import contextmanager
 
 from distrib.environment import GLOO_TIMEOUT_VARIABLE, HOROVOD_SIZE_VARIABLE
 from distrib.errors import ConfigurationError
+from distrib.startup_noise import LOG_LEVEL
 
 from ..hosts.network import View
 from ..hosts.placement import Host, RankPlacement
 
 Environment = dict[str, str]
-LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 
 
 def common_environment(placement: RankPlacement) -> Environment:

@@ -21,13 +21,17 @@ from distrib.errors import EXIT_FINISHED, EXIT_PREEMPTED
 from ..hosts.channel import LOST, Channel
 from ..hosts.placement import RankPlacement
 from ..process.signals import Signals
-from .failure import RankExit, is_final, root_cause
+from .deadlock import DeadlockDetector
+from .error_text import find_error
+from .failure import RankExit, early_finish, is_final, root_cause
 from .hang_detector import HangDetector
 from .output import Display
 from .rank_process import RankProcess
+from .run_directories import RunDirectories
 
 POLL_SECONDS = 0.1
 HOLD_SECONDS = 9.0  # A rank that has written an error and runs on for so long has not failed.
+SAME_ERROR_SECONDS = 1.0  # Between the ends of ranks that fail for the same reason.
 KEEPALIVE_SECONDS = 5.0
 NOTICE_SECONDS = 10.0  # For the other ranks to notice by themselves that one has failed.
 ESCALATION_SECONDS = 5.0  # From one signal to the next stronger one.
@@ -41,10 +45,12 @@ class AttemptResult:
     Attributes:
         cause: The root cause of its failure; `None` if all ranks finished.
         hang: What was wrong if the ranks were ended because they made no progress.
+        mistake: What the script does wrong, if that is known: another attempt would end the same.
     """
 
     cause: RankExit | None
     hang: str | None
+    mistake: str | None = None
 
 
 class Supervisor:
@@ -57,6 +63,7 @@ class Supervisor:
         detector: Follows the ranks' heartbeats.
         preempted_hosts: Returns names of hosts that announced that they will stop, each once.
         tick: Called several times a second.
+        runs: Follows where the chief saves. Defaults to that of a single attempt.
     """
 
     def __init__(
@@ -67,19 +74,24 @@ class Supervisor:
         detector: HangDetector,
         preempted_hosts: Callable[[], Iterable[str]] = tuple,
         tick: Callable[[], None] = lambda: None,
+        runs: RunDirectories | None = None,
     ) -> None:
         self._display = display
         self._grace = grace
         self._signals = signals
         self._detector = detector
+        self._deadlocks = DeadlockDetector(detector.last_heartbeats)
         self._preempted_hosts = preempted_hosts
         self._tick = tick
+        self._runs = runs or RunDirectories()
         self._ranks: list[RankProcess] = []
         self._exits: dict[int, RankExit] = {}
         self._schedule: list[tuple[float, int]] = []
+        self._first_failure = float("inf")
         self._interrupted = False
         self._is_ending_ranks = False
         self._hang: str | None = None
+        self._deadlock: str | None = None
 
     def run(
         self, ranks: Iterable[tuple[RankPlacement, Channel, Mapping[str, Any]]]
@@ -103,14 +115,15 @@ class Supervisor:
                     self._release_output()
                     self._forward_signals()
                     self._stop_for_preempted_hosts()
+                    self._end_deadlock()
                     self._end_hang()
-                    self._report_stragglers()
+                    self._report_slow_ranks()
                     self._run_schedule()
                     self._display.flush()
                     self._tick()
         cause = root_cause(self._exits.values(), self._display.failed_ranks)
         self._display.release(cause.rank if cause else None)
-        return AttemptResult(cause, self._hang)
+        return AttemptResult(cause, self._hang, self._deadlock or self._early_finish(cause))
 
     @property
     def _running(self) -> list[RankProcess]:
@@ -130,9 +143,18 @@ class Supervisor:
             chunks += [(rank.placement.rank, fd, data) for fd, data in output]
             for facts in heartbeats:
                 self._detector.record(rank.placement.rank, facts)
+                self._follow_run(rank.placement, facts)
             if stream not in rank.open_fds:
                 selector.unregister(key.fd)
         self._display.receive(chunks)
+
+    def _follow_run(self, placement: RankPlacement, facts: Mapping[str, Any]) -> None:
+        """End the ranks if they repeat the whole training."""
+        if placement.rank == 0 and (message := self._runs.record(placement.hostname, facts)):
+            self._display.log(message)
+        if self._runs.refusal and not self._is_ending_ranks:
+            self._end_ranks(signal.SIGTERM)
+            self._end_ranks_in(ESCALATION_SECONDS, signal.SIGKILL)
 
     def _collect_exits(self) -> None:
         for rank in self._running:
@@ -146,6 +168,7 @@ class Supervisor:
             self._exits[placement.rank] = rank_exit
             if code not in (EXIT_FINISHED, EXIT_PREEMPTED):
                 self._display.hold()
+                self._first_failure = min(self._first_failure, time.monotonic())
             if not self._is_ending_ranks:
                 self._schedule_after(rank_exit)
 
@@ -155,7 +178,8 @@ class Supervisor:
         cause = root_cause(exits, failed_ranks)
         since = self._display.held_since
         if cause and is_final(cause, exits, failed_ranks):
-            self._display.release(cause.rank)
+            if time.monotonic() - self._first_failure > SAME_ERROR_SECONDS:
+                self._display.release(cause.rank)
         elif since is not None and time.monotonic() - since > HOLD_SECONDS:
             self._display.release(None)
             if cause is None:  # The ranks that have written an error survived it.
@@ -202,10 +226,36 @@ class Supervisor:
             self._end_ranks(signal.SIGABRT)
             self._end_ranks_in(ESCALATION_SECONDS, signal.SIGKILL)
 
-    def _report_stragglers(self) -> None:
-        message = self._detector.find_stragglers(self._running_placements)
-        if message is not None:
-            self._display.log(message)
+    def _end_deadlock(self) -> None:
+        if self._is_ending_ranks or self._schedule:
+            return
+        # All that have ended have finished: after any other exit, signals are scheduled.
+        finished = [rank.placement for rank in self._ranks if rank not in self._running]
+        self._deadlock = self._deadlocks.find(self._running_placements, finished)
+        if self._deadlock is not None:
+            self._display.log(self._deadlock)
+            self._end_ranks(signal.SIGTERM)
+            self._end_ranks_in(ESCALATION_SECONDS, signal.SIGKILL)
+
+    def _early_finish(self, cause: RankExit | None) -> str | None:
+        """Return a message if a rank has ended with 0 although another one needed it."""
+        early = early_finish(cause, self._exits.values())
+        if cause is None or early is None:
+            return None
+        if find_error(self._display.errors_of(cause.rank)).line and not cause.is_kill:
+            return None  # For example its store was unavailable.
+        places = (self._deadlocks.place_of(rank_exit.rank) for rank_exit in (early, cause))
+        own, others = (f" ({place})" if place else "" for place in places)
+        return (
+            f"{early}{own} while rank {cause.rank} on {cause.host} still needed it{others}, and "
+            "so lost it"
+        )
+
+    def _report_slow_ranks(self) -> None:
+        for find in (self._detector.find_stragglers, self._deadlocks.find_long_wait):
+            message = find(self._running_placements)
+            if message is not None:
+                self._display.log(message)
 
     def _end_ranks_in(self, delay: float, number: int) -> None:
         """Schedule `_end_ranks`, unless the same signal is scheduled for an earlier time."""

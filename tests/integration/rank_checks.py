@@ -9,6 +9,7 @@ return values must be equal, and failures are reported by the check's name.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -25,11 +26,18 @@ import tensorflow as tf
 
 import distrib
 from distrib.backends import local
-from distrib.callbacks import BackupAndRestore, EarlyStopping, ReduceLROnPlateau, TerminateOnNaN
+from distrib.backends.horovod_keras import explain
+from distrib.callbacks import (
+    BackupAndRestore,
+    EarlyStopping,
+    LearningRateWarmup,
+    ReduceLROnPlateau,
+    TerminateOnNaN,
+)
 from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.cluster import Cluster
 from distrib.data.make_dataset import make_dataset
-from distrib.errors import ConfigurationError
+from distrib.errors import CheckpointMismatchError, ConfigurationError
 from distrib.gradients.optimizer import reduction_of
 from distrib.gradients.step_payload import Request
 from distrib.storage.locate import locate
@@ -124,6 +132,8 @@ def collectives_of_objects(cluster: Cluster) -> Any:
         assert received["weights"][1] == root
         received["weights"][0][0] = 7  # Not a view of something read-only.
     assert those.broadcast(None) is None
+    with pytest.raises(ConfigurationError, match=r"different calls .*barrier on rank 0, allg"):
+        those.allgather(1) if rank else those.barrier()
     return those.broadcast({"rank": rank})
 
 
@@ -574,6 +584,42 @@ def checkpoints_within_an_epoch_hold_the_loss_of_all_ranks(cluster: Cluster) -> 
 
 
 @check
+def a_new_run_from_anothers_state_and_a_second_fit_on_it(cluster: Cluster) -> Any:
+    folder = Path(cluster.collectives.broadcast(tempfile.mkdtemp() if cluster.is_chief else ""))
+    x, y = data(32 + cluster.rank)  # Each rank has arrays of its own.
+
+    def fit(run: str, epochs: int = 1, shift: int = 0, **backup: Any) -> keras.Model:
+        model = model_of(cluster, "sgd", seed=1 + cluster.rank)
+        model.fit(
+            np.roll(x, shift, 0),
+            y,
+            batch_size=8,
+            steps_per_epoch=4,
+            epochs=epochs,
+            verbose=0,
+            callbacks=[BackupAndRestore(folder / run, **backup)],
+        )
+        return model
+
+    first = fit("17")
+    with pytest.raises(ConfigurationError, match="already finished a `fit`"):
+        fit("17")
+    with pytest.raises(CheckpointMismatchError, match="other examples, or in another order"):
+        # Only the arrays of the last rank have changed.
+        fit("17", 2, shift=cluster.rank == cluster.size - 1)
+    # On all ranks, although the chief alone reads: without a step the weights are those of the run.
+    with pytest.raises(ConfigurationError, match="there is no checkpoint"):
+        fit("18", initialize_from=folder / "16")
+    new = fit("18", epochs=0, initialize_from=folder / "17")
+    close(new.get_weights(), first.get_weights(), 0)
+    assert fit("17", 2).optimizer.iterations.numpy() == 8
+    cluster.collectives.barrier()
+    if cluster.is_chief:
+        shutil.rmtree(folder)
+    return [weight.tolist() for weight in new.get_weights()]
+
+
+@check
 def a_callback_list_and_an_evaluate_of_the_users_own(cluster: Cluster) -> Any:
     class Mine(keras.Sequential):
         def evaluate(self, *args: Any, **kwargs: Any) -> Any:
@@ -712,7 +758,7 @@ def wrong_use_is_refused(cluster: Cluster) -> Any:
 
     refused("does not reduce gradients", plain)
     refused(
-        "keras.callbacks.CSVLogger would write the same files",
+        "keras.callbacks.CSVLogger would write the same files on ranks 0",
         lambda: model_of(cluster, "sgd").fit(
             train, verbose=0, callbacks=[keras.callbacks.CSVLogger("log.csv")]
         ),
@@ -728,6 +774,84 @@ def wrong_use_is_refused(cluster: Cluster) -> Any:
 
 
 @check
+def ranks_that_do_not_agree_are_refused(cluster: Cluster) -> Any:
+    rank, train = cluster.rank, cluster.dataset(data(), 8, shuffle=True)
+
+    def fit(optimizer: Any = "sgd", x: Any = train, loss: str = "mse", **how: Any) -> None:
+        model_of(cluster, optimizer, loss=loss).fit(x, verbose=0, **how)
+
+    def saving(callback: keras.callbacks.Callback) -> Any:
+        return [callback] if cluster.is_chief else []
+
+    folder = cluster.collectives.broadcast(tempfile.mkdtemp() if cluster.is_chief else None)
+    for callback in (
+        BackupAndRestore(folder),
+        EarlyStopping("loss", restore_best_weights=True),
+        keras.callbacks.EarlyStopping("loss", restore_best_weights=True),
+        LearningRateWarmup(1),
+    ):
+        refused(
+            "is in the list on rank 0 only",
+            lambda callback=callback: fit(callbacks=saving(callback)),
+        )
+    plateau = [] if cluster.is_chief else [ReduceLROnPlateau("loss")]
+    refused("but not on rank 0, whose learning rate counts", lambda: fit(callbacks=plateau))
+    best = EarlyStopping("loss", patience=rank, restore_best_weights=True)
+    refused("has other arguments on", lambda: fit(callbacks=[best]))
+    if cluster.is_chief:
+        assert not os.listdir(folder)
+        shutil.rmtree(folder)
+    refused("`epochs` is 1 on rank 0, 2 on rank 1", lambda: fit(epochs=rank + 1))
+    refused(
+        "`validation_data` is a cluster.dataset on rank 0",
+        lambda: fit(validation_data=None if rank else train),
+    )
+    refused(
+        "`x.seed` is 0 on rank 0, 1 on",
+        lambda: fit(x=cluster.dataset(data(), 8, shuffle=True, seed=rank)),
+    )
+    refused(
+        "`compile.loss` is 'mse' on rank 0, 'mae' on", lambda: fit(loss="mae" if rank else "mse")
+    )
+    adam = keras.optimizers.Adam(beta_1=0.5 + rank / 8)
+    refused("`optimizer.beta_1` is 0.5 on rank 0, 0.625 on", lambda: fit(adam))
+    model = model_of(cluster, "sgd")
+    model.layers[0].trainable = cluster.is_chief
+    refused("`layers[2].trainable` is True on rank 0, False", lambda: model.fit(train, verbose=0))
+    refused(
+        "`model.fit` was called on rank 0, but `model.evaluate` of a cluster.dataset on rank",
+        lambda: model.evaluate(train, verbose=0) if rank else fit(),
+    )
+
+
+@check
+def the_chief_may_log_and_decide_alone(cluster: Cluster) -> Any:
+    keras.metrics.Mean()  # Names that Keras counts up differ between the ranks from here on.
+    if cluster.is_chief:
+        model_of(ALONE, "sgd")
+    callbacks: list[Any] = []
+    with tempfile.TemporaryDirectory() as folder:
+        if cluster.is_chief:
+            callbacks = [
+                keras.callbacks.ModelCheckpoint(f"{folder}/best.keras", monitor="loss"),
+                keras.callbacks.CSVLogger(f"{folder}/log.csv"),
+                keras.callbacks.LearningRateScheduler(lambda epoch: 0.5 / (epoch + 1)),
+                EarlyStopping("loss", min_delta=100),
+            ]
+        callbacks += [keras.callbacks.TensorBoard(f"{folder}/{cluster.rank}")]
+        model = model_of(cluster, keras.optimizers.SGD(0.1 + cluster.rank))
+        history = model.fit(
+            cluster.dataset(data(), 16),
+            epochs=5,
+            callbacks=callbacks,
+            verbose=2 if cluster.rank else 0,
+        )
+        assert len(history.epoch) == 2
+        assert cluster.rank or len(os.listdir(folder)) == 3
+    return [value.tolist() for value in model.get_weights()]
+
+
+@check
 def data_that_would_leave_ranks_waiting_is_refused(cluster: Cluster) -> Any:
     x, y = data(8 * cluster.size)
 
@@ -740,6 +864,35 @@ def data_that_would_leave_ranks_waiting_is_refused(cluster: Cluster) -> Any:
     refused("batches in an epoch, and those with fewer", lambda: fit(8 - 2 * cluster.rank))
     refused("It is not known how many batches _FilterDataset has", lambda: fit(8, unknown=True))
     fit(8, unknown=True, steps_per_epoch=4)
+
+
+@check
+def what_horovods_own_keras_api_raises_is_explained(cluster: Cluster) -> Any:
+    if cluster.kind != "horovod":
+        return
+    import horovod.tensorflow as hvd
+    from horovod.tensorflow.keras import elastic
+
+    hvd.init()  # As scripts written for Horovod do, which changes nothing.
+    model = model_of(cluster, "sgd")
+    tape = hvd.DistributedGradientTape(tf.GradientTape())
+    x, y = data(2)
+
+    def gradient() -> None:
+        with tape:
+            loss = model.compute_loss(x, y, model(x))
+        tape.gradient(loss, model.trainable_variables)
+
+    for call in (
+        lambda: hvd.broadcast_variables(model.variables, root_rank=0),
+        lambda: hvd.broadcast_variables(model.optimizer.variables(), root_rank=0),
+        lambda: elastic.KerasState(model),
+        lambda: hvd.SyncBatchNormalization(),
+        gradient,
+    ):
+        with pytest.raises((AttributeError, TypeError, ValueError)) as caught:
+            call()
+        assert "docs/horovod.md" in str(explain(caught.value))
 
 
 @check
@@ -780,10 +933,58 @@ def mpi_is_used() -> bool:
 
 
 def different_models(cluster: Cluster) -> keras.Model:
-    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1 + cluster.rank)])
-    model.add(keras.layers.Dense(1))
+    """Models that differ, which shows only when `fit` builds them."""
+    model = keras.Sequential([keras.layers.Dense(1 + cluster.rank), keras.layers.Dense(1)])
     model.compile(cluster.optimizer("sgd"), "mse")
     return model
+
+
+@check
+def all_ranks_begin_with_what_the_chiefs_layers_learned(cluster: Cluster) -> Any:
+    x, y = data(24)
+    words = np.array([["a"], ["b"], ["c"]])
+    normalization, lookup = keras.layers.Normalization(), keras.layers.StringLookup()
+    normalization.adapt(x * (1 + cluster.rank))
+    lookup.adapt(words[cluster.rank :])
+    numbers = keras.Input((6,))
+    model = keras.Model(numbers, keras.layers.Dense(1)(normalization(numbers)))
+    model.lookup = lookup
+    model.compile(cluster.optimizer("sgd"), "mse")
+    model.predict(x, verbose=0)  # A function that was traced holds the old constants.
+    model.fit(cluster.dataset((x, y), batch_size=8), verbose=0)
+    assert len(lookup.get_vocabulary()) == 4
+    return model.predict(x, verbose=0).tolist(), lookup.get_vocabulary()
+
+
+@check
+def a_model_with_optimizers_of_its_own_is_built_from_arrays(cluster: Cluster) -> Any:
+    class Pair(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = [keras.layers.Dense(2), keras.layers.Dense(1)]
+            self.optimizers = [cluster.optimizer("adam"), cluster.optimizer("sgd")]
+
+        def train_step(self, batch: Any) -> Any:
+            for part, optimizer in zip(self.parts, self.optimizers, strict=True):
+                with tf.GradientTape() as tape:
+                    loss = tf.reduce_sum(part(batch[0]) ** 2)
+                optimizer.apply(tape.gradient(loss, part.trainable_weights), part.trainable_weights)
+            return {"loss": loss}
+
+    def train(epochs: int, folder: Path) -> Any:
+        keras.utils.set_random_seed(1)
+        model = Pair()
+        model.compile()
+        saver = BackupAndRestore(folder, save_freq="epoch")
+        model.fit(x, y, batch_size=8, epochs=epochs, verbose=0, callbacks=[saver])
+        return [weight.numpy().tolist() for weight in model.weights]
+
+    x, y = data(24)
+    folder = Path(cluster.collectives.broadcast(tempfile.mkdtemp()))
+    uninterrupted = train(3, folder / "one")
+    train(2, folder / "two")
+    assert train(3, folder / "two") == uninterrupted
+    return uninterrupted
 
 
 def main() -> None:

@@ -54,6 +54,7 @@ def test_digits_takes_an_mnist_file(tmp_path: Path) -> None:
     done = run("--run", str(tmp_path / "run"), "--data", str(tmp_path / "mnist.npz"), "--epochs=1")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "validation accuracy" in done.stdout
+    assert [line for line in done.stderr.splitlines() if not line.startswith("distrib:")] == []
 
 
 @pytest.mark.slow

@@ -166,7 +166,7 @@ def test_a_bug_fails_the_job_after_some_attempts(disturbed: Disturbed) -> None:
     assert (job.condition, job.codes) == ("Failed", {0: [70], 1: [70]}), job.describe()
     assert job.reason.endswith("ended with 70")
     assert "ValueError: a bug in step 2" in job.pods[0].log
-    assert "given up: 2 attempts in a row" in job.pods[0].log
+    assert "given up: two attempts in a row" in job.pods[0].log
 
 
 def test_wrong_configuration_fails_the_job_at_once(disturbed: Disturbed) -> None:

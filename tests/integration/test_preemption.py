@@ -79,7 +79,7 @@ def supervised(
 
 @pytest.mark.slow
 def test_supervisor_and_ledger_count_attempts_alike(run: Path) -> None:
-    done = supervised(run, "--kill=bug:17")
+    done = supervised(run, "--kill=bug:18")
     assert done.returncode == EXIT_NO_PROGRESS
     assert done.stderr.count("Traceback") == 2
     assert (newest(run).stalled, newest(run).seen) == (1, 1)

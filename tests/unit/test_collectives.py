@@ -1,13 +1,22 @@
+import re
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from distrib import collectives as module
-from distrib.collectives import ArrayCollectives, Bytes, ReduceOp
+from distrib.collectives import (
+    ArrayCollectives,
+    Bytes,
+    ReduceOp,
+    ReportedCollectives,
+    SingleProcess,
+    reported,
+)
+from distrib.errors import ConfigurationError
+from distrib.heartbeat import Heartbeat
 
 
 class Exchange:
@@ -31,10 +40,6 @@ class ThreadCollectives(ArrayCollectives):
     def __init__(self, rank: int, exchange: Exchange) -> None:
         super().__init__(rank)
         self.exchange, self.broadcasts = exchange, 0
-
-    def allreduce(self, value: npt.ArrayLike, op: ReduceOp = "sum") -> npt.NDArray[Any]:
-        arrays = np.stack(self.exchange.gather(self._rank, np.asarray(value)))
-        return np.asarray(getattr(arrays, op)(axis=0))
 
     def _gather_bytes(self, value: Bytes) -> Bytes:
         return np.concatenate(self.exchange.gather(self._rank, value))
@@ -95,7 +100,7 @@ def test_large_arrays_are_broadcast_in_chunks(monkeypatch: pytest.MonkeyPatch) -
 
     for received, broadcasts in on_ranks(2, call):
         np.testing.assert_array_equal(received, array)
-        assert broadcasts == 2 + 1 + 3  # Counts, the pickle, and 2468 bytes.
+        assert broadcasts == 1 + 3  # The pickle, and 2468 bytes.
 
 
 def test_barrier_waits_for_all() -> None:
@@ -107,3 +112,76 @@ def test_barrier_waits_for_all() -> None:
         return len(arrived)
 
     assert on_ranks(3, call) == [3, 3, 3]
+
+
+class Recorder(Heartbeat):
+    """A heartbeat that keeps what it would send."""
+
+    def __init__(self) -> None:
+        super().__init__(fd=-1)
+        self.sent: list[tuple[str, str] | None] = []
+
+    def enter_collective(self, name: str, place: str) -> None:
+        self.sent.append((name, place))
+
+    def leave_collective(self) -> None:
+        self.sent.append(None)
+
+
+def test_collectives_are_reported_with_the_line_that_calls_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recorder = Recorder()
+    monkeypatch.setattr(module, "heartbeat", recorder)
+    collectives = ReportedCollectives(SingleProcess())
+    assert collectives.allgather(7) == [7]
+    assert collectives.broadcast(8, 0) == 8
+    assert collectives.allreduce(9, "max") == 9
+    collectives.barrier()
+    entered = [each for each in recorder.sent if each is not None]
+    assert len(recorder.sent) == 2 * len(entered)
+    names = [name for name, _ in entered]
+    assert names == ["allgather", "broadcast from 0", "allreduce of max", "barrier"]
+    assert entered[3][1].startswith("test_collectives.py:")
+    assert entered[3][1].endswith(": `collectives.barrier()`")
+    with pytest.raises(KeyError), reported("barrier"):  # So it is known where the rank failed.
+        raise KeyError
+    assert recorder.sent[-1] is not None
+
+
+def test_a_mismatch_is_an_error_of_the_script() -> None:
+    error = module.mismatch_error("{{function_node x}} Mismatched ALLREDUCE tensor shapes")
+    assert error.exit_code == 78
+    assert str(error).endswith("(docs/ranks.md). Mismatched ALLREDUCE tensor shapes")
+
+
+@pytest.mark.parametrize(("op", "expected"), [("sum", 6), ("max", 3), ("min", 1)])
+def test_allreduce(op: ReduceOp, expected: int) -> None:
+    value = np.ones((2, 2), np.int16)
+    for result in on_ranks(3, lambda own: own.allreduce(value * (own._rank + 1), op)):
+        assert result.dtype == np.int16
+        np.testing.assert_array_equal(result, value * expected)
+    assert on_ranks(2, lambda own: own.allreduce(0.5).shape) == [(), ()]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (lambda own: own.barrier(), lambda own: own.allgather(1)),
+        (lambda own: own.broadcast(1), lambda own: own.allgather(1)),
+        (lambda own: own.broadcast(1), lambda own: own.broadcast(1, root=1)),
+        (lambda own: own.allreduce(1.0), lambda own: own.allreduce(1.0, "max")),
+        (lambda own: own.allreduce(1.0), lambda own: own.allreduce([1.0, 2.0])),
+        (lambda own: own.allreduce(np.float32(1)), lambda own: own.allreduce(np.float64(1))),
+    ],
+)
+def test_different_calls_are_refused_on_every_rank(one: Any, other: Any) -> None:
+    def call(own: ThreadCollectives) -> str:
+        with pytest.raises(ConfigurationError) as caught:
+            (other if own._rank == 1 else one)(own)
+        own.barrier()  # And nothing of them is left.
+        return str(caught.value)
+
+    message, *others = on_ranks(3, call)
+    assert others == [message] * 2
+    assert re.search("make different calls .* on rank 0, .* on rank 1, .* on rank 2", message)

@@ -42,14 +42,27 @@ def test_installing_twice_prints_once() -> None:
     assert done.stderr.count("ConfigurationError: x") == 1
 
 
-def test_the_listener_is_called_after_the_traceback() -> None:
-    listen = "on_uncaught_error(lambda error: print('noted', type(error), file=sys.stderr));"
-    start = f"import sys; from distrib.errors import *; install_exit_codes(); {listen}"
-    done = run(f"{start} raise ValueError('mine')")
+def test_an_error_does_not_end_an_interactive_session() -> None:
+    install = "from distrib.errors import *; install_exit_codes()"
+    console = f"import code, sys; {install}; code.interact(local=globals())"
+    session = "raise ConfigurationError('a typo')\nprint('still', 'here')\n"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", console], input=session, capture_output=True, text=True
+    )
+    assert "ConfigurationError: a typo" in done.stderr
+    assert "still here" in done.stdout
+    assert done.returncode == 0
+
+
+def test_a_forked_process_ends_as_if_its_parent_had_no_exit_codes() -> None:
+    done = run(
+        "import os; from distrib.errors import *; install_exit_codes();"
+        "pid = os.fork()\n"
+        "if pid == 0: raise ConfigurationError('of a child')\n"
+        "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))"
+    )
     assert done.returncode == 1
-    assert done.stderr.endswith("ValueError: mine\nnoted <class 'ValueError'>\n")
-    done = run(f"{start} on_uncaught_error(None); raise ValueError('mine')")
-    assert done.stderr.endswith("ValueError: mine\n")
+    assert "ConfigurationError: of a child" in done.stderr
 
 
 def test_configuration_errors_are_value_errors() -> None:

@@ -1,6 +1,7 @@
 import fcntl
 import json
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -66,6 +67,22 @@ def test_each_line_holds_all_facts(pipe: tuple[int, int]) -> None:
     ]
 
 
+def test_a_run_is_reported_at_once(pipe: tuple[int, int]) -> None:
+    heartbeat = Heartbeat(pipe[1])
+    heartbeat.begin_run("runs/17", 3, found=True)
+    heartbeat.committed(5)
+    heartbeat.end_run()
+    run = {"phase": OUTSIDE, "run": "runs/17", "found": True, "resumed": 3}
+    assert lines(pipe[0]) == [
+        {**run, "committed": 3, "finished": False},
+        {**run, "committed": 5, "finished": False},
+        {**run, "committed": 5, "finished": True},
+    ]
+    heartbeat.begin_run("ü" * 5000, 0, found=False)
+    os.set_blocking(pipe[0], True)
+    assert len(os.read(pipe[0], 1 << 20)) < select.PIPE_BUF
+
+
 def test_a_busy_supervisor_does_not_block_the_rank(pipe: tuple[int, int]) -> None:
     fcntl.fcntl(pipe[1], fcntl.F_SETPIPE_SZ, 4096)
     heartbeat = Heartbeat(pipe[1])
@@ -109,3 +126,21 @@ def test_a_child_without_the_pipe_does_not_write_into_another_file(pipe: tuple[i
     assert lines(pipe[0]) == []
     assert connect({VARIABLE: address})._fd is None
     assert connect({VARIABLE: "x:y"})._fd is None
+
+
+def test_a_collective_is_reported_at_once(pipe: tuple[int, int]) -> None:
+    heartbeat = Heartbeat(pipe[1])
+    heartbeat.enter_collective("barrier", "train.py:3")
+    heartbeat.leave_collective()
+    heartbeat.enter_collective("allgather", "x" * 5000)
+    first, second, third = lines(pipe[0])
+    assert first == {
+        "phase": OUTSIDE,
+        "collectives": 1,
+        "collective": "barrier",
+        "place": "train.py:3",
+    }
+    assert (second["collectives"], second["collective"]) == (1, None)
+    assert (third["collectives"], third["collective"]) == (2, "allgather")
+    assert len(json.dumps(third)) < select.PIPE_BUF
+    Heartbeat(None).enter_collective("barrier", "")

@@ -33,7 +33,7 @@ def test_without_gpus_nothing_is_set(gpus: Any) -> None:
 def test_each_process_is_pinned_to_the_gpu_of_its_number(gpus: Any) -> None:
     gpus.present = ["first", "second"]
     pin_gpu(1)
-    assert (gpus.visible, gpus.growing) == ("second", ["second"])
+    assert (gpus.visible, gpus.growing) == ("second", ["first", "second"])
 
 
 def test_a_process_that_sees_one_gpu_is_pinned_to_it(

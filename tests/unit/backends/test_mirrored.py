@@ -125,3 +125,38 @@ def test_keras_still_cannot_run_several_steps_per_execution() -> None:
         """
     )
     assert "placeholder" in done.stderr, "the workaround in distrib/backends/mirrored.py can go"
+
+
+def test_what_keras_cannot_update_on_replicas_is_refused_before_a_checkpoint() -> None:
+    succeed(
+        """
+        import os, pytest, tempfile
+        from distrib.callbacks import BackupAndRestore
+
+        cluster = distrib.init("mirrored", devices=2)
+        folder = tempfile.mkdtemp()
+        optimizers, sgd = keras.optimizers, keras.optimizers.SGD
+
+        def fit(optimizer, callbacks=()):
+            model = make(cluster.scope())
+            with cluster.scope():
+                model.compile(optimizer(), "mse")
+            model.fit(cluster.dataset((x, y), 5), verbose=0, callbacks=callbacks)
+
+        for argument, optimizer in {
+            "gradient_accumulation_steps": lambda: sgd(gradient_accumulation_steps=2),
+            "ema_overwrite_frequency": lambda: optimizers.LossScaleOptimizer(
+                sgd(use_ema=True, ema_overwrite_frequency=2)
+            ),
+        }.items():
+            for callbacks in ([], [BackupAndRestore(folder)]):
+                with pytest.raises(distrib.errors.ConfigurationError, match=argument):
+                    fit(optimizer, callbacks)
+            with pytest.raises(RuntimeError, match="merge_call"):  # Until Keras can.
+                distrib.training.trainer_wrapper.check_replicas = lambda model: None
+                fit(optimizer)
+            distrib.training.trainer_wrapper.check_replicas = CHECK
+        fit(lambda: sgd(use_ema=True, clipnorm=1.0))
+        os.rmdir(folder)
+        """.replace("CHECK", "distrib.training.fit_checks.check_replicas")
+    )

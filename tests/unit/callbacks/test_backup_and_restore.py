@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import shutil
 import signal
 import threading
 import time
@@ -14,7 +15,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from distrib.callbacks import BackupAndRestore, EarlyStopping
+from distrib.callbacks import (
+    BackupAndRestore,
+    EarlyStopping,
+    LearningRateScheduler,
+    ReduceLROnPlateau,
+)
 from distrib.checkpoint import commit
 from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.data.make_dataset import make_dataset
@@ -22,6 +28,7 @@ from distrib.errors import CheckpointMismatchError, ConfigurationError, Preempte
 from distrib.retention import KeepIf
 from distrib.save_policy.schedule import SaveSchedule
 from distrib.storage.locate import locate
+from distrib.training import run_ending
 
 X = np.random.default_rng(0).normal(size=(20, 3)).astype("float32")
 Y = X.sum(axis=1, keepdims=True)
@@ -84,8 +91,9 @@ class StopAt(keras.callbacks.Callback):
                 os.kill(os.getpid(), self.how)
 
 
-def default_signals() -> None:
+def as_in_a_new_process() -> None:
     """What a new process would have."""
+    run_ending._reached.clear()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -298,7 +306,7 @@ def interrupted_then_finished(tmp_path: Path, step: int, *, how: Any = signal.SI
             verbose=0,
             callbacks=[Recorder(), StopAt(step, how), BackupAndRestore(tmp_path)],
         )
-    default_signals()
+    as_in_a_new_process()
     recorder = Recorder()
     make(seed=99).fit(data(), epochs=3, verbose=0, callbacks=[recorder, BackupAndRestore(tmp_path)])
     return recorder
@@ -317,6 +325,7 @@ def test_a_run_that_has_finished_is_not_run_again(
 ) -> None:
     first = make()
     history = first.fit(data(), epochs=2, verbose=0, callbacks=[BackupAndRestore(tmp_path)])
+    as_in_a_new_process()
     recorder = Recorder()
     second = make(seed=99)
     again = second.fit(
@@ -345,6 +354,7 @@ def test_a_run_that_was_stopped_early_stays_stopped(tmp_path: Path) -> None:
 
     history = make().fit(data(), epochs=9, verbose=0, callbacks=callbacks())
     assert history.epoch == [0, 1]
+    as_in_a_new_process()
     again = make().fit(data(), epochs=9, verbose=0, callbacks=callbacks())
     assert again.epoch == [0, 1]
     assert again.history == history.history
@@ -356,7 +366,7 @@ def test_a_stop_asked_for_in_the_step_of_the_signal_survives(tmp_path: Path) -> 
         make().fit(
             data(), epochs=3, verbose=0, callbacks=[*stop_and_signal, BackupAndRestore(tmp_path)]
         )
-    default_signals()
+    as_in_a_new_process()
     recorder = Recorder()
     model = make()
     history = model.fit(
@@ -394,7 +404,7 @@ def test_a_fit_that_raised_can_be_repeated(tmp_path: Path) -> None:
         make().fit(data(), epochs=2, verbose=0, callbacks=[BackupAndRestore(tmp_path), Bug()])
     history = make().fit(data(), epochs=2, verbose=0, callbacks=[BackupAndRestore(tmp_path)])
     assert history.epoch == [0, 1]
-    default_signals()
+    as_in_a_new_process()
 
 
 def test_changed_data_is_refused_by_name(tmp_path: Path) -> None:
@@ -403,7 +413,7 @@ def test_changed_data_is_refused_by_name(tmp_path: Path) -> None:
         CheckpointMismatchError, match="batch_size: checkpoint has 4, this run has 5"
     ):
         make().fit(data(5), epochs=2, verbose=0, callbacks=[BackupAndRestore(tmp_path)])
-    with pytest.raises(CheckpointMismatchError, match=r"not a cluster\.dataset"):
+    with pytest.raises(CheckpointMismatchError, match="this run has plain arrays"):
         make().fit(X, Y, epochs=2, verbose=0, callbacks=[BackupAndRestore(tmp_path)])
 
 
@@ -419,6 +429,68 @@ def test_another_model_is_refused_and_nothing_changes(tmp_path: Path) -> None:
     assert steps(tmp_path) == [0, 5]
 
 
+class TestChangedScript:
+    """A run that goes on with another learning rate, loss and dropout rate."""
+
+    def fit(self, folder: Path, changed: bool = False, epochs: int = 3, **arguments: Any) -> float:
+        """Train, and return the learning rate at the end; a callback changes it as well."""
+        model = make()
+        if changed:
+            model.layers[1].rate = 0.5
+            model.compile("adam", "mae", metrics=["mae"])
+            model.optimizer.learning_rate = 0.25
+        reduce = ReduceLROnPlateau("loss", patience=1, min_delta=100)
+        backup = BackupAndRestore(folder, **arguments)
+        model.fit(data(), epochs=epochs, verbose=0, callbacks=[reduce, backup])
+        return float(model.optimizer.learning_rate)
+
+    @pytest.fixture(scope="class")
+    def trained(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        folder = tmp_path_factory.mktemp("trained")
+        self.fit(folder, epochs=2)
+        return folder
+
+    @pytest.fixture
+    def run(self, trained: Path, tmp_path: Path) -> Path:
+        return Path(shutil.copytree(trained, tmp_path / "run"))
+
+    def test_the_same_script_says_nothing(self, run: Path, capfd: Any) -> None:
+        self.fit(run, on_change="error")
+        assert "changed" not in capfd.readouterr().err
+
+    def test_what_differs_is_said_once(self, run: Path, capfd: Any) -> None:
+        assert self.fit(run, changed=True) == pytest.approx(1e-5)
+        said = capfd.readouterr().err
+        assert f"the script has changed since {run}/checkpoints/10 was written" in said
+        assert "dropout.rate: checkpoint 0.2, script 0.5; the script's is used" in said
+        assert "loss: checkpoint mse, script mae; the script's is used" in said
+        assert "learning_rate: checkpoint 0.001, script 0.25; the checkpoint's (0.0001" in said
+        as_in_a_new_process()
+        self.fit(run, changed=True)
+        assert "changed" not in capfd.readouterr().err
+
+    def test_the_way_to_change_the_learning_rate(self, run: Path) -> None:
+        model = make()
+        scheduler = LearningRateScheduler(lambda epoch: 0.25)
+        callbacks = [scheduler, BackupAndRestore(run)]
+        model.fit(data(), epochs=3, verbose=0, callbacks=callbacks)
+        assert float(model.optimizer.learning_rate) == 0.25
+
+    def test_error(self, run: Path) -> None:
+        before = sorted(run.rglob("*"))
+        with pytest.raises(CheckpointMismatchError, match=r"The script has changed .*\n.*rate: "):
+            self.fit(run, changed=True, on_change="error")
+        assert sorted(run.rglob("*")) == before
+
+    def test_ignore(self, run: Path, capfd: Any) -> None:
+        self.fit(run, changed=True, on_change="ignore")
+        assert "changed" not in capfd.readouterr().err
+
+    def test_an_unknown_value(self, run: Path) -> None:
+        with pytest.raises(ConfigurationError, match="`on_change='raise'` must be"):
+            BackupAndRestore(run, on_change="raise")  # type: ignore[arg-type]
+
+
 @pytest.mark.usefixtures("every_save_is_waited_for")
 def test_plain_arrays_resume_at_epochs(tmp_path: Path) -> None:
     with pytest.raises(Preempted):
@@ -426,7 +498,7 @@ def test_plain_arrays_resume_at_epochs(tmp_path: Path) -> None:
             X, Y, batch_size=4, epochs=3, verbose=0,
             callbacks=[StopAt(12), BackupAndRestore(tmp_path)],
         )  # fmt: skip
-    default_signals()
+    as_in_a_new_process()
     assert steps(tmp_path)[-1] == 10
     recorder = Recorder()
     history = make().fit(
@@ -456,7 +528,7 @@ def test_steps_per_epoch_resumes_exactly(step: int, tmp_path: Path) -> None:
     )
     with pytest.raises(Preempted):
         make().fit(data().repeat(), callbacks=[StopAt(step), BackupAndRestore(tmp_path)], **options)
-    default_signals()
+    as_in_a_new_process()
     resumed = make().fit(data().repeat(), callbacks=[BackupAndRestore(tmp_path)], **options)
     assert resumed.history == straight.history
 
@@ -467,7 +539,7 @@ def test_steps_per_epoch_of_the_whole_dataset_resumes_exactly(step: int, tmp_pat
     straight = make().fit(data(), callbacks=[BackupAndRestore(tmp_path / "straight")], **options)
     with pytest.raises(Preempted):
         make().fit(data(), callbacks=[StopAt(step), BackupAndRestore(tmp_path)], **options)
-    default_signals()
+    as_in_a_new_process()
     resumed = make().fit(data(), callbacks=[BackupAndRestore(tmp_path)], **options)
     assert resumed.history == straight.history
     assert resumed.epoch == [0, 1, 2]
@@ -497,7 +569,7 @@ def test_metrics_that_are_arrays(tmp_path: Path) -> None:
     straight = model().fit(data(), callbacks=[BackupAndRestore(tmp_path / "straight")], **options)
     with pytest.raises(Preempted):
         model().fit(data(), callbacks=[StopAt(5), BackupAndRestore(tmp_path)], **options)
-    default_signals()
+    as_in_a_new_process()
     resumed = model().fit(data(), callbacks=[BackupAndRestore(tmp_path)], **options)
     assert resumed.history.keys() == straight.history.keys()
     for name, values in straight.history.items():
@@ -514,7 +586,7 @@ def test_class_weight_and_mapped_batches_resume_exactly(tmp_path: Path) -> None:
     straight = make().fit(labels(), callbacks=[BackupAndRestore(tmp_path / "s")], **options)
     with pytest.raises(Preempted):
         make().fit(labels(), callbacks=[StopAt(7), BackupAndRestore(tmp_path)], **options)
-    default_signals()
+    as_in_a_new_process()
     resumed = make().fit(labels(), callbacks=[BackupAndRestore(tmp_path)], **options)
     assert resumed.history == straight.history
     assert len(resumed.history["loss"]) == 3
@@ -572,7 +644,7 @@ def test_what_the_checkpoint_says_is_json_and_orbax(tmp_path: Path) -> None:
 def test_progress_bar_continues(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Preempted):
         make().fit(data(), epochs=1, verbose=1, callbacks=[StopAt(3), BackupAndRestore(tmp_path)])
-    default_signals()
+    as_in_a_new_process()
     capsys.readouterr()
     make().fit(data(), epochs=1, verbose=1, callbacks=[BackupAndRestore(tmp_path)])
     out = capsys.readouterr().out

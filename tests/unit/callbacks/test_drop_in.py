@@ -101,7 +101,10 @@ KERAS_CLASSES = sorted(
 )
 # The only differences that are allowed: arguments that Keras does not have, and other defaults.
 ADDED_ARGUMENTS = {
-    "BackupAndRestore": ["directory", "keep_last", "retention", "local_cache", "storage_options"],
+    "BackupAndRestore": [
+        *("directory", "keep_last", "retention", "local_cache", "storage_options"),
+        *("on_change", "initialize_from", "restore"),
+    ],
     "CSVLogger": ["storage_options"],
     "ModelCheckpoint": ["storage_options"],
     "TensorBoard": ["storage_options"],

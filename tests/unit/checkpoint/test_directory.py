@@ -352,6 +352,17 @@ def test_unwritable_directory_for_a_user(tmp_path: Path) -> None:
         CheckpointDirectory(locate(tmp_path / "run", "directory")).lock()
 
 
+def test_another_fit_of_this_process_is_locked_out(tmp_path: Path) -> None:
+    one, other = (CheckpointDirectory(locate(tmp_path, "directory")) for _ in range(2))
+    one.lock()
+    with pytest.raises(ConfigurationError, match="Another `fit` of this process"):
+        other.lock()
+    other.unlock()
+    one.unlock()
+    other.lock()
+    other.unlock()
+
+
 def test_a_damaged_checkpoint_of_the_same_step_is_quarantined_not_replaced(
     directory: CheckpointDirectory,
 ) -> None:

@@ -344,6 +344,12 @@ def test_every_rank_has_examples():
     assert make_dataset((X, Y), 2).every_rank_has_examples
 
 
+def test_a_second_split_between_processes_is_refused():
+    with pytest.raises(ConfigurationError, match="Delete it"):
+        make_dataset((X, Y), 4, rank=1, size=2).shard(2, 1)
+    assert len(list(make_dataset((X, Y), 4).shard(2, 1))) == 3
+
+
 def test_batches_smaller_than_the_number_of_ranks(source):
     datasets = ranks(source, 4, 2)
     assert joined([labels(dataset) for dataset in datasets]) == labels(make_dataset(source, 2))

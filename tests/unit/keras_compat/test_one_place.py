@@ -10,6 +10,8 @@ ROOT = Path(__file__).parents[3]
 # Modules that say in their docstrings which private names of TensorFlow, fsspec or Python they
 # use, and why. Of Keras there must be none outside of `keras_compat`.
 OTHERS = {
+    "distrib/backends/forked.py": {"_exit"},
+    "distrib/preemption/stop_watchdog.py": {"_exit"},
     "distrib/backends/worker_strategy.py": {
         "_all_reduce",
         "_communication_options",

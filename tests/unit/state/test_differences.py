@@ -2,10 +2,7 @@ from typing import Any
 
 import pytest
 
-from distrib.errors import CheckpointMismatchError
-from distrib.state.differences import check_data, differences_between
-
-DATA = {"source": "arrays", "num_examples": 64}
+from distrib.state.differences import differences_between, match_variables
 
 
 def description(optimizer: str | None, *paths: str) -> dict[str, Any]:
@@ -13,6 +10,19 @@ def description(optimizer: str | None, *paths: str) -> dict[str, Any]:
         {"group": "model", "path": path, "shape": [2], "dtype": "float32"} for path in paths
     ]
     return {"optimizer": optimizer, "variables": variables}
+
+
+def variable(text: str) -> dict[str, Any]:
+    group, path, size = text.split()
+    return {"group": group, "path": path, "shape": [int(size)], "dtype": "float32"}
+
+
+def described(*variables: str) -> dict[str, Any]:
+    return {"optimizer": "Adam", "variables": [variable(text) for text in variables]}
+
+
+MODEL = ("model dense/kernel 2", "model dense_1/kernel 3", "model dense_2/kernel 3")
+METRICS = ("metrics loss/total 1", "metrics loss/count 1")
 
 
 @pytest.mark.parametrize(
@@ -34,8 +44,8 @@ def description(optimizer: str | None, *paths: str) -> dict[str, Any]:
             description(None, "a"),
             description(None, "c", "b"),
             [
-                "model: checkpoint has a (2,) float32, this run has c (2,) float32",
-                "model: only this run has b (2,) float32",
+                "model: only the checkpoint has a (2,) float32",
+                "model: only this run has c (2,) float32, b (2,) float32",
             ],
         ),
     ],
@@ -46,19 +56,49 @@ def test_differences_of_models(
     assert list(differences_between(saved, here)) == lines
 
 
-def test_the_same_data_are_taken() -> None:
-    check_data(DATA, dict(DATA))
-    check_data(None, None)
+def test_a_slot_more_says_nothing_of_the_metrics() -> None:
+    saved = described(*MODEL, "optimizer adam/dense_kernel_momentum 2", *METRICS)
+    here = described(
+        *MODEL,
+        "optimizer adam_1/dense_kernel_momentum 2",
+        "optimizer adam_1/dense_1_kernel_momentum 3",
+        *METRICS,
+    )
+    assert list(differences_between(saved, here)) == [
+        "optimizer: only this run has adam_1/dense_1_kernel_momentum (3,) float32"
+    ]
 
 
-@pytest.mark.parametrize(
-    ("saved", "here", "difference"),
-    [
-        (DATA, {**DATA, "num_examples": 65}, "num_examples: checkpoint has 64, this run has 65"),
-        (DATA, None, "checkpoint has a cluster.dataset, this run has data that is not"),
-        (None, DATA, "checkpoint has data that is not a cluster.dataset, this run has a"),
-    ],
-)
-def test_other_data_are_refused(saved: Any, here: Any, difference: str) -> None:
-    with pytest.raises(CheckpointMismatchError, match=difference):
-        check_data(saved, here)
+def test_another_shape_is_named_beside_what_is_new() -> None:
+    here = described("model dense_4/kernel 2", "model out/kernel 9", "model dense_5/kernel 5")
+    assert list(differences_between(described(*MODEL), here)) == [
+        "model: checkpoint has dense_1/kernel (3,) float32, this run has dense_5/kernel (5,) "
+        "float32",
+        "model: only the checkpoint has dense_2/kernel (3,) float32",
+        "model: only this run has out/kernel (9,) float32",
+    ]
+
+
+def test_a_layer_in_between_is_found_by_what_stands_around_it() -> None:
+    here = [variable(text) for text in (MODEL[0], "model dense_1/kernel 7", *MODEL[1:])]
+    match = match_variables([variable(text) for text in MODEL], here)
+    assert match.new == [variable("model dense_1/kernel 7")]
+    assert [new for _, new in match.same] == [variable(text) for text in MODEL]
+    assert not match.missing
+    assert not match.changed
+
+
+def test_another_order_is_a_difference_of_its_own() -> None:
+    saved, here = described("model a 2", "model b 2"), described("model b 2", "model a 2")
+    (line,) = differences_between(saved, here)
+    assert line == "model: a stands at another place in this run"
+
+
+def test_an_empty_group_is_no_difference() -> None:
+    assert list(differences_between(described(), described())) == []
+
+
+def test_a_long_list_is_shortened() -> None:
+    here = described(*(f"model layer{number}/kernel 2" for number in range(100)))
+    (line,) = differences_between(described(), here)
+    assert line.endswith("and 97 more")

@@ -1,5 +1,6 @@
 import json
 import random
+import re
 import threading
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from dataclasses import dataclass, field
@@ -77,7 +78,7 @@ def through_a_checkpoint(value: Any, old: Any = None) -> Any:
         Meter(1.5, [3]),
         np.float32(0.1),
     ],
-    ids=repr,
+    ids=lambda value: re.sub(" at 0x[0-9a-f]+", "", repr(value)),
 )
 def test_plain_values_come_back(value: Any) -> None:
     back = through_a_checkpoint(value)

@@ -85,7 +85,7 @@ def test_snapshots_are_copies_in_reused_memory() -> None:
         ({"optimizer": "adamw"}, "optimizer: checkpoint has Adam, this run has AdamW"),
     ],
 )
-def test_another_model_or_optimizer_is_refused_with_the_first_difference(
+def test_another_model_or_optimizer_is_refused_with_the_difference(
     change: dict[str, Any], message: str
 ) -> None:
     description, _ = saved(built())

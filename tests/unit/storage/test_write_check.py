@@ -264,6 +264,15 @@ def test_an_error_code_of_the_server(answering: str, cause: str, transient: bool
     assert cause in refusal(at(answering, **ONCE), transient)
 
 
+@pytest.mark.parametrize("answering", [(400, "ExpiredToken")], indirect=True)
+def test_credentials_that_an_earlier_attempt_had(
+    answering: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISTRIB_WRITTEN_STORES", "s3://bucket")
+    message = refusal(at(answering, **ONCE), transient=True)
+    assert "renew them. An earlier attempt could write there, so the job waits" in message
+
+
 def test_a_store_that_loses_writes_is_rejected(
     memory_folder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,4 @@
 import warnings
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +12,7 @@ from distrib.errors import ConfigurationError
 from distrib.save_policy.schedule import SaveSchedule
 from distrib.training import fit_checks
 from distrib.training.fit_call import FitCall
-from distrib.training.fit_checks import check_call, check_ranks, warn_about_unsaved_callbacks
+from distrib.training.fit_checks import check_call, warn_about_unsaved_callbacks
 
 DATASET = make_dataset(np.arange(12), batch_size=4)
 STEPS, EPOCHS = SaveSchedule(steps=5), SaveSchedule(epochs=True)
@@ -53,20 +52,6 @@ def test_an_endless_dataset_needs_an_end_of_the_epoch() -> None:
 def test_an_epoch_of_another_length_needs_an_endless_dataset() -> None:
     with pytest.raises(ConfigurationError, match=r"`steps_per_epoch=2` differs .* 3 batches"):
         check_call(call(DATASET, 2), STEPS)
-
-
-@pytest.mark.parametrize("name", ["ModelCheckpoint", "OrbaxCheckpoint"])
-def test_writers_of_kerass_own_are_refused_on_ranks(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fit_checks, "current", lambda: SimpleNamespace(size=2, kind="horovod"))
-    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
-    model.compile(optimizer="sgd", loss="mse")
-    monkeypatch.setattr(fit_checks, "reduction_of", lambda optimizer: True)
-    theirs = getattr(keras.callbacks, name)(str(tmp_path / "it.keras"))
-    made = FitCall(model, {"x": DATASET, "callbacks": [[theirs]]})
-    with pytest.raises(ConfigurationError, match=rf"keras\.callbacks\.{name} would write the same"):
-        check_ranks(made)
 
 
 class Board(keras.callbacks.TensorBoard):

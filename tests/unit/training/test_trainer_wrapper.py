@@ -2,6 +2,8 @@
 
 import functools
 import inspect
+import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,8 +20,9 @@ from distrib.callbacks import BackupAndRestore, CSVLogger
 from distrib.checkpoint.directory import CheckpointDirectory
 from distrib.data.make_dataset import make_dataset
 from distrib.errors import ConfigurationError
+from distrib.heartbeat import Heartbeat
 from distrib.storage.locate import locate
-from distrib.training import trainer_wrapper
+from distrib.training import fit_session, trainer_wrapper
 from distrib.training.fit_call import call_of, fit_of
 
 X = np.arange(12, dtype="float32").reshape(12, 1)
@@ -292,3 +295,33 @@ def test_a_fit_that_raised_leaves_no_epoch_behind(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a bug"):
         model.fit(data(), epochs=5, verbose=0, callbacks=[fails_later, BackupAndRestore(tmp_path)])
     assert model.fit(X, Y, epochs=2, verbose=0).epoch == [0, 1]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_dataset_of_distrib_is_trained_without_a_warning(saved: bool, tmp_path: Path) -> None:
+    """Keras warns that it ignores `shuffle=True` with a dataset, even as its own default."""
+    callbacks = [BackupAndRestore(tmp_path)] if saved else []
+    make().fit(data(), epochs=2, verbose=0, callbacks=callbacks, validation_data=data())
+    with pytest.warns(UserWarning, match="`shuffle=True` was passed"):
+        make().fit(data(), shuffle=True, verbose=0)
+
+
+def test_a_fit_reports_where_it_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    reader, writer = os.pipe()
+    monkeypatch.setattr(fit_session, "heartbeat", Heartbeat(writer))
+    for epochs in (1, 2):
+        make().fit(data(), epochs=epochs, verbose=0, callbacks=[BackupAndRestore(tmp_path / "r")])
+    reports = [json.loads(line) for line in os.read(reader, 1 << 20).splitlines()]
+    os.close(reader)
+    os.close(writer)
+    seen = [(each["run"], each["found"], each["resumed"], each["finished"]) for each in reports]
+    run = str(tmp_path / "r")
+    assert seen == [
+        *((run, False, 0, False), (run, False, 0, True)),
+        *((run, True, 3, False), (run, True, 3, True)),
+    ]
+    assert caplog.text.count(f"nothing is saved in {run} yet, although Slurm") == 1

@@ -8,7 +8,7 @@ import pytest
 
 from distrib.checkpoint.layout import Array
 from distrib.checkpoint.stored_checkpoint import LoadedCheckpoint
-from distrib.launch.checkpoints.diff import compare_arrays, compare_state
+from distrib.launch.checkpoints.diff import compare_arrays, compare_state, named_as
 
 
 def loaded(**arrays: Array) -> LoadedCheckpoint:
@@ -61,6 +61,28 @@ def test_other_weights_alone_are_a_difference(run: Any, checkpoints: Any) -> Non
     found = json.loads(result.out)
     assert (found["facts"], found["equal_arrays"]) == ([], 1)
     assert [array["max_abs"] for array in found["arrays"]] == [0.5, 0.5]
+
+
+def test_a_changed_script_is_shown_and_is_no_difference(run: Any, checkpoints: Any) -> None:
+    run.save(7, record={"compile": {"loss": "mse"}, "fit": {"shuffle": True}})
+    place = {"values": 7, "position": {"step": 7, "epoch": 0, "batch": 7}}
+    run.save(8, record={"compile": {"loss": "mae"}, "fit": {"shuffle": True}}, **place)
+    result = checkpoints("diff", run.url, 7, 8)
+    assert result.code == 0
+    assert ["compile.loss", '"mse"', '"mae"'] in result.table
+    found = json.loads(checkpoints("diff", run.url, 7, 8, "--json").out)
+    assert found["script"] == [{"name": "compile.loss", "first": "mse", "second": "mae"}]
+
+
+def test_the_numbers_of_names_do_not_count() -> None:
+    def variable(path: str) -> dict[str, Any]:
+        kernel = {"group": "model", "path": path, "shape": [3], "dtype": "float32"}
+        return {"optimizer": "Adam", "variables": [{**kernel, "names": [path]}]}
+
+    one, other = ({"model": {path: np.ones(3)}} for path in ("dense_1/kernel", "dense_7/kernel"))
+    first = LoadedCheckpoint({"state": variable("dense_1/kernel")}, one)
+    second = LoadedCheckpoint({"state": variable("dense_7/kernel")}, other)
+    assert list(compare_arrays(first, named_as(first, second))) == []
 
 
 def test_damaged(run: Any, checkpoints: Any) -> None:

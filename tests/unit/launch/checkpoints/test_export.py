@@ -15,7 +15,7 @@ from distrib.checkpoint.stored_checkpoint import LoadedCheckpoint
 from distrib.data.make_dataset import make_dataset
 from distrib.errors import ConfigurationError
 from distrib.launch.checkpoints.export import rebuild
-from distrib.state.build import build_without_data
+from distrib.state.build import build_for_epochs
 from distrib.state.run_state import RunState
 from distrib.state.training_position import Logs, TrainingPosition
 from distrib.storage.locate import locate
@@ -49,10 +49,11 @@ def make() -> keras.Model:
 
 def captured(model: keras.Model, step: int = 7) -> Content:
     """Return what a checkpoint of a model holds before its first step."""
-    build_without_data(model)
+    build_for_epochs(model, lambda: None)
     model.history = keras.callbacks.History()
     model.history.epoch = []
-    content = RunState(model, None).capture(TrainingPosition(step=step), Logs({}, None), None)
+    state = RunState(model, None, {}, ())
+    content = state.capture(TrainingPosition(step=step), Logs({}, None), None)
     assert content is not None
     return content
 
@@ -108,7 +109,7 @@ def test_weights_of_an_earlier_step_to_a_url(
     assert place.size() == found["bytes"]
     place.download(tmp_path / "m.weights.h5")
     model, untrained = make(), make()
-    build_without_data(model)
+    build_for_epochs(model, lambda: None)
     for variable in model.trainable_variables:
         variable.assign(variable + 1)
     model.load_weights(tmp_path / "m.weights.h5")
@@ -253,15 +254,27 @@ def test_mixed_precision_keeps_the_loss_scale(tmp_path: Path) -> None:
     np.testing.assert_array_equal(rebuilt(X), model(X))
 
 
-def test_an_adapted_vocabulary_is_refused() -> None:
+def with_vocabulary() -> keras.Model:
     lookup = keras.layers.StringLookup()
     lookup.adapt(np.array(["a", "b"]))
     inputs = keras.Input((1,), dtype="string")
-    outputs = keras.layers.Embedding(4, 2)(lookup(inputs))
-    model = keras.Model(inputs, outputs)
+    model = keras.Model(inputs, keras.layers.Embedding(4, 2)(lookup(inputs)))
     model.compile("sgd", "mse")
+    return model
+
+
+def test_an_adapted_vocabulary_is_exported() -> None:
+    model = with_vocabulary()
+    rebuilt, _ = rebuild(loaded(model))
+    words = tf.constant([["b"], ["a"], ["?"]])
+    np.testing.assert_array_equal(rebuilt(words), model(words))
+
+
+def test_an_adapted_vocabulary_in_an_old_checkpoint_is_refused() -> None:
+    content = loaded(with_vocabulary())
+    del content.training["layers"]
     with pytest.raises(ConfigurationError, match=r"'string_lookup.*vocabulary by `adapt`"):
-        rebuild(loaded(model))
+        rebuild(content)
 
 
 @pytest.mark.parametrize(

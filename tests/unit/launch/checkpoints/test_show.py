@@ -31,6 +31,21 @@ def test_show(run: Any, checkpoints: Any) -> None:
     assert "no config saved" in older
 
 
+def test_what_the_run_is_made_of(run: Any, checkpoints: Any) -> None:
+    record = {
+        "layers": {"dense": {"units": 3}},
+        "compile": {"loss": "mse", "metrics": None},
+        "callbacks": {"EarlyStopping": {"patience": 2}},
+    }
+    run.save(7, record=record)
+    result = checkpoints("show", run.url)
+    assert ["compile.loss", "mse"] in result.table
+    assert ["callbacks.EarlyStopping.patience", "2"] in result.table
+    assert "compile.metrics" not in result.out
+    assert "layers" not in result.out
+    assert json.loads(checkpoints("show", run.url, "--json").out)["script"] == record
+
+
 def test_json(run: Any, checkpoints: Any) -> None:
     run.save(7, metrics={"loss": 0.25})
     shown = json.loads(checkpoints("show", run.url, "--json").out)

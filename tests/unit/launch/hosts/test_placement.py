@@ -56,6 +56,20 @@ def test_invalid_hosts(text: str) -> None:
         parse_hosts(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("h0:1,[::1]:2", "knows IPv4 only"),
+        ("fe80::1", "knows IPv4 only"),
+        ("me@h0:2", "Set the user in ~/.ssh/config"),
+        ("h0,h0:3", "with all its slots: h0:4"),
+    ],
+)
+def test_habits(text: str, hint: str) -> None:
+    with pytest.raises(UsageError, match=hint):
+        parse_hosts(text)
+
+
 @pytest.mark.parametrize("text", ["h0:1,h0:2", f"localhost:1,{socket.gethostname()}:1"])
 def test_one_host_under_two_names(text: str) -> None:
     with pytest.raises(UsageError, match="are the same host"):

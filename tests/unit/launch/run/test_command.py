@@ -44,6 +44,10 @@ def script(tmp_path: Path) -> str:
         (["-np", "1", "--join", "h0", "-H", "h0", "true"], "leave -H and --hostfile out"),
         (["--join", "h0", "true"], "how many ranks has the whole job? Give -np"),
         (["-np", "1", "--join", "h0:x", "true"], "--join h0:x: not of the form HOST or HOST:PORT"),
+        (["-np", "1", "--join", "[::1]:7600", "true"], "knows IPv4 only"),
+        (["--epochs", "3", "true"], "arguments: --epochs. Options of the script go after its name"),
+        (["-np", "1", "-m"], "-m: which module?"),
+        (["-np", "1", "-m", "no_such.module"], "there is no module 'no_such'"),
     ],
 )
 def test_wrong_usage(arguments: list[str], message: str, capsys: Capture) -> None:
@@ -103,24 +107,50 @@ def test_any_command(dashes: list[str], capfd: Capture) -> None:
 def test_the_cause_is_the_last_line(tmp_path: Path, capfd: Capture) -> None:
     arguments = [*ONE, "--attempts", "0", "--output-dir", str(tmp_path / "logs")]
     assert main(["run", *arguments, "sh", "-c", "echo bad >&2; exit 5"]) == 5
-    last = "distrib: rank 0 on localhost ended with exit code 5; its own output says why."
+    last = "distrib: rank 0 on localhost ended with exit code 5: bad."
     assert capfd.readouterr().err == f"bad\n{last} (exit code 5)\n"
     assert (tmp_path / "logs" / "rank-0.log").read_text() == "bad\n"
 
 
+MISTAKES = {
+    "def f(:": (1, "SyntaxError: invalid syntax"),
+    "import nothing_of_this_name": (1, "No module named 'nothing_of_this_name'"),
+    "import argparse; argparse.ArgumentParser().parse_args(['--x'])": (2, "error: unrecognized"),
+    "raise SystemExit('no data')": (1, "no data"),
+    "raise SystemExit(7)": (7, "ended with exit code 7"),
+}
+
+
+@pytest.mark.parametrize("text", MISTAKES)
+def test_a_mistake_is_shown_once_and_not_restarted(
+    text: str, tmp_path: Path, capfd: Capture
+) -> None:
+    code, error = MISTAKES[text]
+    script = tmp_path / "train.py"
+    script.write_text(text)
+    assert main(["run", "-np", "2", "--backend", "multiworker", str(script)]) == code
+    err = capfd.readouterr().err
+    assert "Starting again" not in err
+    assert err.splitlines()[-1].startswith("distrib: No step was trained since the start, ")
+    assert error in err.splitlines()[-1]
+    shown = err.count("Traceback (most recent") + err.count("  File ") + err.count("usage:")
+    assert shown <= 2
+    assert not shown or "distrib: the same error on rank " in err
+
+
 def test_a_job_that_fails_each_time_is_given_up(tmp_path: Path, capfd: Capture) -> None:
     count = tmp_path / "count"
-    error = r"Traceback (most recent call last):\n  x\nOSError: y\n"
+    error = r"Traceback (most recent call last):\n  x\nTimeoutError: y\n"
     script = f"echo once >> {count}; printf '{error}' >&2; exit 3"
     assert main(["run", *ONE, "--attempts", "2", "sh", "-c", script]) == 70
     assert count.read_text() == "once\n" * 2
     err = capfd.readouterr().err
-    assert err.count("OSError: y\n") == 2
-    assert "exit code 3: OSError: y. Starting again now." in err
+    assert err.count("TimeoutError: y\n") == 2
+    assert "exit code 3: TimeoutError: y. Starting again now." in err
     assert err.splitlines()[-1].startswith(
         "distrib: given up: 2 attempts in a row have made no progress beyond 0, the last "
         "checkpoint's. The last one ended because rank 0 on localhost ended with exit code 3: "
-        "OSError: y. "
+        "TimeoutError: y. "
     )
 
 
@@ -170,12 +200,19 @@ def test_variables_for_other_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_process_needs_no_backend(capfd: Capture) -> None:
     command = ["sh", "-c", "env | grep -c '^HOROVOD_[RS]\\|^TF_CONFIG'; env | grep -c ^DISTRIB_"]
     assert main(["run", "-np", "1", "--backend", "local", *command]) == 0
-    assert capfd.readouterr().out.splitlines() == ["0", "5"]
+    assert capfd.readouterr().out.splitlines() == ["0", "6"]
 
 
 def test_the_heartbeat_file(tmp_path: Path) -> None:
     file = tmp_path / "alive"
-    arguments = [*ONE, "--heartbeat-file", str(file), "sh", "-c", f"test -e {file}"]
+    arguments = [
+        *ONE,
+        "--heartbeat-file",
+        str(file),
+        "sh",
+        "-c",
+        f"until test -e {file}; do sleep 0.01; done",
+    ]
     assert main(["run", *arguments]) == 0
 
 

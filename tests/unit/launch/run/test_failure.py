@@ -3,11 +3,12 @@ import signal
 import pytest
 
 from distrib.launch.hosts.channel import LOST
-from distrib.launch.run.failure import RankExit, failure_report, is_final, root_cause
+from distrib.launch.run.failure import RankExit, early_finish, failure_report, is_final, root_cause
 
 KILL = 128 + signal.SIGKILL
 TERM = 128 + signal.SIGTERM
 ABORT = 128 + signal.SIGABRT
+SEGV = 128 + signal.SIGSEGV
 
 
 def ended(*codes: int, by_launcher: tuple[int, ...] = ()) -> list[RankExit]:
@@ -38,7 +39,7 @@ def ended(*codes: int, by_launcher: tuple[int, ...] = ()) -> list[RankExit]:
         ((TERM, 76), 0, 76),
         ((LOST, 76), 0, 76),
         ((76, 76, LOST), 2, 76),
-        ((128 + signal.SIGSEGV, 76), 0, 76),
+        ((SEGV, 76), 0, 76),
         ((ABORT, ABORT), 0, 76),
         ((76, 76), 0, 76),
         # The first of equals.
@@ -76,6 +77,39 @@ def test_a_kill_before_the_first_error_explains_it() -> None:
     cause = root_cause(ended(KILL, 1, 1), failed_ranks=[1, 2])
     assert cause is not None
     assert cause.rank == 0
+
+
+def test_an_error_before_a_crash_explains_it() -> None:
+    """Horovod crashes where ranks call different collectives, as after an error on one of them."""
+    exits = ended(SEGV, 1)
+    cause = root_cause(exits, failed_ranks=[1, 0])
+    assert cause == exits[1]
+    assert not is_final(exits[0], exits[:1], failed_ranks=[1, 0])
+    assert root_cause(exits, failed_ranks=[0, 1]) == exits[0]
+
+
+@pytest.mark.parametrize(
+    ("codes", "rank"),
+    [
+        ((76, 0), 1),
+        ((0, ABORT), 0),
+        ((76, 0, 0), 1),
+        ((0, 0), None),
+        ((0, 1), None),
+        ((0, KILL), None),
+        ((0, LOST), None),
+        ((0, 76, KILL), None),
+        ((0, 75), None),
+        ((0, 78), None),
+        ((76, 76), None),
+    ],
+)
+def test_a_rank_that_finishes_while_others_need_it(
+    codes: tuple[int, ...], rank: int | None
+) -> None:
+    exits = ended(*codes)
+    early = early_finish(root_cause(exits), exits)
+    assert (early and early.rank) == rank
 
 
 @pytest.mark.parametrize(
@@ -118,3 +152,9 @@ def test_when_the_cause_is_final(
 def test_the_failure_report(code: int, text: str) -> None:
     (cause,) = ended(code)
     assert failure_report(cause) == text
+
+
+def test_the_failure_report_repeats_the_error() -> None:
+    (cause,) = ended(2)
+    text = "rank 0 on h ended with exit code 2: KeyError: 'x'. (exit code 2)"
+    assert failure_report(cause, "KeyError: 'x'") == text

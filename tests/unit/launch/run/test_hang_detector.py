@@ -99,13 +99,27 @@ def test_after_fit_there_is_no_timeout(clock: Clock) -> None:
     assert detector.find_hang(PLACEMENTS) is None
 
 
+def test_all_ranks_wait_in_a_collective_outside_of_fit(clock: Clock) -> None:
+    detector = HangDetector(HangTimeouts(step=600))
+    waiting = {"phase": OUTSIDE, "collective": "barrier"}
+    for placement in PLACEMENTS:
+        detector.record(placement.rank, waiting)
+    clock.now += 601
+    assert detector.find_hang(PLACEMENTS) is not None
+    detector.record(0, {"phase": OUTSIDE, "collective": None})
+    clock.now += 601
+    assert detector.find_hang(PLACEMENTS) is None
+
+
 def test_the_chief_reports_progress() -> None:
     detector = HangDetector(HangTimeouts())
-    detector.record(0, {"phase": STARTING, "resumed": 5, "committed": 5})
+    detector.record(0, {"phase": STARTING, "run": "a", "resumed": 5, "committed": 5})
     detector.record(1, {"phase": TRAINING, "step": 9})
-    assert detector.progress == Progress(5, 5)
-    detector.record(0, {"phase": TRAINING, "resumed": 5, "committed": 8})
-    assert detector.progress == Progress(5, 8)
+    assert detector.progress == Progress(5, 5, trained=True)
+    detector.record(0, {"phase": TRAINING, "run": "a", "resumed": 5, "committed": 8})
+    assert detector.progress == Progress(5, 8, trained=True)
+    detector.record(0, {"phase": STARTING, "run": "b", "resumed": 0, "committed": 1})
+    assert detector.progress == Progress(5, 9, trained=True), "undone by the second `fit`"
 
 
 def after(seconds: float, clock: Clock, detector: HangDetector, *wait_seconds: float) -> str | None:

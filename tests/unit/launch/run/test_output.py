@@ -8,6 +8,7 @@ import pytest
 
 from distrib.launch.run import output
 from distrib.launch.run.output import STDERR, STDOUT, Display, LineSplitter
+from distrib.startup_noise import StartupNoise
 
 TRACEBACK = b"Traceback (most recent call last):\nValueError: "
 Read = Callable[[], tuple[str, str]]
@@ -121,18 +122,20 @@ def test_the_end_of_a_line_that_is_held_back_is_held_back_too(read: Read) -> Non
     assert read()[1].endswith("[rank 1] ValueError: no newline\n")
 
 
-def test_tensorflows_startup_messages_are_shown_once(read: Read, tmp_path: Path) -> None:
+def test_tensorflows_startup_messages_are_dropped(read: Read, tmp_path: Path) -> None:
     noise = (
         b"WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\n"
-        b"I0000 00:00:1795492344.623259   18401 port.cc:153] oneDNN custom operations are on.\n"
+        b"I0000 00:00:1795492344.623259   18401 port.cc:153] oneDNN custom operations are on. You\n"
     )
+    info = b"I0000 00:00:1795492344.6   18401 gpu.cc:1] device 0: H100\n"
     problem = b"W0000 00:00:1795492344.6   18401 op.cc:1] something\nI0000 is not a log line\n"
-    display = Display(tmp_path, 2, quiet=True)
-    display.receive([(rank, STDERR, noise + problem) for rank in (0, 1)])
+    written = noise + info + problem
+    display = Display(tmp_path, 2, [StartupNoise(True, is_chief) for is_chief in (True, False)])
+    display.receive([(rank, STDERR, written) for rank in (0, 1)])
     marked = [f"[rank 1] {line}" for line in problem.decode().splitlines()]
-    assert read()[1].splitlines() == [*(noise + problem).decode().splitlines(), *marked]
-    assert (tmp_path / "rank-1.log").read_bytes() == noise + problem
-    loud = Display(None, 2, quiet=False)
+    assert read()[1].splitlines() == [*(info + problem).decode().splitlines(), *marked]
+    assert (tmp_path / "rank-1.log").read_bytes() == written
+    loud = Display(None, 2)
     loud.receive([(1, STDERR, noise)])
     assert read()[1].count("[rank 1]") == 2
 

@@ -1,0 +1,174 @@
+"""What has to be alike on all ranks in a `fit`, and in an `evaluate` that they share.
+
+Not here, because it may differ: `verbose`, the data that each rank passes as its own, where a rank
+writes its logs, the learning rate (the chief's counts), seeds, and names of layers, which Keras
+counts up in every process.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+
+from distrib.cluster import current
+from distrib.data.dataset import Dataset
+from distrib.errors import ConfigurationError
+from distrib.gradients.optimizer import reduction_of
+from distrib.keras_compat.layers import layers_of
+from distrib.state.variables import optimizers_of
+from distrib.training.fit_call import FitCall
+from distrib.training.rank_callbacks import check_callbacks, describe_callbacks
+from distrib.training.rank_comparison import CLASS, gather_aspects, plain, ranks, refuse_differences
+
+_CALL = "call"
+_CALLBACKS = "callbacks"
+_LAYERS = "layers"
+_BATCHES = "batches"
+_ARGUMENTS = (
+    *("epochs", "initial_epoch", "batch_size", "class_weight"),
+    *("validation_split", "validation_steps", "validation_freq", "validation_batch_size"),
+)
+# Keys of Keras's configs that may differ, or that tell what a process has done before.
+_IGNORED = frozenset({"name", "seed", "build_config", "shared_object_id"})
+# Arguments of `compile` that are described by themselves.
+_DESCRIBED = ("optimizer", "steps_per_execution")
+_ADVICE = (
+    "All ranks have to call `{call}` alike; what prints, logs or writes may depend on the rank."
+)
+
+
+def check_fit_alike(call: FitCall, steps: int | None) -> None:
+    """Refuse a `fit` that differs between the ranks. All ranks call it together.
+
+    Args:
+        call: The `fit`.
+        steps: Batches in an epoch; `None` if that is not known.
+
+    Raises:
+        ConfigurationError: Says what differs, and by rank how.
+    """
+    aspects = {
+        _CALL: "fit",
+        _CALLBACKS: describe_callbacks(call.arguments["callbacks"]),
+        **{name: plain(call.arguments.get(name)) for name in _ARGUMENTS},
+        "sample_weight": call.arguments.get("sample_weight") is not None,
+        "x": _describe_data(call.data),
+        "validation_data": _describe_validation(call),
+        _BATCHES: steps if steps and steps > 0 else None,
+        **_describe_model(call.model),
+    }
+    values = gather_aspects(aspects, current().collectives)
+    _check_same_call(values)
+    check_callbacks(values.pop(_CALLBACKS))
+    batches = values.pop(_BATCHES)
+    if None in values[_LAYERS]:  # On some rank the model is built only later, and compared then.
+        del values[_LAYERS]
+    refuse_differences(values, _ADVICE.format(call="fit"))
+    _check_batches(call, batches)
+
+
+def check_evaluate_alike(data: Dataset) -> None:
+    """Refuse an `evaluate` of shared data while another rank trains. All ranks call it together.
+
+    Args:
+        data: What is evaluated.
+
+    Raises:
+        ConfigurationError: If another rank calls `fit`, or evaluates other data.
+    """
+    aspects = {_CALL: "evaluate", "x": _describe_data(data)}
+    values = gather_aspects(aspects, current().collectives)
+    _check_same_call(values)
+    refuse_differences(values, _ADVICE.format(call="evaluate"))
+
+
+def _check_same_call(values: Mapping[str, list[Any]]) -> None:
+    calls = values[_CALL]
+    if len(set(calls)) > 1:
+        fits, others = (
+            ranks(rank for rank, call in enumerate(calls) if (call == "fit") == in_fit)
+            for in_fit in (True, False)
+        )
+        raise ConfigurationError(
+            f"`model.fit` was called on {fits}, but `model.evaluate` of a cluster.dataset on "
+            f"{others}. Every rank has a part of the data, so all of them have to call both; if "
+            "only the chief evaluates, give it arrays."
+        )
+
+
+def _check_batches(call: FitCall, batches: list[int | None]) -> None:
+    if None in batches:
+        raise ConfigurationError(
+            f"It is not known how many batches {type(call.data).__name__} has, and a rank with "
+            "fewer than the others would leave them waiting. Pass `steps_per_epoch`, or train on "
+            "`cluster.dataset(...)`."
+        )
+    if len(set(batches)) > 1:
+        raise ConfigurationError(
+            f"The ranks have {batches} batches in an epoch, and those with fewer would leave "
+            "the others waiting. Train on `cluster.dataset(...)`, or pass a `steps_per_epoch` that "
+            "all of them have."
+        )
+
+
+def _describe_data(data: Any) -> Any:
+    if not isinstance(data, Dataset):
+        return {CLASS: "data of each rank's own"}
+    return {CLASS: "a cluster.dataset", **plain(data.fingerprint()), "repeat": data.endless}
+
+
+def _describe_validation(call: FitCall) -> Any:
+    if call.arguments["validation_data"] is None:
+        return None
+    return _describe_data(call.validation_dataset)
+
+
+def _describe_model(model: Any) -> dict[str, Any]:
+    optimizers = optimizers_of(model)
+    config = _serialized(model.get_compile_config)
+    return {
+        _LAYERS: [_describe_layer(layer) for layer in layers_of(model)] if model.built else None,
+        "optimizer": [_describe_optimizer(each) for each in optimizers]
+        if len(optimizers) > 1
+        else _describe_optimizer(optimizers[0]),
+        "compile": config and {k: v for k, v in config.items() if k not in _DESCRIBED},
+        "steps_per_execution": model.steps_per_execution,
+    }
+
+
+def _describe_optimizer(optimizer: Any) -> dict[str, Any]:
+    described: dict[str, Any] = {CLASS: type(optimizer).__name__}
+    config = optimizer.get_config()
+    if not isinstance(config.get("learning_rate"), dict):  # A schedule is computed by each rank.
+        config.pop("learning_rate", None)
+    inner = getattr(optimizer, "inner_optimizer", None)
+    if inner is not None:
+        config.pop("inner_optimizer", None)
+        described["inner_optimizer"] = _describe_optimizer(inner)
+    reduction = reduction_of(optimizer)
+    if reduction is not None:
+        described |= {"compression": reduction.compression, "op": reduction.op}
+    return described | plain(config, _IGNORED)
+
+
+def _describe_layer(layer: Any) -> dict[str, Any]:
+    """Return what a layer does. A user's layer may know its rank, so only its class counts."""
+    kind = type(layer)
+    described: dict[str, Any] = {CLASS: kind.__name__, "trainable": layer.trainable}
+    described["dtype"] = layer.dtype_policy.name
+    if kind.__module__.startswith("keras.") and not isinstance(layer, keras.Model):
+        described = (_serialized(layer.get_config) or {}) | described
+    return described
+
+
+def _serialized(config: Callable[[], Any]) -> Any:
+    """Return a config as JSON; `None` if Keras cannot serialize what the user has written."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # About loading, which never happens.
+        try:
+            return plain(config(), _IGNORED)
+        except (NotImplementedError, TypeError, ValueError, OSError):
+            return None

@@ -1,0 +1,121 @@
+"""The data that a `fit` trains on: how they are recognized, and how exactly they are resumed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from distrib.cluster import current
+from distrib.data.contents import compare_contents, contents_of
+from distrib.errors import ConfigurationError
+from distrib.keras_compat.trainer import Arrays, arrays_of
+from distrib.log import log
+from distrib.state.data_differences import CONTENTS, PLAIN_ARRAYS, SOURCE
+from distrib.training.fit_call import FitCall
+
+
+def describe_data(call: FitCall) -> dict[str, Any] | None:
+    """Return a description by which other training data are recognized. A collective.
+
+    Returns:
+        JSON values, the same on all ranks; `None` for generators, `tf.data` pipelines and the like.
+
+    Raises:
+        ConfigurationError: If the ranks share a `cluster.dataset` of which they hold different
+            examples.
+    """
+    if call.dataset is not None:
+        described = {**call.dataset.fingerprint(), "batches_per_epoch": call.batches}
+        _check_same_contents(current().collectives.allgather(described[CONTENTS]))
+        return described
+    arrays = arrays_of(call.iterator)
+    return None if arrays is None else _merged(current().collectives.allgather(_describe(arrays)))
+
+
+def warn_if_inexact(call: FitCall, epoch: int | None) -> None:
+    """Say once that the order of the data is not resumed exactly, if so.
+
+    Args:
+        call: The `fit`.
+        epoch: The epoch that a resumed run goes on with, from 1; `None` for a run that begins.
+    """
+    effect = None if call.dataset is not None else _effect_of_resuming(call)
+    if effect is None:
+        return
+    if epoch is None:
+        log.info(
+            f"this data is not resumed exactly: after a restart {effect}. To go on with the very "
+            "next batch, train on `cluster.dataset((x, y), batch_size=..., shuffle=True)`."
+        )
+    else:
+        log.warning(
+            f"resuming at epoch {epoch} on data that is not resumed exactly: {effect}, so the run "
+            "will end otherwise than without the restart. `cluster.dataset(...)` avoids that."
+        )
+
+
+def _effect_of_resuming(call: FitCall) -> str | None:
+    arrays = arrays_of(call.iterator)
+    if arrays is not None:
+        again = "Keras shuffles the arrays as in the first epochs again"
+        return again if arrays.shuffle else None
+    if isinstance(call.data, tf.data.Dataset):
+        return "the `tf.data` pipeline begins again, with the order of its first pass"
+    if isinstance(call.data, keras.utils.PyDataset):
+        own_order = type(call.data).on_epoch_end is not keras.utils.PyDataset.on_epoch_end
+        again = "the PyDataset begins again, with the order of its first epochs"
+        return again if own_order or call.arguments["shuffle"] else None
+    return f"the {type(call.data).__name__} begins again with its first batches"
+
+
+def _describe(arrays: Arrays) -> dict[str, Any]:
+    return {
+        SOURCE: PLAIN_ARRAYS,
+        "num_examples": int(arrays.leaves[0][1].shape[0]),
+        "structure": [
+            {
+                "path": path,
+                "shape": [None if size is None else int(size) for size in leaf.shape[1:]],
+                "dtype": _dtype_name(leaf),
+            }
+            for path, leaf in arrays.leaves
+        ],
+        "batch_size": arrays.batch_size,
+        CONTENTS: contents_of(arrays.leaves),
+    }
+
+
+def _merged(by_rank: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return one description of what the ranks have: the same arrays, or each a shard of them."""
+    contents = [described[CONTENTS] for described in by_rank]
+    if all(_alike(contents[0], each) for each in contents):
+        return by_rank[0]
+    return {
+        **by_rank[0],
+        "num_examples": sum(described["num_examples"] for described in by_rank),
+        CONTENTS: {
+            f"rank {rank} {path}": column
+            for rank, columns in enumerate(contents)
+            for path, column in columns.items()
+        },
+    }
+
+
+def _check_same_contents(by_rank: list[dict[str, Any]]) -> None:
+    for rank, contents in enumerate(by_rank):
+        if not _alike(by_rank[0], contents):
+            raise ConfigurationError(
+                f"Rank {rank} has passed other examples to `cluster.dataset` than rank 0. Pass all "
+                "examples on every rank, in the same order; each takes its own of every batch."
+            )
+
+
+def _alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one.keys() == other.keys() and compare_contents(one, other) != "other"
+
+
+def _dtype_name(leaf: Any) -> str:
+    dtype = getattr(leaf, "dtype", "mixed")  # A DataFrame has one for each column.
+    return str(getattr(dtype, "name", dtype))

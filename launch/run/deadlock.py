@@ -1,0 +1,120 @@
+"""Finds ranks that wait in vain: outside of `fit` too, and long before any timeout.
+
+All ranks have to call the same collectives in the same order. A script that lets only the chief
+evaluate a shared dataset, or train, breaks that rule: the chief waits in a collective while the
+others wait in another one, or have ended. No restart mends that.
+
+A rank may also wait for one that is busy, such as a chief that writes a large file before a
+barrier. That is no error, but after a minute it is worth a line.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from distrib.heartbeat import OUTSIDE
+
+from ..hosts.placement import RankPlacement
+from .hang_detector import RankHeartbeat
+
+# A rank that has ended may be about to raise an error on those that wait for it. And the report
+# that a collective was left may be on its way.
+DEADLOCK_SECONDS = 4.0
+WAIT_SECONDS = 60.0
+
+SAME_CALLS = (
+    "All ranks must train to the end, and make the same calls of `fit`, of `evaluate` on a "
+    "cluster.dataset, and of collectives, in the same order (docs/ranks.md)"
+)
+
+
+class DeadlockDetector:
+    """Looks at the collectives in which the ranks of one attempt are.
+
+    Args:
+        heartbeats: The last heartbeats by rank, as they arrive.
+    """
+
+    def __init__(self, heartbeats: Mapping[int, RankHeartbeat]) -> None:
+        self._heartbeats = heartbeats
+        self._reported_waits: set[tuple[int, int]] = set()
+
+    def find(
+        self, running: Sequence[RankPlacement], finished: Collection[RankPlacement]
+    ) -> str | None:
+        """Return a message if a running rank waits for something that cannot happen.
+
+        Args:
+            running: The ranks that have not ended.
+            finished: The ranks that have ended with exit code 0.
+        """
+        waiting = [p for p in running if self._waits_for(p) > DEADLOCK_SECONDS]
+        for placement in waiting:
+            for other in finished:
+                if self._number(other.rank) < self._number(placement.rank):
+                    return (
+                        f"{name(other)} has ended with exit code 0, but {name(placement)} waits "
+                        f"for it {self.place_of(placement.rank)}"
+                    )
+        numbers = {self._number(placement.rank) for placement in waiting}
+        collectives = {self._collective(p.rank): p for p in waiting}
+        if len(waiting) < len(running) or len(numbers) > 1 or len(collectives) < 2:
+            return None
+        return "the ranks wait for each other in different collectives: " + ", ".join(
+            f"{name(p)} {self.place_of(p.rank)}".rstrip() + f", in {collective}"
+            for collective, p in collectives.items()
+        )
+
+    def find_long_wait(self, running: Sequence[RankPlacement]) -> str | None:
+        """Return a message if a rank outside of `fit` has waited long for a rank that is busy.
+
+        Args:
+            running: The ranks that have not ended.
+        """
+        busy = [p for p in running if not self._collective(p.rank)]
+        for placement in running:
+            rank = placement.rank
+            key = (rank, self._number(rank))
+            is_long = self._waits_for(placement) > WAIT_SECONDS
+            if busy and is_long and self._is_outside(rank) and key not in self._reported_waits:
+                self._reported_waits |= {(p.rank, self._number(p.rank)) for p in running}
+                others = ", ".join(name(p) for p in busy)
+                return (
+                    f"{name(placement)} has waited for {WAIT_SECONDS:g} s "
+                    f"{self.place_of(rank)}, for {others}. That is no error while those are at "
+                    "work, such as writing files"
+                )
+        return None
+
+    def place_of(self, rank: int) -> str:
+        """Return where a rank waits or was last; empty if it has not reported that."""
+        facts = self._facts(rank)
+        if facts.get("collective"):
+            return facts["place"] and f"at {facts['place']}"
+        return f"after step {facts['step']}" if "step" in facts else ""
+
+    def _facts(self, rank: int) -> Mapping[str, Any]:
+        heartbeat = self._heartbeats.get(rank)
+        return {} if heartbeat is None else heartbeat.facts
+
+    def _collective(self, rank: int) -> str:
+        return str(self._facts(rank).get("collective") or "")
+
+    def _number(self, rank: int) -> int:
+        return int(self._facts(rank).get("collectives", 0))
+
+    def _is_outside(self, rank: int) -> bool:
+        return self._facts(rank).get("phase") == OUTSIDE
+
+    def _waits_for(self, placement: RankPlacement) -> float:
+        """Return for how many seconds a rank has been in its collective."""
+        if not self._collective(placement.rank):
+            return 0.0
+        return time.monotonic() - self._heartbeats[placement.rank].received
+
+
+def name(placement: RankPlacement) -> str:
+    """Return how messages name a rank."""
+    return f"rank {placement.rank} on {placement.hostname}"
