@@ -158,7 +158,7 @@ LINE = "train.py:22: `model.evaluate(data, verbose=0)`"
             *(
                 "raise",
                 1,
-                "distrib: No step was trained since the start, ",
+                "distrib: the job has not trained a batch yet, ",
                 "ValueError: a bug in the first",
             ),
             marks=pytest.mark.exhaustive,
