@@ -208,7 +208,6 @@ CYCLE.append(CYCLE)
         Locked(),
         lambda: 3,
         Meter().__init__,  # type: ignore[misc]
-        iter([1]),
         keras.callbacks.Callback(),
         np.array(["a"]),
         np.array([None]),
