@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import keras
+import numpy as np
+
+from distrib.cluster import current
 
 from .mixins import PrintsOnChief, StateInAttributes
 
@@ -32,3 +38,16 @@ class EarlyStopping(StateInAttributes, PrintsOnChief, keras.callbacks.EarlyStopp
     """
 
     _state_attributes = ("wait", "stopped_epoch", "best", "best_epoch", "best_weights")
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restore the state, and warn if the best weights were not kept in it."""
+        super().set_state(state)
+        has_best = self.best is not None and np.isfinite(self.best)
+        missing = has_best and self.restore_best_weights and self.best_weights is None
+        if missing and current().is_chief:
+            warnings.warn(
+                f"EarlyStopping: the weights of epoch {self.best_epoch + 1}, the best so far, "
+                "were not kept, because `restore_best_weights` was not set then. If no later "
+                "epoch is better, the model ends with the weights of another one.",
+                stacklevel=2,
+            )

@@ -65,7 +65,7 @@ def describe(value: Any) -> Any:
         case list() | tuple():
             return _items(value)
         case set() | frozenset():
-            return sorted(json.dumps(describe(item)) for item in value)
+            return sorted(json.dumps(describe(item), sort_keys=True) for item in value)
         case type():
             return value.__qualname__
         case functools.partial():
@@ -115,9 +115,14 @@ def is_user_function(value: Any) -> bool:
     return isinstance(value, types.FunctionType | types.MethodType) and not _is_library(value)
 
 
+def is_time(value: Any) -> bool:
+    """Tell whether a value looks like what `time.time()` returns, which differs at each start."""
+    return isinstance(value, float) and 1e9 < value < 1e10
+
+
 def digest(value: Any) -> str:
     """Return a short hash of a JSON-able value."""
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _text(text: str) -> str:
@@ -233,7 +238,7 @@ def _closed_over(cell: Any) -> Iterator[Any]:
         value = cell.cell_contents
     except ValueError:  # Not assigned yet.
         return
-    if _is_number(value):
+    if _is_number(value) and not is_time(value):
         yield repr(value)
 
 

@@ -46,7 +46,7 @@ def match_variables(saved: Sequence[Variable], here: Sequence[Variable]) -> Matc
     """
     match = Match()
     identities = [identity(one) for one in saved], [identity(one) for one in here]
-    if identities[0] == identities[1]:
+    if len(saved) == len(here) and all(map(_are_same, *identities)):
         match.same = list(zip(saved, here, strict=True))
         return match
     # Of equal paths, such as `dense/kernel` and `dense_1/kernel`, an alignment finds the new one.
@@ -75,6 +75,17 @@ def match_variables(saved: Sequence[Variable], here: Sequence[Variable]) -> Matc
     left = {number for numbers in others.values() for number in numbers}
     match.new = [one for number, one in enumerate(here) if number in left]
     return match
+
+
+def _are_same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    """Tell whether two variables at the same place have one identity.
+
+    A layer that `adapt` has built before a model held it lacks the model's name in its path.
+    """
+    (group, path, *kind), (other_group, other_path, *other_kind) = one, other
+    short, long = sorted((path, other_path), key=len)
+    same_path = short == long or long.endswith(f"/{short}")
+    return same_path and (group, kind) == (other_group, other_kind)
 
 
 def variables_by_group(description: Mapping[str, Any]) -> defaultdict[str, list[Variable]]:

@@ -35,15 +35,20 @@ class Matches:
         new: Descriptions of variables without a counterpart.
         unused: Descriptions of the checkpoint's that are not the counterpart of any.
         reshaped: Descriptions of counterparts, the checkpoint's first, that differ in shape.
+        replaced: Names of layers that take over another vocabulary, or what `adapt` learned.
+            Defaults to none.
+        kept: Names of layers that keep another vocabulary than the checkpoint's. Defaults to none.
     """
 
     pairs: list[tuple[SavedVariable, Description]]
     new: list[Description]
     unused: list[Description]
     reshaped: list[tuple[Description, Description]]
+    replaced: Sequence[str] = ()
+    kept: Sequence[str] = ()
 
     def lines(self) -> list[str]:
-        """Return a line for each kind of variable that is not taken over."""
+        """Return a line for each kind of what is not taken over, or takes the place of another."""
         reshaped = [
             f"{format_variable(new)} (there {tuple(old['shape'])})" for old, new in self.reshaped
         ]
@@ -51,6 +56,10 @@ class Matches:
             "only in this model": [format_variable(entry) for entry in self.new],
             "only in the checkpoint": [format_variable(entry) for entry in self.unused],
             "of another shape": reshaped,
+            "the checkpoint's vocabulary, or what `adapt` learned there, replaces this script's in "
+            "layer": self.replaced,
+            "another vocabulary than the checkpoint's, given by this script, is kept, so that "
+            "weights after it mean other tokens, in layer": self.kept,
         }
         return [f"{kind}: {_listed(shown)}" for kind, shown in kinds.items() if shown]
 

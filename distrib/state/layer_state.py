@@ -98,20 +98,27 @@ class LayerStates:
                 "Nothing was changed. Build the same model, or give this run its own `directory`."
             )
 
-    def counterparts(self, saved: Sequence[LayerState]) -> list[LayerState | None]:
-        """Return for each layer the state that another model has saved of its counterpart, if any.
+    def counterparts(
+        self, saved: Sequence[LayerState]
+    ) -> tuple[list[LayerState | None], list[str]]:
+        """Find the states that another model has saved of the counterparts of these layers.
 
-        A layer whose own vocabulary cannot be replaced has none.
+        Returns:
+            The state of each layer's counterpart, if any, and the names of the layers that keep
+            another vocabulary than their counterpart's, because it cannot be replaced.
         """
         left = list(saved)
         found: list[LayerState | None] = []
-        for fixed in self._fixed:
-            labelled = [entry for entry in left if _label(entry) == _label(fixed)]
-            found.append(None)
-            if labelled:
-                left = [entry for entry in left if entry is not labelled[0]]
-                found[-1] = None if _excludes(fixed, labelled[0]) else labelled[0]
-        return found
+        kept = []
+        for layer, fixed in zip(self._layers, self._fixed, strict=True):
+            entry = next((entry for entry in left if _label(entry) == _label(fixed)), None)
+            if entry is not None:
+                left = [other for other in left if other is not entry]
+                if _excludes(fixed, entry):
+                    kept.append(layer.name)
+                    entry = None
+            found.append(entry)
+        return found, kept
 
     def load(self, saved: Sequence[LayerState | None] | None) -> tuple[set[int], list[str]]:
         """Load a saved state, and derive anew what layers derive from variables.

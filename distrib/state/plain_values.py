@@ -10,8 +10,9 @@ script that passed a list to its callback goes on with that list.
 
 from __future__ import annotations
 
+import io
 import zlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,12 +53,13 @@ class Array:
 
 @dataclass(frozen=True, eq=False)
 class Opaque:
-    """A value in a snapshot that cannot be stored."""
+    """A value in a snapshot that cannot be stored. An iterator is always taken for changed."""
 
     value: Any
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Opaque) and other.value is self.value
+        advances = isinstance(self.value, Iterator) and not isinstance(self.value, io.IOBase)
+        return isinstance(other, Opaque) and other.value is self.value and not advances
 
     def __hash__(self) -> int:
         return id(self.value)

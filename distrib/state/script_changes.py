@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from distrib.checkpoint import training_item
+from distrib.state.description import is_time
 
 # More epochs continue a run, and what is shown is not what is trained. `BackupAndRestore` saves the
 # same state whatever its arguments are.
@@ -24,6 +25,11 @@ _RESTORED = re.compile(
 # Last words in the names of callbacks' arguments that say where something is written, and how.
 _PLACE = re.compile(
     r"(.*_)?(dir|directory|file|filename|filepath|folder|id|logdir|name|path|root|time|url|verbose)"
+)
+# What a script makes anew at each start: times and unique names.
+_MADE_ANEW = re.compile(
+    r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32}"
+    r"|\d{4}[-_.]?\d\d[-_.]?\d\d([T _-]?\d\d[-_:.h]?\d\d([-_:.]?\d\d(\.\d+)?)?)?"
 )
 _LISTS = frozenset({"layers", "callbacks", "optimizer"})
 _FACTS = frozenset({"git", "replicas"})
@@ -62,9 +68,10 @@ class Change:
     def harmless(self) -> bool:
         """Whether it changes nothing of what is trained, such as the folder of a log."""
         section, *rest = self.name.split(".")
-        return section in _FACTS or (
-            section == "callbacks" and len(rest) > 1 and _PLACE.fullmatch(rest[-1]) is not None
-        )
+        if section != "callbacks" or len(rest) < 2:
+            return section in _FACTS
+        is_place = _PLACE.fullmatch(rest[-1]) is not None
+        return is_place or _same_but_made_anew(self.saved, self.here)
 
     def __str__(self) -> str:
         saved, here = _shown(self.saved), _shown(self.here)
@@ -143,8 +150,20 @@ def _changes(saved: Any, here: Any, name: str) -> Iterator[Change]:
     if isinstance(saved, dict) and isinstance(here, dict) and name != "git":
         for key in dict.fromkeys([*saved, *here]):
             yield from _changes(saved.get(key), here.get(key), f"{name}.{key}" if name else key)
-    elif json.dumps(saved) != json.dumps(here) and not _is_unknown(name, saved, here):
+    elif _text(saved) != _text(here) and not _is_unknown(name, saved, here):
         yield Change(name, saved, here)
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _same_but_made_anew(saved: Any, here: Any) -> bool:
+    if is_time(saved) and is_time(here):
+        return True
+    if isinstance(saved, str) and isinstance(here, str):
+        return _MADE_ANEW.sub("", saved) == _MADE_ANEW.sub("", here)
+    return False
 
 
 def _is_unknown(name: str, saved: Any, here: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -233,9 +234,14 @@ class TrainingState:
             lines = "".join(f"\n  {line}" for line in matches.lines())
             raise CheckpointMismatchError(f"None of the model's weights are in it:{lines}")
         # Layers with a vocabulary of the other run may make new variables.
-        self.layers.load(self.layers.counterparts(layers or []))
+        counterparts, kept = self.layers.counterparts(layers or [])
+        _, replaced = self.layers.load(counterparts)
         self._slots = collect_variables(self._model, self._metrics, self._cluster.size)
-        matches = find_counterparts(saved["variables"], self._slots, restore)
+        matches = replace(
+            find_counterparts(saved["variables"], self._slots, restore),
+            replaced=replaced,
+            kept=kept,
+        )
         for _ in range(2):  # Once for what layers derive from variables, once for the variables.
             for slot, entry in matches.pairs:
                 group = arrays.get(entry["group"], {})

@@ -82,10 +82,11 @@ def held_by(model: Any) -> Iterator[Any]:
 
 def optimizers_of(model: Any) -> list[Any]:
     """Return the optimizers that train a model: the compiled one, or those of its `train_step`."""
-    own = [thing for thing in held_by(model) if isinstance(thing, keras.optimizers.Optimizer)]
+    held = (thing for thing in held_by(model) if isinstance(thing, keras.optimizers.Optimizer))
+    own = {id(each): each for each in held}  # Keras's trackers hold some of them a second time.
     if type(model).train_step is keras.Model.train_step or not own:
         return [model.optimizer]
-    return own
+    return list(own.values())
 
 
 def ids_of_variables(model: Any) -> set[int]:

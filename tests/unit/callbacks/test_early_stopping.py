@@ -79,3 +79,9 @@ def test_values_given_by_hand_become_arrays() -> None:
     callback.set_state(state)
     callback.on_epoch_end(1, {"loss": np.float32(0.1)})
     assert callback.wait == 1
+
+
+def test_best_weights_that_were_not_kept_are_warned_of() -> None:
+    state = run(EarlyStopping(patience=3), make_model(), LOSSES[:2])
+    with pytest.warns(UserWarning, match=r"weights of epoch 2, the best so far, were not kept"):
+        run(EarlyStopping(patience=3, restore_best_weights=True), make_model(), [], 2, state)

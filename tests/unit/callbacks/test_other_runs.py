@@ -274,6 +274,37 @@ def test_what_has_no_counterpart_is_listed(
     assert "kernel (4, 2) float32 (there (4, 1))" in said
 
 
+def test_another_vocabulary_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def fit_words(directory: Path, vocabulary: Any, words: list[str], **backup: Any) -> list[str]:
+        lookup = keras.layers.StringLookup(vocabulary=vocabulary, name="words")
+        if vocabulary is None:
+            lookup.adapt(words)
+        model = keras.Sequential(
+            [
+                keras.Input((1,), dtype="string"),
+                lookup,
+                keras.layers.Embedding(9, 2),
+                keras.layers.Flatten(),
+                keras.layers.Dense(1),
+            ]
+        )
+        model.compile("sgd", "mse", run_eagerly=True)
+        x = np.array([["a"], ["b"]])
+        on = make_dataset((x, Y[:2]), 2)
+        model.fit(on, verbose=0, callbacks=[BackupAndRestore(directory, **backup)])
+        return list(lookup.get_vocabulary())
+
+    fit_words(tmp_path / "17", None, ["a", "a", "b"])
+    other = {"initialize_from": tmp_path / "17"}
+    capsys.readouterr()
+    assert fit_words(tmp_path / "18", None, ["a", "a", "b"], **other)[1:] == ["a", "b"]
+    assert "layer" not in capsys.readouterr().err
+    assert fit_words(tmp_path / "19", None, ["c"], **other)[1:] == ["a", "b"]
+    assert "replaces this script's in layer: words." in capsys.readouterr().err
+    assert fit_words(tmp_path / "20", ["b", "a"], [], **other)[1:] == ["b", "a"]
+    assert "so that weights after it mean other tokens, in layer: words." in capsys.readouterr().err
+
+
 def test_a_run_with_checkpoints_of_its_own_resumes_from_them(tmp_path: Path) -> None:
     fit(tmp_path / "17")
     fit(tmp_path / "18", 1, initialize_from=tmp_path / "17")

@@ -20,6 +20,7 @@ class Counts(keras.callbacks.Callback):
         self.best: float | None = None
         self.fresh = False
         self.lock = threading.Lock()
+        self.rates: Any = None
         self.weights = np.zeros(3)
         type(self).in_class.clear()
 
@@ -76,6 +77,12 @@ def test_what_cannot_be_saved_is_named_once_if_it_changes(
     assert capsys.readouterr().err.count("distrib: Counts-2: lock cannot be saved") == 1
     AttributeState(Counts(), "Counts").set_state(saved)
     assert "distrib: Counts: lock cannot be saved" in capsys.readouterr().err
+
+
+def test_an_iterator_is_named_because_it_advances_unseen() -> None:
+    callback = Counts()
+    callback.rates = iter([0.1, 0.2])
+    assert AttributeState(callback, "Counts").get_state()["not saved"] == ["rates"]
 
 
 def test_a_lambdas_variables_are_named_if_they_change() -> None:

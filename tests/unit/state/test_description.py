@@ -128,6 +128,7 @@ def test_numbers_that_a_function_closes_over() -> None:
     make = compiled("def make(rate):\n return lambda epoch: rate * epoch", "make")
     assert describe(make(1.0)) == describe(make(1.0))
     assert describe(make(1.0)) != describe(make(2.0))
+    assert describe(make(1.7e9)) == describe(make(1.8e9))  # When the script was started.
 
 
 def test_classes_by_their_code() -> None:

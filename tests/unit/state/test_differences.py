@@ -30,6 +30,8 @@ METRICS = ("metrics loss/total 1", "metrics loss/count 1")
     [
         (description("Adam", "a", "b"), description("Adam", "a", "b"), []),
         (description("Adam", "dense_1/a"), description("Adam", "dense_7/a"), []),
+        # As of a layer that the checkpoint's script has adapted before its model was made.
+        (description("Adam", "norm/mean", "a"), description("Adam", "model/norm/mean", "a"), []),
         (
             description("Adam", "a"),
             description("SGD", "a"),

@@ -1,6 +1,5 @@
 import json
 import random
-import re
 import threading
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from dataclasses import dataclass, field
@@ -78,7 +77,7 @@ def through_a_checkpoint(value: Any, old: Any = None) -> Any:
         Meter(1.5, [3]),
         np.float32(0.1),
     ],
-    ids=lambda value: re.sub(" at 0x[0-9a-f]+", "", repr(value)),
+    ids=lambda value: type(value).__name__,
 )
 def test_plain_values_come_back(value: Any) -> None:
     back = through_a_checkpoint(value)
@@ -208,7 +207,6 @@ CYCLE.append(CYCLE)
         Locked(),
         lambda: 3,
         Meter().__init__,  # type: ignore[misc]
-        iter([1]),
         keras.callbacks.Callback(),
         np.array(["a"]),
         np.array([None]),

@@ -116,6 +116,30 @@ def test_what_is_harmless(changes: dict[str, Any], harmless: bool) -> None:
     assert change.harmless == harmless
 
 
+@pytest.mark.parametrize(
+    ("saved", "here", "harmless"),
+    [
+        ("runs/2026-11-26T20:39:22.566", "runs/2026-11-27T08:00:01.5", True),
+        ("a-20261126-203922", "a-20261127-080001", True),
+        ("2026-11-26 20:39:22.566", "2026-11-27 08:00:01", True),
+        ("6f1f1a5e-5a1c-4f44-9d1b-0123456789ab", "00000000-5a1c-4f44-9d1b-0123456789ab", True),
+        (1732653562.5, 1732653570.25, True),
+        ("a-20261126-203922", "b-20261127-080001", False),
+        ("0.1", "0.2", False),
+        (0.1, 1732653570.25, False),
+    ],
+)
+def test_times_and_unique_names_are_harmless(saved: Any, here: Any, harmless: bool) -> None:
+    items = item(callbacks__Log__of=saved), item(callbacks__Log__of=here)
+    (change,) = changes_between(*items)
+    assert change.harmless == harmless
+
+
+def test_the_order_of_a_dict_is_no_change() -> None:
+    items = [{"a": 1, "b": 2}], [{"b": 2, "a": 1}]
+    assert lines(*(item(callbacks__Log__of=each) for each in items)) == []
+
+
 def test_a_learning_rate_that_the_run_has_by_now() -> None:
     changed = item(optimizer__Adam__learning_rate=0.25)
     assert lines(item(), changed, rates=[0.25]) == []
