@@ -122,16 +122,16 @@ def reported(name: str) -> Iterator[None]:
     heartbeat.leave_collective()
 
 
-def mismatch_error(reason: str) -> ConfigurationError:
-    """Return the error for a backend's report that the ranks' calls do not match.
+def mismatch_error(difference: str) -> ConfigurationError:
+    """Return the error for calls of the ranks that do not match.
 
     Args:
-        reason: What the backend has reported.
+        difference: Each rank's call, or what a backend has reported.
     """
     return ConfigurationError(
-        "The ranks have called different collectives: all ranks must make the same calls of `fit`, "
-        "of `evaluate` on a cluster.dataset, and of collectives, in the same order "
-        f"(docs/ranks.md). {_NODE.sub('', reason)}"
+        f"The ranks have called different collectives: {_NODE.sub('', difference).rstrip('.')}. "
+        "Each rank's traceback shows where. All ranks must make the same calls of `fit`, of "
+        "`evaluate` on a cluster.dataset, and of collectives, in the same order (docs/ranks.md)."
     )
 
 
@@ -229,11 +229,7 @@ class ArrayCollectives(ABC):
             start += size
         if len(set(calls)) > 1:
             by_rank = ", ".join(f"{name} on rank {rank}" for rank, name in enumerate(calls))
-            raise ConfigurationError(
-                f"The ranks make different calls at the same time ({by_rank}); each rank's "
-                "traceback shows where. Every rank has to make the same calls of `fit`, "
-                "`evaluate` of a cluster.dataset and `cluster.collectives`, in the same order."
-            )
+            raise mismatch_error(by_rank)
         return parts
 
     def _broadcast_part(self, part: Bytes, root: int) -> Bytes:

@@ -20,6 +20,7 @@ from typing import Any
 import keras
 
 from distrib.log import log
+from distrib.state.container_kinds import NotRebuiltError
 from distrib.state.plain_values import (
     Rebuilder,
     Snapshot,
@@ -30,7 +31,7 @@ from distrib.state.plain_values import (
     storable,
     without_large_arrays,
 )
-from distrib.state.value_kinds import NotRebuiltError, attributes_of
+from distrib.state.value_kinds import attributes_of
 
 # Set by Keras, before `on_train_begin`.
 _OF_KERAS = frozenset({"_model", "params"})

@@ -11,6 +11,7 @@ import datetime
 import enum
 import functools
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -98,6 +99,13 @@ def describe_config(value: Any) -> dict[str, Any]:
     except Exception as error:  # Of the user's code. A description must not cost a run.
         return {**described, "config": f"none ({type(error).__name__})"}
     return {**described, **_config(config)}
+
+
+def constructor_arguments(kind: type) -> Iterator[str]:
+    """Yield the names of the arguments of a class's constructor, and of those of its bases."""
+    for each in kind.__mro__:
+        if "__init__" in vars(each) and each is not object:
+            yield from inspect.signature(vars(each)["__init__"]).parameters
 
 
 def is_user_function(value: Any) -> bool:

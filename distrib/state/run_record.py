@@ -6,7 +6,6 @@ training, such as lowering the learning rate, is no change of the script.
 
 from __future__ import annotations
 
-import inspect
 import platform
 import re
 from collections import Counter
@@ -24,6 +23,7 @@ from distrib.data.dataset import Dataset
 from distrib.keras_compat.layers import layers_of
 from distrib.keras_compat.trainer import compile_arguments
 from distrib.state.description import (
+    constructor_arguments,
     describe,
     describe_class,
     describe_config,
@@ -123,7 +123,7 @@ def _layer(layer: Any) -> dict[str, Any]:
 def _callback(callback: Any) -> dict[str, Any]:
     """Describe the arguments of a callback that it keeps under the same names."""
     kind, held = type(callback), vars(callback)
-    arguments = {name: held[name] for name in _constructor_arguments(kind) if name in held}
+    arguments = {name: held[name] for name in constructor_arguments(kind) if name in held}
     functions = {
         name: each
         for name, each in held.items()
@@ -141,12 +141,6 @@ def _without_secrets(described: Any) -> Any:
         name: "not recorded" if _SECRET.search(name.lower()) else _without_secrets(each)
         for name, each in described.items()
     }
-
-
-def _constructor_arguments(kind: type) -> Iterator[str]:
-    for each in kind.__mro__:
-        if "__init__" in vars(each) and each is not object:
-            yield from inspect.signature(vars(each)["__init__"]).parameters
 
 
 def _data(value: Any) -> Any:

@@ -8,13 +8,14 @@ the new arguments from the start; only a patience that is exhausted all the same
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import keras
 import numpy as np
+
+from distrib.state.description import constructor_arguments
 
 # Those of Keras's callbacks that stop training. One of the user's own may as well.
 _STOPPING = (
@@ -132,13 +133,8 @@ def _may_stop(callback: Any) -> bool:
 
 
 def _describe(callback: Any) -> StoppingCallback:
-    names = {
-        name
-        for kind in type(callback).__mro__
-        if "__init__" in vars(kind) and kind is not object
-        for name in inspect.signature(vars(kind)["__init__"]).parameters
-    }
-    kept = {name: vars(callback).get(name) for name in sorted(names - {"self", "verbose"})}
+    names = {*constructor_arguments(type(callback))} - {"self", "verbose"}
+    kept = {name: vars(callback).get(name) for name in sorted(names)}
     plain = {
         name: value.item() if isinstance(value, np.generic) else value
         for name, value in kept.items()

@@ -1,56 +1,33 @@
-"""The kinds of Python values that can be saved, beside numbers, strings and arrays.
+"""All kinds of Python values that can be saved, beside numbers, strings and arrays.
 
-For each kind: how to recognize a value of it, what of it to save, and how to make it again. Where a
-value of the same kind exists already it is changed in place, because others may hold it.
+`container_kinds.py` says what a kind is.
 """
 
 from __future__ import annotations
 
 import random
 import sys
-from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path, PurePath
-from typing import Any, Protocol
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-# Longer lists of numbers are saved as arrays: faster to compare and to write.
-_LONG = 256
+from distrib.state.container_kinds import (
+    CONTAINERS,
+    Kind,
+    NotRebuiltError,
+    Rebuild,
+    exactly,
+    pairs_of,
+)
+
 # Their objects have variables, threads and caches, which are not their attributes' business.
 _FRAMEWORKS = ("keras", "tensorflow", "distrib")
 _PICKLING = ("__reduce_ex__", "__reduce__", "__getstate__")
-
-
-class NotRebuiltError(Exception):
-    """A value cannot be made again: its class, or the object it belongs to, is missing here."""
-
-
-class Rebuild(Protocol):
-    """Makes values of their saved parts."""
-
-    def __call__(self, tree: Any, /, old: Any = None) -> Any:
-        """Return the value, made from `old` if that is of the same kind."""
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of values.
-
-    Attributes:
-        matches: Tells whether a value is of this kind.
-        parts: Returns a value of another kind that says all about it.
-        make: Returns the value, given its saved parts, the present value, and a function that makes
-            the parts.
-    """
-
-    matches: Callable[[Any], bool]
-    parts: Callable[[Any], Any]
-    make: Callable[[Any, Any, Rebuild], Any]
 
 
 def kind_of(value: Any) -> str | None:
@@ -70,82 +47,8 @@ def attributes_of(value: Any) -> dict[str, Any]:
     return {**(in_dict or {}), **(in_slots or {})}
 
 
-def _exactly(*types: type) -> Callable[[Any], bool]:
-    return lambda value: type(value) in types
-
-
 def _instance(*types: Any) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, types)
-
-
-def _make_items(parts: list[Any], old: Iterable[Any], rebuild: Rebuild) -> list[Any]:
-    before = list(old)
-    before += [None] * (len(parts) - len(before))
-    return [rebuild(part, item) for part, item in zip(parts, before, strict=False)]
-
-
-def _make_list(parts: list[Any], old: Any, rebuild: Rebuild) -> Any:
-    if type(old) is not list:
-        return _make_items(parts, (), rebuild)
-    old[:] = _make_items(parts, old, rebuild)
-    return old
-
-
-def _is_long_list(value: Any) -> bool:
-    return (
-        type(value) is list
-        and len(value) > _LONG
-        and len(kinds := set(map(type, value))) == 1
-        and (kinds == {float} or (kinds == {int} and np.array(value).dtype == np.int64))
-    )
-
-
-def _make_long_list(parts: Any, old: Any, rebuild: Rebuild) -> Any:
-    return _make_list(rebuild(parts).tolist(), old, lambda part, old=None: part)
-
-
-def _pairs(value: Any) -> list[Any]:
-    return [list(pair) for pair in list(value.items())]
-
-
-def _into_dict(pairs: list[Any], old: Any, rebuild: Rebuild) -> Any:
-    """Give a dict its saved items, in their order."""
-    keys = [rebuild(key) for key, _ in pairs]
-    values = [rebuild(part, old.get(key)) for key, (_, part) in zip(keys, pairs, strict=True)]
-    old.clear()
-    for key, value in zip(keys, values, strict=True):  # `update` of a Counter would count them.
-        old[key] = value
-    return old
-
-
-def _dict(kind: type) -> Kind:
-    def make(parts: Any, old: Any, rebuild: Rebuild) -> Any:
-        return _into_dict(parts, old if type(old) is kind else kind(), rebuild)
-
-    return Kind(_exactly(kind), _pairs, make)
-
-
-def _make_defaultdict(parts: Any, old: Any, rebuild: Rebuild) -> Any:
-    factory, pairs = parts
-    made = old if type(old) is defaultdict else defaultdict(rebuild(factory))
-    return _into_dict(pairs, made, rebuild)
-
-
-def _make_set(parts: Any, old: Any, rebuild: Rebuild) -> Any:
-    made = old if type(old) is set else set()
-    items = rebuild(parts)
-    made.clear()
-    made.update(items)
-    return made
-
-
-def _make_deque(parts: Any, old: Any, rebuild: Rebuild) -> Any:
-    length, items = parts
-    made = old if type(old) is deque and old.maxlen == length else deque(maxlen=length)
-    items = rebuild(items)
-    made.clear()
-    made.extend(items)
-    return made
 
 
 def _name_of(value: Any) -> str:
@@ -259,7 +162,7 @@ def _is_simple_object(value: Any) -> bool:
 
 
 def _object_parts(value: Any) -> list[Any]:
-    return [_reference(type(value)), _pairs(attributes_of(value))]
+    return [_reference(type(value)), pairs_of(attributes_of(value))]
 
 
 def _make_object(parts: Any, old: Any, rebuild: Rebuild) -> Any:
@@ -275,30 +178,9 @@ def _make_object(parts: Any, old: Any, rebuild: Rebuild) -> Any:
     return old
 
 
-def _items(value: Any) -> list[Any]:
-    return list(value)
-
-
 # By the name that a checkpoint has for them; the first that matches counts.
 KINDS: dict[str, Kind] = {
-    "numbers": Kind(_is_long_list, np.array, _make_long_list),
-    "list": Kind(_exactly(list), _items, _make_list),
-    "dict": _dict(dict),
-    "tuple": Kind(_exactly(tuple), _items, lambda parts, old, rebuild: tuple(rebuild(parts))),
-    "set": Kind(_exactly(set), lambda value: sorted(value, key=repr), _make_set),
-    "frozenset": Kind(
-        _exactly(frozenset),
-        lambda value: sorted(value, key=repr),
-        lambda parts, old, rebuild: frozenset(rebuild(parts)),
-    ),
-    "deque": Kind(_exactly(deque), lambda value: [value.maxlen, list(value)], _make_deque),
-    "defaultdict": Kind(
-        _exactly(defaultdict),
-        lambda value: [value.default_factory, _pairs(value)],
-        _make_defaultdict,
-    ),
-    "OrderedDict": _dict(OrderedDict),
-    "Counter": _dict(Counter),
+    **CONTAINERS,
     "tensor": Kind(
         lambda value: isinstance(value, tf.Tensor) and hasattr(value, "numpy"),
         lambda value: value.numpy(),
@@ -318,12 +200,12 @@ KINDS: dict[str, Kind] = {
         _make_variables,
     ),
     "saved elsewhere": Kind(lambda value: False, lambda value: None, _keep),
-    "random": Kind(_exactly(random.Random), lambda value: value.getstate(), _make_random),
+    "random": Kind(exactly(random.Random), lambda value: value.getstate(), _make_random),
     "generator": Kind(
-        _exactly(np.random.Generator), lambda value: value.bit_generator.state, _make_generator
+        exactly(np.random.Generator), lambda value: value.bit_generator.state, _make_generator
     ),
     "random state": Kind(
-        _exactly(np.random.RandomState),
+        exactly(np.random.RandomState),
         lambda value: value.get_state(legacy=False),
         _make_random_state,
     ),

@@ -14,6 +14,7 @@ from typing import Any
 import keras
 
 from distrib.cluster import current
+from distrib.data.contents import compare_contents
 from distrib.data.dataset import Dataset
 from distrib.errors import ConfigurationError
 from distrib.gradients.optimizer import reduction_of
@@ -31,8 +32,15 @@ _ARGUMENTS = (
     *("epochs", "initial_epoch", "batch_size", "class_weight"),
     *("validation_split", "validation_steps", "validation_freq", "validation_batch_size"),
 )
-# Keys of Keras's configs that may differ, or that tell what a process has done before.
-_IGNORED = frozenset({"name", "seed", "build_config", "shared_object_id"})
+_CONTENTS = "contents"
+# Keys of Keras's configs that may differ, or that tell what a process has done before; and what
+# `adapt` learned, since all ranks begin with what the chief's layers hold.
+_IGNORED = frozenset(
+    {
+        *("name", "seed", "build_config", "shared_object_id"),
+        *("vocabulary", "vocabulary_size", "idf_weights", "bin_boundaries"),
+    }
+)
 # Arguments of `compile` that are described by themselves.
 _DESCRIBED = ("optimizer", "steps_per_execution")
 _ADVICE = (
@@ -57,16 +65,19 @@ def check_fit_alike(call: FitCall, steps: int | None) -> None:
         "sample_weight": call.arguments.get("sample_weight") is not None,
         "x": _describe_data(call.data),
         "validation_data": _describe_validation(call),
+        _CONTENTS: _contents(x=call.data, validation_data=call.validation_dataset),
         _BATCHES: steps if steps and steps > 0 else None,
         **_describe_model(call.model),
     }
     values = gather_aspects(aspects, current().collectives)
     _check_same_call(values)
     check_callbacks(values.pop(_CALLBACKS))
+    contents = values.pop(_CONTENTS)
     batches = values.pop(_BATCHES)
     if None in values[_LAYERS]:  # On some rank the model is built only later, and compared then.
         del values[_LAYERS]
     refuse_differences(values, _ADVICE.format(call="fit"))
+    _check_contents(contents)
     _check_batches(call, batches)
 
 
@@ -79,10 +90,12 @@ def check_evaluate_alike(data: Dataset) -> None:
     Raises:
         ConfigurationError: If another rank calls `fit`, or evaluates other data.
     """
-    aspects = {_CALL: "evaluate", "x": _describe_data(data)}
+    aspects = {_CALL: "evaluate", "x": _describe_data(data), _CONTENTS: _contents(x=data)}
     values = gather_aspects(aspects, current().collectives)
     _check_same_call(values)
+    contents = values.pop(_CONTENTS)
     refuse_differences(values, _ADVICE.format(call="evaluate"))
+    _check_contents(contents)
 
 
 def _check_same_call(values: Mapping[str, list[Any]]) -> None:
@@ -97,6 +110,18 @@ def _check_same_call(values: Mapping[str, list[Any]]) -> None:
             f"{others}. Every rank has a part of the data, so all of them have to call both; if "
             "only the chief evaluates, give it arrays."
         )
+
+
+def _check_contents(by_rank: list[dict[str, Any]]) -> None:
+    """Refuse other examples; preprocessing may have rounded them otherwise on each rank."""
+    for rank, contents in enumerate(by_rank):
+        for name, columns in contents.items():
+            if compare_contents(by_rank[0][name], columns) == "other":
+                raise ConfigurationError(
+                    f"`{name}`: rank {rank} has passed other examples to `cluster.dataset` than "
+                    "rank 0. Pass all examples on every rank, in the same order; each takes its "
+                    "own of every batch."
+                )
 
 
 def _check_batches(call: FitCall, batches: list[int | None]) -> None:
@@ -117,7 +142,17 @@ def _check_batches(call: FitCall, batches: list[int | None]) -> None:
 def _describe_data(data: Any) -> Any:
     if not isinstance(data, Dataset):
         return {CLASS: "data of each rank's own"}
-    return {CLASS: "a cluster.dataset", **plain(data.fingerprint()), "repeat": data.endless}
+    described = plain(data.fingerprint(), frozenset({_CONTENTS}))
+    return {CLASS: "a cluster.dataset", **described, "repeat": data.endless}
+
+
+def _contents(**datasets: Any) -> dict[str, Any]:
+    """Return what the arrays of each `cluster.dataset` hold, by the name of the argument."""
+    return {
+        name: data.fingerprint()[_CONTENTS]
+        for name, data in datasets.items()
+        if isinstance(data, Dataset)
+    }
 
 
 def _describe_validation(call: FitCall) -> Any:

@@ -9,7 +9,6 @@ import tensorflow as tf
 
 from distrib.cluster import current
 from distrib.data.contents import compare_contents, contents_of
-from distrib.errors import ConfigurationError
 from distrib.keras_compat.trainer import Arrays, arrays_of
 from distrib.log import log
 from distrib.state.data_differences import CONTENTS, PLAIN_ARRAYS, SOURCE
@@ -20,16 +19,11 @@ def describe_data(call: FitCall) -> dict[str, Any] | None:
     """Return a description by which other training data are recognized. A collective.
 
     Returns:
-        JSON values, the same on all ranks; `None` for generators, `tf.data` pipelines and the like.
-
-    Raises:
-        ConfigurationError: If the ranks share a `cluster.dataset` of which they hold different
-            examples.
+        JSON values, the same on all ranks but for rounding; `None` for generators, `tf.data`
+        pipelines and the like.
     """
     if call.dataset is not None:
-        described = {**call.dataset.fingerprint(), "batches_per_epoch": call.batches}
-        _check_same_contents(current().collectives.allgather(described[CONTENTS]))
-        return described
+        return {**call.dataset.fingerprint(), "batches_per_epoch": call.batches}
     arrays = arrays_of(call.iterator)
     return None if arrays is None else _merged(current().collectives.allgather(_describe(arrays)))
 
@@ -101,15 +95,6 @@ def _merged(by_rank: list[dict[str, Any]]) -> dict[str, Any]:
             for path, column in columns.items()
         },
     }
-
-
-def _check_same_contents(by_rank: list[dict[str, Any]]) -> None:
-    for rank, contents in enumerate(by_rank):
-        if not _alike(by_rank[0], contents):
-            raise ConfigurationError(
-                f"Rank {rank} has passed other examples to `cluster.dataset` than rank 0. Pass all "
-                "examples on every rank, in the same order; each takes its own of every batch."
-            )
 
 
 def _alike(one: dict[str, Any], other: dict[str, Any]) -> bool:

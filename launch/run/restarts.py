@@ -104,7 +104,7 @@ class Restarts:
         is_repeated = self._is_repeated(cause, failure)
         if cause.is_own and not may_pass(failure.error.chain):
             if not self._trained:
-                text = "No step was trained since the start, so the job is not started again"
+                text = "the job has not trained a batch yet, so it is not started again"
                 return Decision(cause.exit_code, 0.0, f"{text}: {report}")
             if is_repeated:
                 return Decision(EXIT_NO_PROGRESS, 0.0, self._repeated_message(failure))

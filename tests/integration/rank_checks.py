@@ -132,7 +132,7 @@ def collectives_of_objects(cluster: Cluster) -> Any:
         assert received["weights"][1] == root
         received["weights"][0][0] = 7  # Not a view of something read-only.
     assert those.broadcast(None) is None
-    with pytest.raises(ConfigurationError, match=r"different calls .*barrier on rank 0, allg"):
+    with pytest.raises(ConfigurationError, match=r"different collectives: barrier on rank 0, allg"):
         those.allgather(1) if rank else those.barrier()
     return those.broadcast({"rank": rank})
 
@@ -685,8 +685,7 @@ def mixed_precision_is_found_behind_keras(cluster: Cluster) -> Any:
         model = model_of(cluster, keras.optimizers.SGD(0.1))
         assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
         x, y = data(80)
-        if cluster.rank == cluster.size - 1:
-            x = x * 1e30  # Overflows on this rank only, at the first steps.
+        x[3] *= 1e30  # Overflows on the rank that has this example.
         model.fit(cluster.dataset((x, y), 8, shuffle=True), epochs=2, verbose=0)
     finally:
         keras.config.set_dtype_policy("float32")
@@ -937,6 +936,19 @@ def different_models(cluster: Cluster) -> keras.Model:
     model = keras.Sequential([keras.layers.Dense(1 + cluster.rank), keras.layers.Dense(1)])
     model.compile(cluster.optimizer("sgd"), "mse")
     return model
+
+
+@check
+def shared_data_may_be_rounded_otherwise_on_each_rank(cluster: Cluster) -> Any:
+    x, y = data(24)
+    model = model_of(cluster, "sgd")
+    rounded = np.nextafter(x, np.float32(cluster.rank))
+    model.fit(cluster.dataset((rounded, y), batch_size=8), verbose=0)
+    other = cluster.dataset((np.roll(x, cluster.rank, axis=0), y), batch_size=8)
+    with pytest.raises(ConfigurationError, match="`x`: rank 1 has passed other examples"):
+        model.fit(other, verbose=0)
+    with pytest.raises(ConfigurationError, match="`x`: rank 1 has passed other examples"):
+        model.evaluate(other, verbose=0)
 
 
 @check

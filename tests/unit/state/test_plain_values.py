@@ -15,6 +15,7 @@ import pytest
 import tensorflow as tf
 
 from distrib.state import codec
+from distrib.state.container_kinds import NotRebuiltError
 from distrib.state.plain_values import (
     Rebuilder,
     from_storable,
@@ -23,7 +24,6 @@ from distrib.state.plain_values import (
     storable,
     without_large_arrays,
 )
-from distrib.state.value_kinds import NotRebuiltError
 
 Pair = namedtuple("Pair", "first second")
 

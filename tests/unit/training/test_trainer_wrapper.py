@@ -297,7 +297,7 @@ def test_a_fit_that_raised_leaves_no_epoch_behind(tmp_path: Path) -> None:
     assert model.fit(X, Y, epochs=2, verbose=0).epoch == [0, 1]
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::UserWarning")
 @pytest.mark.parametrize("saved", [False, True])
 def test_a_dataset_of_distrib_is_trained_without_a_warning(saved: bool, tmp_path: Path) -> None:
     """Keras warns that it ignores `shuffle=True` with a dataset, even as its own default."""

@@ -131,7 +131,7 @@ def test_a_mistake_is_shown_once_and_not_restarted(
     assert main(["run", "-np", "2", "--backend", "multiworker", str(script)]) == code
     err = capfd.readouterr().err
     assert "Starting again" not in err
-    assert err.splitlines()[-1].startswith("distrib: No step was trained since the start, ")
+    assert err.splitlines()[-1].startswith("distrib: the job has not trained a batch yet, ")
     assert error in err.splitlines()[-1]
     shown = err.count("Traceback (most recent") + err.count("  File ") + err.count("usage:")
     assert shown <= 2

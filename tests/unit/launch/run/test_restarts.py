@@ -107,7 +107,7 @@ def test_a_failure_before_anything_was_trained_ends_the_job(code: int) -> None:
     assert decision == Decision(
         code,
         0.0,
-        "No step was trained since the start, so the job is not started again: rank 1 on h1 "
+        "the job has not trained a batch yet, so it is not started again: rank 1 on h1 "
         f"ended with exit code {code}: ImportError: no x. (exit code {code})",
     )
 
