@@ -5,7 +5,9 @@ evaluate a shared dataset, or train, breaks that rule: the chief waits in a coll
 others wait in another one, or have ended. No restart mends that.
 
 A rank may also wait for one that is busy, such as a chief that writes a large file before a
-barrier. That is no error, but after a minute it is worth a line.
+barrier. That is no error, but after a minute it is worth a line. Within `fit`, where all ranks are
+silent meanwhile, it may also be a collective on one rank only while another waits in the exchange
+of gradients, which is not reported: there it is worth a line sooner.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from distrib.heartbeat import OUTSIDE
+from distrib.heartbeat import OUTSIDE, TRAINING
 
 from ..hosts.placement import RankPlacement
 from .hang_detector import RankHeartbeat
@@ -23,6 +25,7 @@ from .hang_detector import RankHeartbeat
 # that a collective was left may be on its way.
 DEADLOCK_SECONDS = 4.0
 WAIT_SECONDS = 60.0
+FIT_WAIT_SECONDS = 8.0
 
 SAME_CALLS = (
     "All ranks must train to the end, and make the same calls of `fit`, of `evaluate` on a "
@@ -40,6 +43,7 @@ class DeadlockDetector:
     def __init__(self, heartbeats: Mapping[int, RankHeartbeat]) -> None:
         self._heartbeats = heartbeats
         self._reported_waits: set[tuple[int, int]] = set()
+        self._reported_places: set[str] = set()
 
     def find(
         self, running: Sequence[RankPlacement], finished: Collection[RankPlacement]
@@ -68,11 +72,14 @@ class DeadlockDetector:
         )
 
     def find_long_wait(self, running: Sequence[RankPlacement]) -> str | None:
-        """Return a message if a rank outside of `fit` has waited long for a rank that is busy.
+        """Return a message if a rank has waited long for a rank that is in no collective.
 
         Args:
             running: The ranks that have not ended.
         """
+        return self._find_long_wait_outside(running) or self._find_long_wait_in_fit(running)
+
+    def _find_long_wait_outside(self, running: Sequence[RankPlacement]) -> str | None:
         busy = [p for p in running if not self._collective(p.rank)]
         for placement in running:
             rank = placement.rank
@@ -87,6 +94,28 @@ class DeadlockDetector:
                     "work, such as writing files"
                 )
         return None
+
+    def _find_long_wait_in_fit(self, running: Sequence[RankPlacement]) -> str | None:
+        others = [p for p in running if not self._collective(p.rank)]
+        silent = [p for p in running if self._is_silent_in_fit(p.rank)]
+        if not others or len(silent) < len(running):
+            return None
+        for placement in running:
+            place = self.place_of(placement.rank)
+            if placement not in others and place not in self._reported_places:
+                self._reported_places.add(place)
+                return (
+                    f"{name(placement)} has waited for {FIT_WAIT_SECONDS:g} s {place}, for "
+                    f"{', '.join(map(name, others))}. If those are not at work in a callback, they "
+                    f"wait too. {SAME_CALLS}"
+                )
+        return None
+
+    def _is_silent_in_fit(self, rank: int) -> bool:
+        heartbeat = self._heartbeats.get(rank)
+        if heartbeat is None or heartbeat.facts.get("phase") != TRAINING:
+            return False
+        return time.monotonic() - heartbeat.received > FIT_WAIT_SECONDS
 
     def place_of(self, rank: int) -> str:
         """Return where a rank waits or was last; empty if it has not reported that."""

@@ -26,6 +26,9 @@ _MODULES = re.compile(r"^(?:[A-Za-z_]\w*\.)+(?=\w+(?::|$))")
 # Keras and TensorFlow say below these lines what is wrong.
 _GRAPH_ERROR = "Graph execution error:"
 _LAYER_ERROR = "Exception encountered when calling "
+_TRACING_ERROR = "in user code:"
+# Below the frames that such a message quotes, each with its source line further to the right.
+_TRACED = re.compile(r" {4}(?!File )\S")
 _GRAPH_DETAILS = re.compile(r"Detected at node|<stack traces|Stack trace for op|Original stack")
 _OTHER_FORMS = (
     re.compile(r"(?:SyntaxError|IndentationError|TabError): .+"),
@@ -117,14 +120,23 @@ def _exception(lines: Sequence[str], header: int) -> str:
     number = _find(lines, header + 1, _is_at_margin)
     if number is None:
         return ""
+    return _message(lines, number)
+
+
+def _message(lines: Sequence[str], number: int) -> str:
+    """Return the exception whose type and message begin at a line."""
     line = _MODULES.sub("", lines[number])
     kind, _, message = line.partition(": ")
     if message == _GRAPH_ERROR:
         details = [each for each in lines[number + 1 : _end(lines, number)] if _is_detail(each)]
         line = f"{kind}: {details[-1]}" if details else line
+    elif message == _TRACING_ERROR:
+        inner = lines[number + 1 : _end(lines, number)]
+        start = _find(inner, 0, lambda each: bool(_TRACED.match(each)))
+        line = line if start is None else _message([each[4:] for each in inner], start)
     elif message.startswith(_LAYER_ERROR):
         detail = _find(lines, number + 1, lambda each: bool(each.strip()))
-        line = line if detail is None else f"{line} {lines[detail]}"
+        line = line if detail is None else f"{line} {lines[detail].strip()}"
     return line[:_MAX_LENGTH]
 
 

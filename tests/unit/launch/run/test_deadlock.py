@@ -3,10 +3,15 @@ from typing import Any
 
 import pytest
 
-from distrib.heartbeat import OUTSIDE, TRAINING
+from distrib.heartbeat import OUTSIDE, STARTING, TRAINING
 from distrib.launch.hosts.placement import Host, place_ranks
 from distrib.launch.run import deadlock
-from distrib.launch.run.deadlock import DEADLOCK_SECONDS, WAIT_SECONDS, DeadlockDetector
+from distrib.launch.run.deadlock import (
+    DEADLOCK_SECONDS,
+    FIT_WAIT_SECONDS,
+    WAIT_SECONDS,
+    DeadlockDetector,
+)
 from distrib.launch.run.hang_detector import RankHeartbeat
 
 PLACEMENTS = place_ranks([Host("h1", 3)], 3)
@@ -82,6 +87,20 @@ def test_a_long_wait_for_a_busy_rank_is_reported_once() -> None:
 def test_a_wait_that_is_not_reported(facts: Mapping[str, Any]) -> None:
     waiting = inside(**{"collective": "barrier", **facts})
     assert DeadlockDetector({0: inside(None), 1: waiting}).find_long_wait(PLACEMENTS[:2]) is None
+
+
+def test_a_wait_in_fit_is_reported_once_if_all_ranks_are_silent() -> None:
+    long = FIT_WAIT_SECONDS + 1
+    waiting = inside("barrier", 2, long, phase=TRAINING)
+    training = inside(None, 1, long, phase=TRAINING)
+    detector = DeadlockDetector({0: waiting, 1: training})
+    message = detector.find_long_wait(PLACEMENTS[:2])
+    assert message is not None
+    assert message.startswith("rank 0 on h1 has waited for 8 s at t.py:3, for rank 1 on h1. If ")
+    assert detector.find_long_wait(PLACEMENTS[:2]) is None
+    # A chief that saves sends heartbeats, and the first batch may take long.
+    for other in (inside(None, ago=1, phase=TRAINING), inside(None, ago=long, phase=STARTING)):
+        assert DeadlockDetector({0: other, 1: waiting}).find_long_wait(PLACEMENTS[:2]) is None
 
 
 def test_where_a_rank_is() -> None:

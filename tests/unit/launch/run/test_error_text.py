@@ -158,6 +158,38 @@ ValueError: Exception encountered when calling Sequential.call().
 Arguments received by Sequential.call():
   • inputs=tf.Tensor(shape=(None, 5), dtype=float32)
 """
+IN_USER_CODE = """\
+Traceback (most recent call last):
+  File "train.py", line 14, in <module>
+    model.fit(data)
+ValueError: in user code:
+
+    File "trainer.py", line 132, in one_step_on_data  **
+        return self.train_step(data)
+    File "train.py", line 7, in train_step  *
+        raise ValueError(f"weights: {weights}")
+
+    ValueError: weights: 3
+
+
+distrib: saved
+"""
+IN_A_LAYER_IN_USER_CODE = """\
+Traceback (most recent call last):
+  File "train.py", line 14, in <module>
+    model.fit(data)
+keras.src.errors.ShapeError: in user code:
+
+    File "trainer.py", line 132, in one_step_on_data  **
+        return self.train_step(data)
+
+    ShapeError: Exception encountered when calling Mine.call().
+\x20\x20\x20\x20
+    \x1b[1mno such axis\x1b[0m
+\x20\x20\x20\x20
+    Arguments received by Mine.call():
+
+"""
 TERMINATED = """\
 terminate called after throwing an instance of 'gloo::IoException'
   what():  [transport/tcp/pair.cc:598] Connection closed by peer [127.0.0.1]:2022
@@ -181,6 +213,11 @@ Fatal Python error: Aborted
             IN_A_LAYER,
             "ValueError: Exception encountered when calling Sequential.call(). "
             "Input 0 of layer 'dense' is incompatible with the layer",
+        ),
+        (IN_USER_CODE, "ValueError: weights: 3"),
+        (
+            IN_A_LAYER_IN_USER_CODE,
+            "ShapeError: Exception encountered when calling Mine.call(). no such axis",
         ),
         (
             TERMINATED,
