@@ -141,7 +141,8 @@ class Heartbeat:
     def _send(self, **facts: Any) -> None:
         with self._lock:
             self._facts.update(facts)
-            line = json.dumps(self._facts).encode() + b"\n"
+            # Unescaped: an escaped character may take 12 bytes, and UTF-8 at most 4.
+            line = json.dumps(self._facts, ensure_ascii=False).encode(errors="replace") + b"\n"
             try:
                 # At most PIPE_BUF bytes, so the write is atomic.
                 os.write(self._fd, line)  # type: ignore[arg-type]

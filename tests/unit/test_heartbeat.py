@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from select import PIPE_BUF
 
 import pytest
 
@@ -144,3 +145,15 @@ def test_a_collective_is_reported_at_once(pipe: tuple[int, int]) -> None:
     assert (third["collectives"], third["collective"]) == (2, "allgather")
     assert len(json.dumps(third)) < select.PIPE_BUF
     Heartbeat(None).enter_collective("barrier", "")
+
+
+def test_a_line_with_long_names_in_any_script_is_written_in_one_piece() -> None:
+    reader, writer = os.pipe()
+    heartbeat = Heartbeat(writer)
+    heartbeat.begin_run("/läufe/\U0001f600\udcff" * 200, 3, found=True)
+    heartbeat.enter_collective("barrier", "\U0001f600" * 1000)
+    first, second = os.read(reader, 1 << 16).splitlines(keepends=True)
+    os.close(reader)
+    os.close(writer)
+    assert max(len(first), len(second)) <= PIPE_BUF
+    assert json.loads(second)["resumed"] == 3
