@@ -8,7 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ from distrib.errors import EXIT_CONFIGURATION, EXIT_FINISHED
 
 # In its first attempt it waits to be killed; a later one finishes.
 RANK = """
-import os, sys, time
+import os, signal, sys, time
 from distrib.errors import install_exit_codes
 from distrib.heartbeat import heartbeat
 from distrib.storage.locate import locate
@@ -34,7 +34,7 @@ open(sys.argv[2] + "/written", "w").close()
 while not os.path.exists(sys.argv[2] + "/expired"):
     time.sleep(0.05)
 if "DISTRIB_WRITTEN_STORES" in os.environ and not os.environ["DISTRIB_WRITTEN_STORES"]:
-    os._exit(1)
+    os.kill(os.getpid(), signal.SIGKILL)
 heartbeat.end_run()
 """
 ALWAYS = float("inf")
@@ -58,9 +58,9 @@ def begin(proxy: FaultProxy, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for_attempts(folder: Path, count: int) -> None:
-    path = folder / "attempts"
-    while not path.exists() or path.stat().st_size < count:
+def wait_for(happened: Callable[[], bool], job: subprocess.Popen[str]) -> None:
+    while not happened():
+        assert job.poll() is None, job.communicate()[1]
         time.sleep(0.05)
 
 
@@ -69,11 +69,11 @@ def wait_for_attempts(folder: Path, count: int) -> None:
 )
 def test_expired_credentials_are_waited_for(kind: Kind, proxy: FaultProxy, tmp_path: Path) -> None:
     job = begin(proxy, tmp_path)
-    while not (tmp_path / "written").exists():
-        time.sleep(0.05)
+    wait_for((tmp_path / "written").exists, job)
     proxy.fail(kind, times=ALWAYS)
     (tmp_path / "expired").touch()
-    wait_for_attempts(tmp_path, 3)  # The second one was refused.
+    attempts = tmp_path / "attempts"
+    wait_for(lambda: attempts.stat().st_size == 3, job)  # The second one was refused.
     proxy.heal()
     errors = job.communicate(timeout=60)[1]
     assert job.returncode == EXIT_FINISHED, errors
