@@ -63,9 +63,7 @@ def check_fit_alike(call: FitCall, steps: int | None) -> None:
         _CALLBACKS: describe_callbacks(call.arguments["callbacks"]),
         **{name: plain(call.arguments.get(name)) for name in _ARGUMENTS},
         "sample_weight": call.arguments.get("sample_weight") is not None,
-        "x": _describe_data(call.data),
-        "validation_data": _describe_validation(call),
-        _CONTENTS: _contents(x=call.data, validation_data=call.validation_dataset),
+        **_describe_data(x=call.data, **_validation_data(call)),
         _BATCHES: steps if steps and steps > 0 else None,
         **_describe_model(call.model),
     }
@@ -90,7 +88,7 @@ def check_evaluate_alike(data: Dataset) -> None:
     Raises:
         ConfigurationError: If another rank calls `fit`, or evaluates other data.
     """
-    aspects = {_CALL: "evaluate", "x": _describe_data(data), _CONTENTS: _contents(x=data)}
+    aspects = {_CALL: "evaluate", **_describe_data(x=data)}
     values = gather_aspects(aspects, current().collectives)
     _check_same_call(values)
     contents = values.pop(_CONTENTS)
@@ -139,26 +137,23 @@ def _check_batches(call: FitCall, batches: list[int | None]) -> None:
         )
 
 
-def _describe_data(data: Any) -> Any:
-    if not isinstance(data, Dataset):
-        return {CLASS: "data of each rank's own"}
-    described = plain(data.fingerprint(), frozenset({_CONTENTS}))
-    return {CLASS: "a cluster.dataset", **described, "repeat": data.endless}
+def _describe_data(**given: Any) -> dict[str, Any]:
+    """Describe data by the name of their argument, and apart from that what arrays hold."""
+    described: dict[str, Any] = {_CONTENTS: {}}
+    for name, data in given.items():
+        if isinstance(data, Dataset):
+            fingerprint = data.fingerprint()  # Reads the arrays.
+            described[_CONTENTS][name] = fingerprint.pop(_CONTENTS)
+            kind = {CLASS: "a cluster.dataset", "repeat": data.endless}
+            described[name] = {**plain(fingerprint), **kind}
+        else:
+            described[name] = {CLASS: "data of each rank's own"}
+    return described
 
 
-def _contents(**datasets: Any) -> dict[str, Any]:
-    """Return what the arrays of each `cluster.dataset` hold, by the name of the argument."""
-    return {
-        name: data.fingerprint()[_CONTENTS]
-        for name, data in datasets.items()
-        if isinstance(data, Dataset)
-    }
-
-
-def _describe_validation(call: FitCall) -> Any:
-    if call.arguments["validation_data"] is None:
-        return None
-    return _describe_data(call.validation_dataset)
+def _validation_data(call: FitCall) -> dict[str, Any]:
+    given = call.arguments["validation_data"] is not None
+    return {"validation_data": call.validation_dataset} if given else {}
 
 
 def _describe_model(model: Any) -> dict[str, Any]:

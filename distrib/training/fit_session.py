@@ -104,13 +104,13 @@ class FitSession:
     def prepare(self, call: FitCall) -> None:
         """Build the model, and find, verify and check the checkpoint; nothing is changed yet."""
         self._call, self._model = call, call.model
-        self._goal = TrainingGoal.of(call.epochs, flat_callbacks(call.arguments["callbacks"]))
+        callbacks = flat_callbacks(call.arguments["callbacks"])
+        self._goal = TrainingGoal.of(call.epochs, callbacks)
         check_call(call, self._schedule)
         if call.dataset is not None:
             build(self._model, call.element_spec)
         else:
             build_for_epochs(self._model, lambda: call.element_spec)
-        callbacks = flat_callbacks(call.arguments["callbacks"])
         self._state = RunState(
             self._model, describe_data(call), call.arguments, callbacks, call.dataset is not None
         )
