@@ -6,9 +6,7 @@ own.
 
 from __future__ import annotations
 
-import inspect
 import os
-import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,14 +17,13 @@ import tensorflow as tf
 from distrib.data.arrays import (
     Array,
     Rows,
-    at,
     common_length,
     leaves_with_paths,
     row_spec,
     to_arrays,
 )
+from distrib.data.examples import Examples
 from distrib.data.order import Order
-from distrib.errors import ConfigurationError
 
 
 class _PythonSource:
@@ -114,24 +111,9 @@ class RandomAccessSource(_PythonSource):
         self, examples: Any, map: Callable[..., Any] | None, num_parallel_reads: int | None
     ) -> None:
         super().__init__(num_parallel_reads)
-        self._examples = examples
-        self._map = map
-        self._map_takes_rng = map is not None and _takes_rng(map)
-        self.num_examples = len(examples)
-        if self.num_examples == 0:
-            raise ConfigurationError(f"`source` ({type(examples).__name__}) has no examples.")
-        try:
-            example = self._example(0, 0, 0)
-        except ConfigurationError:
-            raise
-        except Exception as error:
-            raise ConfigurationError(
-                f"`source[0]`, or `map` of it, raised {type(error).__name__}: {error}"
-            ) from error
-        self.element_spec = tf.nest.map_structure(
-            lambda array: tf.TensorSpec(array.shape, array.dtype), example
-        )
-        self._paths = [path for path, _ in leaves_with_paths(example)]
+        self._examples = Examples(examples, map)
+        self.num_examples = len(self._examples)
+        self.element_spec = self._examples.element_spec
         self.columns = examples.numeric_columns if isinstance(examples, Rows) else []
         self._pool = ThreadPoolExecutor(self._parallel, "distrib-read")
 
@@ -146,7 +128,7 @@ class RandomAccessSource(_PythonSource):
         """Return the examples at `index`, stacked."""
 
         def read_part(index: Array) -> list[list[Array]]:
-            return [self._checked_example(int(i), epoch, seed) for i in index]
+            return [self._examples.read(int(i), epoch, seed) for i in index]
 
         if self._parallel == 1:
             examples = read_part(index)
@@ -154,50 +136,6 @@ class RandomAccessSource(_PythonSource):
             parts = np.array_split(index, min(self._parallel, len(index)))
             examples = [example for part in self._pool.map(read_part, parts) for example in part]
         return [np.stack(column) for column in zip(*examples, strict=True)]
-
-    def _example(self, index: int, epoch: int, seed: int) -> Any:
-        example = self._examples[index]
-        if self._map_takes_rng:
-            assert self._map is not None
-            key = np.array([seed, epoch, index], np.uint64).view(np.uint32)
-            example = self._map(example, rng=np.random.default_rng(key))
-        elif self._map is not None:
-            example = self._map(example)
-        return to_arrays(example)
-
-    def _checked_example(self, index: int, epoch: int, seed: int) -> list[Array]:
-        """Return the leaves of an example; their shapes and dtypes must be those of example 0.
-
-        Raises:
-            RuntimeError: If not, or if the user's code raises. The message holds the traceback,
-                because TensorFlow passes on the message only. TensorFlow would take a
-                `StopIteration` for the end of the data, so that is converted as well.
-        """
-        try:
-            example = self._example(index, epoch, seed)
-        except Exception as error:
-            raise RuntimeError(
-                f"Example {index} could not be read: {type(error).__name__}: {error}\n"
-                f"{traceback.format_exc()}"
-            ) from None
-        parts = list(leaves_with_paths(example))
-        if [path for path, _ in parts] != self._paths:
-            raise RuntimeError(
-                f"Example {index} has the parts {[path for path, _ in parts]}, but example 0 has "
-                f"{self._paths}; return the same structure for all in `map`."
-            )
-        for (path, array), spec in zip(parts, tf.nest.flatten(self.element_spec), strict=True):
-            if array.shape != tuple(spec.shape):
-                raise RuntimeError(
-                    f"Example {index} has shape {array.shape}{at(path)}, but example 0 has "
-                    f"{tuple(spec.shape)}; pad or crop to one shape in `map`."
-                )
-            if tf.as_dtype(array.dtype) != spec.dtype:
-                raise RuntimeError(
-                    f"Example {index} has dtype {array.dtype}{at(path)}, but example 0 has "
-                    f"{spec.dtype.name}; convert to one dtype in `map`."
-                )
-        return [array for _, array in parts]
 
 
 def _steps(passes: Any, order: Order) -> Any:
@@ -207,10 +145,3 @@ def _steps(passes: Any, order: Order) -> Any:
             lambda step: (epoch, step)
         )
     )
-
-
-def _takes_rng(function: Callable[..., Any]) -> bool:
-    try:
-        return "rng" in inspect.signature(function).parameters
-    except ValueError:  # Some built-in functions have no signature.
-        return False
