@@ -187,12 +187,18 @@ class Order:
         # key. For fewer than 65,537 examples TensorFlow 2.21 uses only 8 bits of each seed number,
         # so epoch 256 repeats the order of epoch 0 and seed 256 that of seed 0; and with 4 rounds,
         # batches of data sorted by class stay uneven. A hashed key and 12 rounds fix both.
-        return tf.raw_ops.RandomIndexShuffle(
+        shuffled = tf.raw_ops.RandomIndexShuffle(
             index=index,
             seed=self.epoch_key(epoch, 3),
             max_index=tf.constant(self.num_examples - 1, tf.int64),
             rounds=12,
         )
+        # For one more example than 2**16, 2**18 and so on, TensorFlow 2.21 uses a cipher of a bit
+        # too few, which takes the last example for the first one. All others are permuted.
+        last = self.num_examples - 1
+        if last >= 2**16 and last.bit_count() == 1 and last.bit_length() % 2:
+            return tf.where(tf.equal(index, last), last, shuffled)
+        return shuffled
 
     def epoch_key(self, epoch: Any, size: int) -> Any:
         """Return random int64 numbers of shape `[size]` that depend on seed and epoch only."""
