@@ -10,7 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
+
+# TensorFlow's `RandomIndexShuffle` computes logarithms in double precision, which is exact so far.
+MAX_EXAMPLES = 2**48
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,19 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """Sizes for an order in which blocks of examples are shuffled; see `block_order.py`.
+
+    Attributes:
+        size: Number of consecutive examples that are read together.
+        window: Number of blocks that a global batch is drawn from.
+    """
+
+    size: int
+    window: int
+
+
+@dataclass(frozen=True)
 class Order:
     """The order of a dataset's examples, batch by batch.
 
@@ -50,6 +68,8 @@ class Order:
         drop_remainder: Whether to drop a last batch that is not full.
         num_replicas: Copies of the model that share a global batch, over all processes.
         shard: This process's shard of each batch. Defaults to the whole batch.
+        blocks: Sizes of blocks, if these are shuffled instead of single examples; `block_order.py`
+            computes the indices then. Defaults to `None`.
     """
 
     num_examples: int
@@ -59,6 +79,7 @@ class Order:
     drop_remainder: bool
     num_replicas: int
     shard: Shard = Shard()
+    blocks: Blocks | None = None
 
     @property
     def num_batches(self) -> int:
@@ -139,6 +160,13 @@ class Order:
             return rows
         # Padding repeats the batch's examples from the first one on.
         return rows % select(self.last_batch_size, self.batch_size)
+
+    def own_rows(self, step: int) -> npt.NDArray[np.int64]:
+        """Return `rows` as a NumPy array."""
+        if step < self.full_batches:
+            return np.arange(*self.shard.bounds(self.batch_size))
+        rows = np.arange(*self.shard.bounds(self.padded_last_batch_size))
+        return rows % self.last_batch_size
 
     def indices(self, epoch: Any, step: Any) -> Any:
         """Return the indices of this process's examples in a batch; works in a graph and eagerly.
