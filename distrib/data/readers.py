@@ -23,6 +23,7 @@ from distrib.data.arrays import (
     to_arrays,
 )
 from distrib.data.examples import Examples
+from distrib.data.file_source import FileSource
 from distrib.data.order import Order
 
 
@@ -115,6 +116,8 @@ class RandomAccessSource(_PythonSource):
         self.num_examples = len(self._examples)
         self.element_spec = self._examples.element_spec
         self.columns = examples.numeric_columns if isinstance(examples, Rows) else []
+        if isinstance(examples, FileSource):
+            self.columns = [("files", examples)]
         self._pool = ThreadPoolExecutor(self._parallel, "distrib-read")
 
     @property
