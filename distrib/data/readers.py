@@ -26,6 +26,7 @@ from distrib.data.block_order import BlockOrder
 from distrib.data.block_reader import BlockBatch, BlockPasses
 from distrib.data.block_size import bytes_of, choose_blocks
 from distrib.data.examples import Examples, unreadable
+from distrib.data.file_source import FileSource
 from distrib.data.order import Blocks, Order
 
 # Examples in a block of a source that does not say how it is read, and may hold more than it seems.
@@ -180,6 +181,8 @@ class RandomAccessSource(_PythonSource):
         self.num_examples = len(self._examples)
         self.element_spec = self._examples.element_spec
         self.columns = examples.numeric_columns if isinstance(examples, Rows) else []
+        if isinstance(examples, FileSource):
+            self.columns = [("files", examples)]
         self._pool = ThreadPoolExecutor(self._parallel, "distrib-read")
 
     def blocks(self) -> Blocks | None:
