@@ -21,15 +21,15 @@ from distrib.data.made_batches import (
     TransformedBatches,
     ZippedBatches,
 )
+from distrib.data.resumable import ResumableDataset
 from distrib.errors import ConfigurationError
 
 _autograph = tf.__internal__.autograph
 
 
-class DatasetMethods(tf.data.Dataset):
+class DatasetMethods(ResumableDataset):
     """Base of `Dataset`; see there for the attributes."""
 
-    endless: bool
     _batches: Batches
 
     @property
