@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from distrib.data.arrays import Array, at, leaves_with_paths, to_arrays
 from distrib.errors import ConfigurationError
+from distrib.log import log
 
 
 class Examples:
@@ -93,10 +94,24 @@ class Examples:
             return [self.read(i, epoch, seed) for i in index]
         try:
             items = self.fetch(index)
-        except Exception:
-            # One by one, so that the error names the example that has it.
-            return [self.read(i, epoch, seed) for i in index]
+        except Exception as error:
+            return self.read_singly(index, error, epoch, seed)
         return [self.finish(raw, i, epoch, seed) for raw, i in zip(items, index, strict=True)]
+
+    def read_singly(
+        self, index: Sequence[int], error: BaseException, epoch: int, seed: int
+    ) -> list[list[Array]]:
+        """Read examples that could not be fetched together, so that an error names the example.
+
+        Raises:
+            RuntimeError: See `read`.
+        """
+        examples = [self.read(i, epoch, seed) for i in index]
+        log.warning(
+            f"{type(self._source).__name__} did not return {len(index)} examples at once "
+            f"({type(error).__name__}: {error}); each one by itself could be read."
+        )
+        return examples
 
     def finish(self, raw: Any, index: int, epoch: int, seed: int) -> list[Array]:
         """Return the leaves of an example; their shapes and dtypes must be those of example 0.

@@ -48,7 +48,7 @@ def make_dataset(
         batch_size: Number of examples in a global batch, over all replicas.
         shuffle: Whether to shuffle each epoch anew, in an order derived from `seed` and the epoch
             number. Pass `True` for training data; see Notes. `"blocks"` shuffles blocks of
-            consecutive examples, and the examples of some 64 blocks among each other, so that
+            consecutive examples, and the examples of some 100 blocks among each other, so that
             files on disk and in object stores are read a few MiB at once. (In memory, and for a
             `tf.data.Dataset`, it is the same as `True`.) Defaults to `False`.
         seed: Seed of the order and of the `rng` passed to `map`, 0 to 2**63 - 1. Defaults to `0`.

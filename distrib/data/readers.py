@@ -31,6 +31,7 @@ from distrib.data.order import Blocks, Order
 
 # Examples in a block of a source that does not say how it is read, and may hold more than it seems.
 _UNKNOWN_BLOCK = 16
+_PARALLEL_BLOCKS = 8
 
 
 class _PythonSource:
@@ -43,6 +44,8 @@ class _PythonSource:
 
     def __init__(self, num_parallel_reads: int | None) -> None:
         self._parallel = num_parallel_reads or min(8, 2 * (os.cpu_count() or 1))
+        # Fetching a block hardly needs a CPU.
+        self._parallel_blocks = num_parallel_reads or _PARALLEL_BLOCKS
 
     def blocks(self) -> Blocks | None:
         """Return the sizes for `shuffle="blocks"`; see `Source`."""
@@ -74,7 +77,7 @@ class _PythonSource:
         return self._in_parallel(_steps(passes, order), batch)
 
     def _batches_of_blocks(self, passes: Any, order: Order) -> Any:
-        blocks = BlockPasses(BlockOrder(order), self.fetch_block, self._parallel)
+        blocks = BlockPasses(BlockOrder(order), self.fetch_block, self._parallel_blocks)
 
         def read(number: Any) -> list[Array]:
             return self.read_blocks(blocks.take(int(number)), order.seed)
@@ -214,22 +217,26 @@ class RandomAccessSource(_PythonSource):
 
     def read_blocks(self, batch: BlockBatch, seed: int) -> list[Array]:
         """Return the examples of a batch, stacked."""
-        raw: dict[int, Any] = {}
+        items: dict[int, Any] = {}
+        failed: dict[int, BaseException] = {}
         for block, rows, within in batch.rows():
-            # Examples of a block that could not be fetched are fetched one by one, so that an error
-            # comes out at the example that has it.
-            if block.exception() is None:
-                items = block.result()
-                for row, number in zip(rows.tolist(), within.tolist(), strict=True):
-                    raw[row] = items[number]
+            error = block.exception()
+            if error is None:
+                found = block.result()
+                items |= {
+                    row: found[i] for row, i in zip(rows.tolist(), within.tolist(), strict=True)
+                }
+            else:
+                failed |= dict.fromkeys(rows.tolist(), error)
 
         def finish_part(rows: list[int]) -> list[list[Array]]:
-            return [
-                self._examples.finish(raw[row], int(batch.index[row]), batch.epoch, seed)
-                if row in raw
-                else self._examples.read(int(batch.index[row]), batch.epoch, seed)
-                for row in rows
-            ]
+            return [finish(row, int(batch.index[row])) for row in rows]
+
+        def finish(row: int, index: int) -> list[Array]:
+            if row in failed:
+                (example,) = self._examples.read_singly([index], failed[row], batch.epoch, seed)
+                return example
+            return self._examples.finish(items[row], index, batch.epoch, seed)
 
         return self._stacked(finish_part, list(range(len(batch.index))))
 
