@@ -64,12 +64,16 @@ class Examples:
         """Return raw items, as the source holds them; errors are those of the source."""
         if self._fetch_many is None:
             return [self._source[i] for i in index]
-        items = list(self._fetch_many(list(index)))
-        if len(items) != len(index):
-            raise ValueError(
-                f"`__getitems__` of {type(self._source).__name__} returned {len(items)} items for "
-                f"{len(index)} indices"
+        try:
+            items = list(self._fetch_many(list(index)))
+            if len(items) != len(index):
+                raise ValueError(f"{len(items)} items for {len(index)} indices")
+        except Exception as error:
+            log.warning(
+                f"`__getitems__` of {type(self._source).__name__} failed: {type(error).__name__}: "
+                f"{error}. Its {len(index)} examples are read one by one."
             )
+            raise
         return items
 
     def read(self, index: int, epoch: int, seed: int) -> list[Array]:
@@ -94,24 +98,10 @@ class Examples:
             return [self.read(i, epoch, seed) for i in index]
         try:
             items = self.fetch(index)
-        except Exception as error:
-            return self.read_singly(index, error, epoch, seed)
+        except Exception:
+            # One by one, so that the error names the example that has it.
+            return [self.read(i, epoch, seed) for i in index]
         return [self.finish(raw, i, epoch, seed) for raw, i in zip(items, index, strict=True)]
-
-    def read_singly(
-        self, index: Sequence[int], error: BaseException, epoch: int, seed: int
-    ) -> list[list[Array]]:
-        """Read examples that could not be fetched together, so that an error names the example.
-
-        Raises:
-            RuntimeError: See `read`.
-        """
-        examples = [self.read(i, epoch, seed) for i in index]
-        log.warning(
-            f"{type(self._source).__name__} did not return {len(index)} examples at once "
-            f"({type(error).__name__}: {error}); each one by itself could be read."
-        )
-        return examples
 
     def finish(self, raw: Any, index: int, epoch: int, seed: int) -> list[Array]:
         """Return the leaves of an example; their shapes and dtypes must be those of example 0.

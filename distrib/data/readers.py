@@ -217,26 +217,22 @@ class RandomAccessSource(_PythonSource):
 
     def read_blocks(self, batch: BlockBatch, seed: int) -> list[Array]:
         """Return the examples of a batch, stacked."""
-        items: dict[int, Any] = {}
-        failed: dict[int, BaseException] = {}
+        raw: dict[int, Any] = {}
         for block, rows, within in batch.rows():
-            error = block.exception()
-            if error is None:
-                found = block.result()
-                items |= {
-                    row: found[i] for row, i in zip(rows.tolist(), within.tolist(), strict=True)
-                }
-            else:
-                failed |= dict.fromkeys(rows.tolist(), error)
+            # Examples of a block that could not be fetched are fetched one by one, so that an error
+            # comes out at the example that has it.
+            if block.exception() is None:
+                items = block.result()
+                for row, number in zip(rows.tolist(), within.tolist(), strict=True):
+                    raw[row] = items[number]
 
         def finish_part(rows: list[int]) -> list[list[Array]]:
-            return [finish(row, int(batch.index[row])) for row in rows]
-
-        def finish(row: int, index: int) -> list[Array]:
-            if row in failed:
-                (example,) = self._examples.read_singly([index], failed[row], batch.epoch, seed)
-                return example
-            return self._examples.finish(items[row], index, batch.epoch, seed)
+            return [
+                self._examples.finish(raw[row], int(batch.index[row]), batch.epoch, seed)
+                if row in raw
+                else self._examples.read(int(batch.index[row]), batch.epoch, seed)
+                for row in rows
+            ]
 
         return self._stacked(finish_part, list(range(len(batch.index))))
 
