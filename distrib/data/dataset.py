@@ -18,11 +18,12 @@ from distrib.data.arrays import leaves_with_paths
 from distrib.data.contents import contents_of
 from distrib.data.order import Order
 from distrib.data.position import DatasetPosition
+from distrib.data.resumable import ResumableDataset
 from distrib.data.sources import Source
 from distrib.errors import ConfigurationError
 
 
-class Dataset(tf.data.Dataset):
+class Dataset(ResumableDataset):
     """Global batches that can be resumed at any step; made by `cluster.dataset(...)`.
 
     A `tf.data.Dataset` to pass to `model.fit` as it is. Each pass over it is one epoch: the epoch
@@ -209,6 +210,8 @@ class Dataset(tf.data.Dataset):
         `map`. Of arrays and lists they include checksums (see `contents.py`), but not of other
         objects and of `tf.data` pipelines.
         """
+        blocks = self._order.blocks
+        sizes = {} if blocks is None else {"blocks": [blocks.size, blocks.window]}
         return {
             "source": self._source.kind,
             "num_examples": self._source.num_examples,
@@ -218,6 +221,7 @@ class Dataset(tf.data.Dataset):
             ],
             "batch_size": self._order.batch_size,
             "shuffle": self._order.shuffle,
+            **sizes,
             "seed": self._order.seed,
             "drop_remainder": self._order.drop_remainder,
             "shuffle_buffer": getattr(self._source, "shuffle_buffer", None),
