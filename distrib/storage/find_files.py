@@ -20,7 +20,10 @@ from distrib.storage.location import Location, describe_error
 
 _PARALLEL_LOOKUPS = 16
 # Keys under which fsspec's file systems report that a file has changed.
-_VERSION_KEYS = ("ETag", "etag", "generation", "md5Hash", "mtime", "LastModified", "updated")
+_VERSION_KEYS = (
+    *("ETag", "etag", "generation", "md5Hash", "mtime", "LastModified", "updated"),
+    *("last_modified", "modificationTime", "modify", "blob_id", "sha", "created"),
+)
 
 
 class ChangedFileError(OSError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,53 @@ def write_and_upload(server: Server, name: str, tmp_path: Path) -> tuple[Path, s
     folder = f"{server.bucket()}/data"
     server.filesystem().pipe_file(f"{folder}/{name}", path.read_bytes())
     return tmp_path / "data", folder
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.tfrecord.gz",
+        *(
+            pytest.param(name, marks=pytest.mark.exhaustive)
+            for name in ("a.arrayrecord", "a.parquet", "a.tar", "cats/a.png")
+        ),
+    ],
+)
+def test_every_format_is_shuffled_resumed_and_shared(name: str, tmp_path: Path) -> None:
+    write, make = FORMATS[name]
+    for file in range(2):
+        path = tmp_path / str(file) / name
+        path = path.with_name(f"{file}{path.name}") if "/" in name else tmp_path / f"{file}{name}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path)
+    source = make(tmp_path, "" if "/" in name else f"*{name}")
+    source.block_size = 5
+    for shuffle in (False, "blocks", True):
+        if shuffle is True and source.sequential:
+            continue
+        options: dict[str, Any] = {"batch_size": 4, "shuffle": shuffle, "map": key_of}
+        dataset = make_dataset(source, **options)
+        batches = [batch.numpy().tolist() for batch in dataset]
+        assert sorted(chain.from_iterable(batches)) == sorted(
+            key_of(source[i]) for i in range(len(source))
+        )
+        dataset.seek(0, len(batches) // 2)
+        assert [batch.numpy().tolist() for batch in dataset] == batches[len(batches) // 2 :]
+        ranks = [make_dataset(source, **options, rank=rank, size=2) for rank in range(2)]
+        assert [
+            [*one.numpy().tolist(), *other.numpy().tolist()]
+            for one, other in zip(*ranks, strict=True)
+        ] == batches
+
+
+def key_of(example: Any) -> int:
+    """Return a number by which examples of any format are told apart."""
+    if isinstance(example, tuple):
+        return int(example[0][0, 0, 0]) * 10 + int(example[1])
+    if isinstance(example, dict):
+        return int(example["a"] if "a" in example else example["txt"])
+    return int(example)
 
 
 @pytest.mark.usefixtures("cache")
