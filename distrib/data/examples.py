@@ -39,7 +39,7 @@ class Examples:
     def __init__(self, source: Any, map: Callable[..., Any] | None) -> None:
         self._source = source
         self._map = map
-        self._map_takes_rng = map is not None and _takes_rng(map)
+        self._map_takes_rng = map is not None and takes_rng(map)
         self._fetch_many = getattr(source, "__getitems__", None)
         if len(self) == 0:
             raise ConfigurationError(f"`source` ({type(source).__name__}) has no examples.")
@@ -146,7 +146,8 @@ def unreadable(index: int, error: BaseException) -> RuntimeError:
     )
 
 
-def _takes_rng(function: Callable[..., Any]) -> bool:
+def takes_rng(function: Callable[..., Any]) -> bool:
+    """Tell whether the user's `map` has a parameter `rng`."""
     try:
         return "rng" in inspect.signature(function).parameters
     except ValueError:  # Some built-in functions have no signature.

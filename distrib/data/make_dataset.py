@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from distrib.data.arguments import checked_integer
+from distrib.data.batches import SourceBatches
 from distrib.data.dataset import Dataset
+from distrib.data.examples import takes_rng
 from distrib.data.file_formats import source_of_files
 from distrib.data.order import MAX_EXAMPLES, Order, Shard, leaves_a_replica_empty
-from distrib.data.position import DatasetPosition
 from distrib.data.sources import make_source
 from distrib.errors import ConfigurationError
 
@@ -139,7 +140,8 @@ def make_dataset(
             f"`batch_size={batch_size}` with `drop_remainder=True` leaves no batch of "
             f"{examples.num_examples} examples; choose a smaller batch size."
         )
-    return Dataset(examples, order, DatasetPosition())
+    functions = {"map": map, "source": type(source)} if map else {"source": type(source)}
+    return Dataset(SourceBatches(examples, order, functions, map is not None and takes_rng(map)))
 
 
 def _checked_replicas(num_replicas: int | None, size: int) -> int:
