@@ -58,11 +58,20 @@ class FoundFile:
         info = self.location.info()
         if info is None:
             raise ChangedFileError(f"{self} was there when this run started, and is gone")
-        if (int(info["size"]), _version(info)) != (self.size, self.version):
+        # Some file systems write a version in one way for a file, and in another for a folder.
+        if not self._is(info) and not any(map(self._is, self._listed())):
             raise ChangedFileError(
                 f"{self} was replaced or changed after this run started: start it again, with the "
                 "file that it began with"
             )
+
+    def _is(self, info: dict[str, Any]) -> bool:
+        return (int(info["size"]), _version(info)) == (self.size, self.version)
+
+    def _listed(self) -> list[dict[str, Any]]:
+        filesystem, path = self.location.filesystem, self.location.path.strip("/")
+        infos = retry(lambda: filesystem.ls(self.location.parent.path, detail=True))
+        return [info for info in infos if info["name"].strip("/") == path]
 
 
 def find_files(

@@ -4,7 +4,7 @@ import fsspec
 import pytest
 
 from distrib.errors import ConfigurationError, StoreUnavailableError
-from distrib.storage.find_files import ChangedFileError, find_files, find_tree, unreadable
+from distrib.storage.find_files import ChangedFileError, _version, find_files, find_tree, unreadable
 
 
 @pytest.fixture
@@ -71,6 +71,18 @@ def test_a_file_that_changes_or_vanishes_is_noticed(folder):
     (folder / "a-1").unlink()
     with pytest.raises(ChangedFileError, match="a-1 was there when this run started, and is gone"):
         file.check_unchanged()
+
+
+def test_a_listing_that_writes_versions_in_another_way_is_no_change():
+    filesystem = fsspec.filesystem("memory")
+    filesystem.pipe_file("/listed/a", b"1")
+    (file,) = find_files("memory://listed/*", "paths")
+    assert file.version != _version(filesystem.info("/listed/a"))
+    file.check_unchanged()
+    filesystem.pipe_file("/listed/a", b"2")
+    with pytest.raises(ChangedFileError):
+        file.check_unchanged()
+    filesystem.rm("/listed", recursive=True)
 
 
 def test_a_tree_has_the_files_below_a_folder(folder):
