@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,8 @@ class Examples:
     Raises:
         ConfigurationError: If there is no example, or the first one cannot be read.
     """
+
+    _has_warned = False
 
     def __init__(self, source: Any, map: Callable[..., Any] | None) -> None:
         self._source = source
@@ -65,16 +67,19 @@ class Examples:
         if self._fetch_many is None:
             return [self._source[i] for i in index]
         try:
-            items = list(self._fetch_many(list(index)))
-            if len(items) != len(index):
-                raise ValueError(f"{len(items)} items for {len(index)} indices")
+            items = self._fetch_many(list(index))
+            if isinstance(items, Mapping) or len(items) != len(index):
+                kind = type(items).__name__
+                raise ValueError(f"a {kind} of {len(items)} instead of {len(index)} items")
         except Exception as error:
-            log.warning(
-                f"`__getitems__` of {type(self._source).__name__} failed: {type(error).__name__}: "
-                f"{error}. Its {len(index)} examples are read one by one."
-            )
+            if not self._has_warned:
+                self._has_warned = True
+                log.warning(
+                    f"`__getitems__` of {type(self._source).__name__} failed: "
+                    f"{type(error).__name__}: {error}. Such examples are read one by one."
+                )
             raise
-        return items
+        return list(items)
 
     def read(self, index: int, epoch: int, seed: int) -> list[Array]:
         """Fetch and finish one example.

@@ -2,6 +2,7 @@ import gc
 import itertools
 import threading
 import time
+import weakref
 
 import h5py
 import numpy as np
@@ -109,6 +110,41 @@ def test_few_blocks_are_read_ahead_and_an_abandoned_pass_leaves_nothing_behind(r
     time.sleep(0.1)
     assert not reading_threads()
     assert not any("BlockBatch" in type(thing).__name__ for thing in gc.get_objects())
+
+
+def test_an_abandoned_pass_fetches_nothing_more():
+    source = Records(20_000, delay=0.01)
+    dataset = new(source, num_parallel_reads=2)
+    batches = iter(dataset)
+    next(batches)
+    del batches
+    gc.collect()
+    count = len(source.blocks)
+    time.sleep(0.2)
+    assert len(source.blocks) <= count + 2
+
+
+def test_blocks_are_dropped_after_their_last_use():
+    live, most = 0, 0
+
+    def drop():
+        nonlocal live
+        live -= 1
+
+    class Counted(Records):
+        def _item(self, index):
+            nonlocal live, most
+            item = super()._item(index)
+            weakref.finalize(item, drop)
+            live += 1
+            most = max(most, live)
+            return item
+
+    batches = rows(new(Counted(10_000), num_parallel_reads=1))
+    assert sorted(itertools.chain(*batches)) == list(range(10_000))
+    # The window, what the lanes' windows share and what is read ahead, in blocks of 4 examples.
+    assert most < 4 * (128 + 32 + 32)
+    assert live == 0
 
 
 def test_an_error_comes_out_at_the_example_that_has_it():
@@ -221,3 +257,20 @@ def test_getitems_reads_the_batches_of_a_global_shuffle_too():
     broken = rows(make_dataset(np.arange(N), 32, True, 3))[0][5]
     with pytest.raises(tf.errors.OpError, match=f"Example {broken} could not be read: OSError"):
         rows(make_dataset(Records(broken=(broken,)), 32, True, 3, map=first))
+
+
+def test_a_getitems_that_fails_is_named_once_and_done_without(caplog):
+    class Columns(Records):
+        def __getitems__(self, indices):
+            return {"x": [self._item(index) for index in indices]}
+
+    for shuffle in (True, "blocks"):
+        caplog.clear()
+        dataset = make_dataset(Columns(100), 32, shuffle, 3, map=first, num_parallel_reads=1)
+        assert rows(dataset) == rows(make_dataset(Records(100), 32, shuffle, 3, map=first))
+        assert (
+            caplog.text.count(
+                "`__getitems__` of Columns failed: ValueError: a dict of 1 instead of"
+            )
+            == 1
+        )
