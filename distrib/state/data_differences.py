@@ -14,6 +14,8 @@ Description = Mapping[str, Any]
 # Keys of a description. Those of `Dataset.fingerprint`, and of arrays that `fit` was given itself.
 SOURCE, CONTENTS = "source", "contents"
 PLAIN_ARRAYS = "plain arrays"
+# Path of the weights of examples in arrays that Keras has packed.
+WEIGHTS = "[2]"
 
 
 def check_data(saved: Description | None, here: Description | None) -> None:
@@ -42,6 +44,8 @@ def _differences(saved: Description | None, here: Description | None) -> Iterato
         yield f"checkpoint has {one}, this run has {other}"
     if saved is None or here is None or one != other:
         return
+    if one == PLAIN_ARRAYS and WEIGHTS not in _paths(here):
+        saved = _without_weights(saved)  # Old versions saved those of `class_weight` as data.
     changed = [
         key for key in sorted({*saved, *here} - {CONTENTS}) if saved.get(key) != here.get(key)
     ]
@@ -58,6 +62,16 @@ def _differences(saved: Description | None, here: Description | None) -> Iterato
                 "the training data differs from the checkpoint's by rounding, so the run may not "
                 "end the same as without the restart; save the preprocessed data, and load it."
             )
+
+
+def _paths(data: Description) -> list[str]:
+    return [part["path"] for part in data["structure"]]
+
+
+def _without_weights(data: Description) -> Description:
+    structure = [part for part in data["structure"] if part["path"] != WEIGHTS]
+    contents = {path: held for path, held in data.get(CONTENTS, {}).items() if path != WEIGHTS}
+    return {**data, "structure": structure, CONTENTS: contents}
 
 
 def _kind_of(data: Description | None) -> str:

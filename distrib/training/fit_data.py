@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -12,7 +13,7 @@ from distrib.data.compare_contents import compare_contents
 from distrib.data.contents import contents_of
 from distrib.keras_compat.trainer import Arrays, arrays_of
 from distrib.log import log
-from distrib.state.data_differences import CONTENTS, PLAIN_ARRAYS, SOURCE
+from distrib.state.data_differences import CONTENTS, PLAIN_ARRAYS, SOURCE, WEIGHTS
 from distrib.training.fit_call import FitCall
 
 
@@ -26,7 +27,13 @@ def describe_data(call: FitCall) -> dict[str, Any] | None:
     if call.dataset is not None:
         return {**call.fingerprint_of(call.dataset), "batches_per_epoch": call.batches}
     arrays = arrays_of(call.iterator)
-    return None if arrays is None else _merged(current().collectives.allgather(_describe(arrays)))
+    if arrays is None:
+        return None
+    if call.arguments["class_weight"] is not None:
+        # Keras has made weights of the examples of it, but it is an argument, and may change.
+        leaves = [leaf for leaf in arrays.leaves if leaf[0] != WEIGHTS]
+        arrays = replace(arrays, leaves=leaves)
+    return _merged(current().collectives.allgather(_describe(arrays)))
 
 
 def warn_if_inexact(call: FitCall, epoch: int | None) -> None:
