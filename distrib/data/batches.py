@@ -109,6 +109,8 @@ class SourceBatches(Batches):
 
     def describe(self) -> dict[str, Any]:
         """See `Batches`."""
+        blocks = self._order.blocks
+        sizes = {} if blocks is None else {"blocks": [blocks.size, blocks.window]}
         return {
             "source": self._source.kind,
             "num_examples": self._source.num_examples,
@@ -118,6 +120,7 @@ class SourceBatches(Batches):
             ],
             "batch_size": self._order.batch_size,
             "shuffle": self._order.shuffle,
+            **sizes,
             "seed": self._order.seed,
             "drop_remainder": self._order.drop_remainder,
             "shuffle_buffer": getattr(self._source, "shuffle_buffer", None),

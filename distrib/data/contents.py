@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from distrib.data.arrays import Array
+from distrib.data.file_source import FileSource
 
 _BLOCKS = 16
 _MAX_BYTES = 32 << 20
@@ -35,6 +36,8 @@ def contents_of(leaves: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _describe(leaf: Any) -> dict[str, Any]:
+    if isinstance(leaf, FileSource):
+        return {"crc32c": f"{leaf.checksum():08x}"}
     checksum = 0
     means: list[float] = []
     squares: list[float] = []

@@ -59,11 +59,6 @@ class Examples:
     def __len__(self) -> int:
         return len(self._source)
 
-    @property
-    def fetches_many(self) -> bool:
-        """Whether the source can fetch several items at once."""
-        return self._fetch_many is not None
-
     def fetch(self, index: Sequence[int]) -> list[Any]:
         """Return raw items, as the source holds them; errors are those of the source."""
         if self._fetch_many is None:
@@ -85,8 +80,23 @@ class Examples:
         try:
             raw = self._source[index]
         except Exception as error:
-            raise _unreadable(index, error) from None
+            raise unreadable(index, error) from None
         return self.finish(raw, index, epoch, seed)
+
+    def read_many(self, index: Sequence[int], epoch: int, seed: int) -> list[list[Array]]:
+        """Fetch and finish examples, with one call of `__getitems__` if there is one.
+
+        Raises:
+            RuntimeError: See `read`.
+        """
+        if self._fetch_many is None:
+            return [self.read(i, epoch, seed) for i in index]
+        try:
+            items = self.fetch(index)
+        except Exception:
+            # One by one, so that the error names the example that has it.
+            return [self.read(i, epoch, seed) for i in index]
+        return [self.finish(raw, i, epoch, seed) for raw, i in zip(items, index, strict=True)]
 
     def finish(self, raw: Any, index: int, epoch: int, seed: int) -> list[Array]:
         """Return the leaves of an example; their shapes and dtypes must be those of example 0.
@@ -99,7 +109,7 @@ class Examples:
         try:
             example = self._example(raw, index, epoch, seed)
         except Exception as error:
-            raise _unreadable(index, error) from None
+            raise unreadable(index, error) from None
         parts = list(leaves_with_paths(example))
         if [path for path, _ in parts] != self._paths:
             raise RuntimeError(
@@ -128,7 +138,8 @@ class Examples:
         return to_arrays(self._map(raw, rng=np.random.default_rng(key)))
 
 
-def _unreadable(index: int, error: Exception) -> RuntimeError:
+def unreadable(index: int, error: BaseException) -> RuntimeError:
+    """Return the error that names an example and holds the traceback of its cause."""
     return RuntimeError(
         f"Example {index} could not be read: {type(error).__name__}: {error}\n"
         f"{''.join(traceback.format_exception(error))}"
