@@ -511,7 +511,7 @@ def test_plain_arrays_resume_at_epochs(tmp_path: Path) -> None:
 
 def test_another_class_weight_is_a_changed_argument(tmp_path: Path, capfd: Any) -> None:
     labels = (Y[:, 0] > 0).astype("int64")
-    for epochs, weight in enumerate((None, {0: 1.0, 1: 3.0}, {0: 1.0, 1: 2.0}, None), start=1):
+    for epochs, weight in enumerate((None, {0: 1.0, 1: 3.0}), start=1):
         make().fit(
             X, labels, epochs=epochs, class_weight=weight, verbose=0,
             callbacks=[BackupAndRestore(tmp_path)],
@@ -521,7 +521,7 @@ def test_another_class_weight_is_a_changed_argument(tmp_path: Path, capfd: Any) 
         as_in_a_new_process()
     with pytest.raises(CheckpointMismatchError, match="other training data"):
         make().fit(
-            X, labels[::-1], epochs=6, class_weight={0: 1.0, 1: 3.0}, verbose=0,
+            X, labels[::-1], epochs=3, class_weight={0: 1.0, 1: 3.0}, verbose=0,
             callbacks=[BackupAndRestore(tmp_path)],
         )  # fmt: skip
 
