@@ -24,7 +24,7 @@ from distrib.training.fit_call import FitCall
 from distrib.training.rank_callbacks import check_callbacks, describe_callbacks
 from distrib.training.rank_comparison import CLASS, gather_aspects, plain, ranks, refuse_differences
 
-_CALL = "call"
+CALL = "call"
 _CALLBACKS = "callbacks"
 _LAYERS = "layers"
 _BATCHES = "batches"
@@ -59,16 +59,16 @@ def check_fit_alike(call: FitCall, steps: int | None) -> None:
         ConfigurationError: Says what differs, and by rank how.
     """
     aspects = {
-        _CALL: "fit",
+        CALL: "fit",
         _CALLBACKS: describe_callbacks(call.arguments["callbacks"]),
-        **{name: plain(call.arguments.get(name)) for name in _ARGUMENTS},
-        "sample_weight": call.arguments.get("sample_weight") is not None,
+        **{name: plain(call.as_given.get(name)) for name in _ARGUMENTS},
+        "sample_weight": call.as_given.get("sample_weight") is not None,
         **_describe_data(x=call.data, **_validation_data(call)),
         _BATCHES: steps if steps and steps > 0 else None,
         **_describe_model(call.model),
     }
     values = gather_aspects(aspects, current().collectives)
-    _check_same_call(values)
+    check_same_call(values)
     check_callbacks(values.pop(_CALLBACKS))
     contents = values.pop(_CONTENTS)
     batches = values.pop(_BATCHES)
@@ -77,6 +77,28 @@ def check_fit_alike(call: FitCall, steps: int | None) -> None:
     refuse_differences(values, _ADVICE.format(call="fit"))
     _check_contents(contents)
     _check_batches(call, batches)
+
+
+def check_same_call(values: Mapping[str, list[Any]]) -> None:
+    """Refuse a `fit` on some ranks that meets an `evaluate` on others.
+
+    Args:
+        values: As gathered, with `CALL`.
+
+    Raises:
+        ConfigurationError: Names the ranks.
+    """
+    calls = values[CALL]
+    if len(set(calls)) > 1:
+        fits, others = (
+            ranks(rank for rank, call in enumerate(calls) if (call == "fit") == in_fit)
+            for in_fit in (True, False)
+        )
+        raise ConfigurationError(
+            f"`model.fit` was called on {fits}, but `model.evaluate` of a cluster.dataset on "
+            f"{others}. Every rank has a part of the data, so all of them have to call both; if "
+            "only the chief evaluates, give it arrays."
+        )
 
 
 def check_evaluate_alike(data: Dataset) -> None:
@@ -88,26 +110,12 @@ def check_evaluate_alike(data: Dataset) -> None:
     Raises:
         ConfigurationError: If another rank calls `fit`, or evaluates other data.
     """
-    aspects = {_CALL: "evaluate", **_describe_data(x=data)}
+    aspects = {CALL: "evaluate", **_describe_data(x=data)}
     values = gather_aspects(aspects, current().collectives)
-    _check_same_call(values)
+    check_same_call(values)
     contents = values.pop(_CONTENTS)
     refuse_differences(values, _ADVICE.format(call="evaluate"))
     _check_contents(contents)
-
-
-def _check_same_call(values: Mapping[str, list[Any]]) -> None:
-    calls = values[_CALL]
-    if len(set(calls)) > 1:
-        fits, others = (
-            ranks(rank for rank, call in enumerate(calls) if (call == "fit") == in_fit)
-            for in_fit in (True, False)
-        )
-        raise ConfigurationError(
-            f"`model.fit` was called on {fits}, but `model.evaluate` of a cluster.dataset on "
-            f"{others}. Every rank has a part of the data, so all of them have to call both; if "
-            "only the chief evaluates, give it arrays."
-        )
 
 
 def _check_contents(by_rank: list[dict[str, Any]]) -> None:

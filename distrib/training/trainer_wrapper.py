@@ -45,12 +45,17 @@ def _fit(call: trainer.Call) -> Any:
     kinds = _kinds_of_list(call.arguments["callbacks"])
     if call.model.compiled:
         check_replicas(call.model)
-    if not kinds or not call.model.compiled:  # Keras raises its own error then.
+    if not call.model.compiled:  # Keras raises its own error then.
+        return call.proceed()
+    if not kinds and not _has_replicas(call.model):
         return call.proceed(**unshuffled(call.arguments["x"], call.given))
-    call.arguments |= resumable_arguments(call.arguments, call.given)
+    as_given = dict(call.arguments)
+    call.arguments |= resumable_arguments(call.model, call.arguments, call.given)
+    if not kinds:
+        return call.proceed(**call.arguments)
     if _has_ranks() and not current().is_chief:
         call.arguments["verbose"] = 0
-    fit = FitCall(call.model, call.arguments)
+    fit = FitCall(call.model, call.arguments, as_given)
     callbacks = type(FitCallbackList.__name__, kinds, {})(fit)
     with in_progress(fit):
         try:
@@ -76,6 +81,12 @@ def _kinds_of_list(callbacks: Any) -> tuple[type, ...]:
 
 def _has_ranks() -> bool:
     return has_current() and current().size > 1
+
+
+def _has_replicas(model: Any) -> bool:
+    """Tell whether a model has copies on several devices of this process's cluster."""
+    replicas = model.distribute_strategy.num_replicas_in_sync
+    return has_current() and 1 < replicas == current().num_replicas
 
 
 def _open_callback_list(model: Any, iterator: Any) -> None:
