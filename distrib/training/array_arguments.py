@@ -20,7 +20,8 @@ import numpy as np
 import tensorflow as tf
 
 from distrib.cluster import current
-from distrib.data.contents import compare_contents, contents_of
+from distrib.data.compare_contents import compare_contents
+from distrib.data.contents import contents_of
 from distrib.data.dataset import Dataset
 from distrib.data.make_dataset import make_dataset
 from distrib.errors import ConfigurationError
