@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import keras
 
@@ -80,7 +80,7 @@ def check_fit_alike(call: FitCall, steps: int | None) -> None:
 
 
 def check_same_call(values: Mapping[str, list[Any]]) -> None:
-    """Refuse a `fit` on some ranks that meets an `evaluate` on others.
+    """Refuse a `fit` on some ranks that meets an `evaluate` or a `predict` on others.
 
     Args:
         values: As gathered, with `CALL`.
@@ -89,32 +89,35 @@ def check_same_call(values: Mapping[str, list[Any]]) -> None:
         ConfigurationError: Names the ranks.
     """
     calls = values[CALL]
-    if len(set(calls)) > 1:
-        fits, others = (
-            ranks(rank for rank, call in enumerate(calls) if (call == "fit") == in_fit)
-            for in_fit in (True, False)
-        )
-        raise ConfigurationError(
-            f"`model.fit` was called on {fits}, but `model.evaluate` of a cluster.dataset on "
-            f"{others}. Every rank has a part of the data, so all of them have to call both; if "
-            "only the chief evaluates, give it arrays."
-        )
+    if len(set(calls)) == 1:
+        return
+    first, *others = [
+        (call, ranks(rank for rank, other in enumerate(calls) if other == call))
+        for call in sorted(set(calls), key=lambda call: (call != "fit", call))
+    ]
+    rest = " and ".join(f"`model.{call}` of a cluster.dataset on {on}" for call, on in others)
+    raise ConfigurationError(
+        f"`model.{first[0]}` was called on {first[1]}, but {rest}. Every rank has a part of the "
+        "data, so all of them have to call both; if only the chief evaluates or predicts, give it "
+        "arrays."
+    )
 
 
-def check_evaluate_alike(data: Any) -> None:
-    """Refuse an `evaluate` of shared data while another rank trains. All ranks call it together.
+def check_call_alike(call: Literal["evaluate", "predict"], data: Any) -> None:
+    """Refuse a call on shared data while another rank does something else. A collective.
 
     Args:
-        data: What is evaluated: a cluster.dataset, or what was made from one.
+        call: What this rank calls.
+        data: Its data: a cluster.dataset, or what was made from one.
 
     Raises:
-        ConfigurationError: If another rank calls `fit`, or evaluates other data.
+        ConfigurationError: If another rank makes another call, or has other data.
     """
-    aspects = {CALL: "evaluate", **_describe_data(Dataset.fingerprint, x=data)}
+    aspects = {CALL: call, **_describe_data(Dataset.fingerprint, x=data)}
     values = gather_aspects(aspects, current().collectives)
     check_same_call(values)
     contents = values.pop(_CONTENTS)
-    refuse_differences(values, _ADVICE.format(call="evaluate"))
+    refuse_differences(values, _ADVICE.format(call=call))
     _check_contents(contents)
 
 

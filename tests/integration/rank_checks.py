@@ -782,6 +782,31 @@ def arrays_that_cannot_be_shared(cluster: Cluster) -> Any:
 
 
 @check
+def predictions_are_those_of_all_examples(cluster: Cluster) -> Any:
+    keras.utils.set_random_seed(1)
+    given = keras.Input((6,))
+    outputs = {"one": keras.layers.Dense(1)(given), "two": keras.layers.Dense(3)(given)}
+    model = keras.Model(given, outputs)
+    x, y = data(29)  # The last batch, of one example, is the chief's alone.
+    expected = model.predict(x, verbose=0)
+    shared = cluster.dataset((x, y), 7)
+    for steps, rows in ((None, 29), (2, 14), (5, 29)):
+        found = model.predict(shared, steps=steps, verbose=0)
+        for name, values in found.items():
+            np.testing.assert_allclose(values, expected[name][:rows], rtol=1e-5, atol=1e-6)
+    found = model.predict(cluster.dataset(x[:1], 7), verbose=0)  # Other ranks have none.
+    np.testing.assert_allclose(found["two"], expected["two"][:1], rtol=1e-5, atol=1e-6)
+    with pytest.raises(ConfigurationError, match=r"Each pass over this cluster\.dataset differs"):
+        model.predict(cluster.dataset(x, 7, shuffle=True), verbose=0)
+    with pytest.raises(ConfigurationError, match=r"The ranks differ: `x\.batch_size` is 7 on"):
+        model.predict(cluster.dataset(x, 7 + min(1, cluster.rank)), verbose=0)
+    call = model.predict if cluster.rank else model_of(cluster, "sgd").evaluate
+    with pytest.raises(ConfigurationError, match=r"but `model\.predict` of a cluster\.dataset on"):
+        call(cluster.dataset((x, y), 7), verbose=0)
+    return found["one"].tolist()
+
+
+@check
 def arrays_of_each_ranks_own(cluster: Cluster) -> Any:
     x, y = data(40 * cluster.size)
     mine = slice(cluster.rank, None, cluster.size)  # As scripts for Horovod divide them.

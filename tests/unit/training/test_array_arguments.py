@@ -133,7 +133,7 @@ def test_a_second_fit_goes_on_with_the_next_epoch() -> None:
 def test_arrays_on_disk_stay_there(tmp_path: Path) -> None:
     x = on_disk(tmp_path)
     data = dataset(x=x, shuffle=False, batch_size=7)
-    (path, column), _ = data._source.columns  # type: ignore[attr-defined]
+    (path, column), _ = data._batches.columns
     assert path == "[0]"
     assert np.shares_memory(column, x)
     batch, _ = next(iter(data))
