@@ -23,6 +23,7 @@ def make_dataset(
     drop_remainder: bool = False,
     num_parallel_reads: int | None = None,
     shuffle_buffer: int | None = None,
+    num_workers: int = 0,
     num_replicas: int | None = None,
     rank: int = 0,
     size: int = 1,
@@ -57,6 +58,10 @@ def make_dataset(
             CPUs, at most 8.
         shuffle_buffer: Number of examples to shuffle among. Only for a `tf.data.Dataset`. Defaults
             to `None`: all examples, at most 10,000.
+        num_workers: Number of processes, in each rank, that run `map` and `__getitem__`. They pay
+            if this code holds Python's global interpreter lock, as code in Python does; the
+            examples are the same. Everything must be picklable; functions and classes of the script
+            are. Only on Linux. Defaults to `0`: threads of this process run it.
         num_replicas: Copies of the model that share a global batch, over all processes. Defaults
             to `None`: one a process.
         rank: This process's number in the job, 0 to `size - 1`. Defaults to `0`.
@@ -104,7 +109,8 @@ def make_dataset(
         )
     if isinstance(source, Dataset):
         raise ConfigurationError("`source` is a dataset of batches already; use it as it is.")
-    examples = make_source(source, map, num_parallel_reads, shuffle_buffer)
+    num_workers = checked_integer("num_workers", num_workers, 0)
+    examples = make_source(source, map, num_parallel_reads, shuffle_buffer, num_workers)
     order = Order(
         num_examples=examples.num_examples,
         batch_size=batch_size,

@@ -24,6 +24,8 @@ from distrib.data.arrays import (
 )
 from distrib.data.examples import Examples
 from distrib.data.order import Order
+from distrib.data.workers.example_pool import ExamplePool
+from distrib.data.workers.pickling import Pickled
 
 
 class _PythonSource:
@@ -108,14 +110,23 @@ class RandomAccessSource(_PythonSource):
     kind = "examples"
 
     def __init__(
-        self, examples: Any, map: Callable[..., Any] | None, num_parallel_reads: int | None
+        self,
+        examples: Any,
+        map: Callable[..., Any] | None,
+        num_parallel_reads: int | None,
+        num_workers: int = 0,
     ) -> None:
         super().__init__(num_parallel_reads)
+        # Before the first example is read, because sources may open files then.
+        pickled = Pickled({"source": examples, "map": map}) if num_workers else None
         self._examples = Examples(examples, map)
         self.num_examples = len(self._examples)
         self.element_spec = self._examples.element_spec
         self.columns = examples.numeric_columns if isinstance(examples, Rows) else []
         self._pool = ThreadPoolExecutor(self._parallel, "distrib-read")
+        self._workers: ExamplePool | None = None
+        if pickled is not None:
+            self._workers = ExamplePool(pickled, self._examples.leaves, num_workers)
 
     @property
     def _parallel_batches(self) -> int:
@@ -126,6 +137,8 @@ class RandomAccessSource(_PythonSource):
 
     def read(self, index: Array, epoch: int, seed: int) -> list[Array]:
         """Return the examples at `index`, stacked."""
+        if self._workers is not None:
+            return self._workers.read(index.tolist(), epoch, seed)
 
         def read_part(index: Array) -> list[list[Array]]:
             return [self._examples.read(int(i), epoch, seed) for i in index]
