@@ -29,7 +29,8 @@ GOAL = "goal"
 # Entries of `STATES` beside those of callbacks.
 RANDOM_GENERATORS = "random generators"
 STOP_REQUEST = "stop wish"
-NOT_CALLBACKS = frozenset({RANDOM_GENERATORS, STOP_REQUEST})
+DATA_STATE = "data"  # Of data whose position is more than an epoch and a step.
+NOT_CALLBACKS = frozenset({RANDOM_GENERATORS, STOP_REQUEST, DATA_STATE})
 
 # Group of the arrays that belong to `STATES`, `OTHER_RANKS`, `HISTORY`, `LOGS` and `LAYERS`.
 CALLBACK_ARRAYS = "callbacks"

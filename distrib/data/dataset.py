@@ -18,11 +18,12 @@ from distrib.data.arrays import leaves_with_paths
 from distrib.data.contents import contents_of
 from distrib.data.order import Order
 from distrib.data.position import DatasetPosition
+from distrib.data.resumable import ResumableDataset
 from distrib.data.sources import Source
 from distrib.errors import ConfigurationError
 
 
-class Dataset(tf.data.Dataset):
+class Dataset(ResumableDataset):
     """Global batches that can be resumed at any step; made by `cluster.dataset(...)`.
 
     A `tf.data.Dataset` to pass to `model.fit` as it is. Each pass over it is one epoch: the epoch

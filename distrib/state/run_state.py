@@ -28,7 +28,7 @@ from distrib.keras_compat.layers import layers_of
 from distrib.keras_compat.logs import plain_logs
 from distrib.log import log
 from distrib.state import codec
-from distrib.state.callback_state import SavedState, saved_states
+from distrib.state.callback_state import SavedState, StatefulCallback, saved_states
 from distrib.state.data_differences import CONTENTS, check_data
 from distrib.state.initial_state import Matches
 from distrib.state.plain_values import Rebuilder, snapshot
@@ -88,9 +88,17 @@ class RunState:
         self._trainable = _trainable(model)
         self._goal: Callable[[], dict[str, Any]] | None = None
 
-    def add_callbacks(self, callbacks: Sequence[Any], goal: TrainingGoal) -> None:
-        """Add the callbacks of the `fit`, after their `on_train_begin`, and its goal."""
+    def add_callbacks(self, callbacks: Sequence[Any], goal: TrainingGoal, dataset: Any) -> None:
+        """Add what else is saved of the `fit`.
+
+        Args:
+            callbacks: After their `on_train_begin`.
+            goal: How far it is meant to train.
+            dataset: Its training data, whose state is saved if they have any.
+        """
         self._callbacks = saved_states(callbacks, ids_of_variables(self._model))
+        if isinstance(dataset, StatefulCallback):
+            self._callbacks.append(SavedState(training_item.DATA_STATE, dataset, False))
         self._goal = functools.partial(goal.encode, callbacks)
 
     def check(self, checkpoint: RunCheckpoint) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import keras
 
 from distrib.data.dataset import Dataset
+from distrib.data.resumable import ResumableDataset
 from distrib.errors import ConfigurationError
 from distrib.keras_compat import trainer
 
@@ -65,13 +66,13 @@ class FitCall:
 
     @property
     def data(self) -> Any:
-        """The training data, as given."""
+        """The training data: as given, or what `fit_arguments` has made of them."""
         return self.arguments["x"]
 
     @property
-    def dataset(self) -> Dataset | None:
+    def dataset(self) -> ResumableDataset | None:
         """The training data if it can be resumed in the middle of an epoch."""
-        return self.data if isinstance(self.data, Dataset) else None
+        return self.data if isinstance(self.data, ResumableDataset) else None
 
     @property
     def validation_dataset(self) -> Dataset | None:

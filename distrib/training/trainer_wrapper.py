@@ -22,6 +22,7 @@ from distrib.keras_compat import trainer
 from distrib.keras_compat.optimizers import chain_of
 from distrib.training.callback_list import FitCallbackList, flat_callbacks
 from distrib.training.fit_alike import check_evaluate_alike
+from distrib.training.fit_arguments import resumable_arguments, unshuffled
 from distrib.training.fit_call import EvaluateCall, FitCall, call_of, fit_of, in_progress
 from distrib.training.fit_checks import check_replicas
 from distrib.training.global_results import explaining_evaluate, shared_results
@@ -39,33 +40,23 @@ def install() -> None:
 
 
 def _fit(call: trainer.Call) -> Any:
-    changes = _unshuffled(call)
     optimizers = chain_of(getattr(call.model, "optimizer", None))
     refuse_horovods(optimizers, flat_callbacks(call.arguments["callbacks"]))
     kinds = _kinds_of_list(call.arguments["callbacks"])
     if call.model.compiled:
         check_replicas(call.model)
     if not kinds or not call.model.compiled:  # Keras raises its own error then.
-        return call.proceed(**changes)
+        return call.proceed(**unshuffled(call.arguments["x"], call.given))
+    call.arguments |= resumable_arguments(call.arguments, call.given)
     if _has_ranks() and not current().is_chief:
         call.arguments["verbose"] = 0
     fit = FitCall(call.model, call.arguments)
     callbacks = type(FitCallbackList.__name__, kinds, {})(fit)
     with in_progress(fit):
         try:
-            return call.proceed(callbacks=callbacks, **changes)
+            return call.proceed(callbacks=callbacks)
         finally:
             callbacks.fit_ended()
-
-
-def _unshuffled(call: trainer.Call) -> dict[str, Any]:
-    """Return what to change so that Keras does not warn of `shuffle=True`, its own default.
-
-    Keras never shuffles datasets, and says so unless the argument is false. A user who passes it is
-    told.
-    """
-    is_default = isinstance(call.arguments["x"], Dataset) and "shuffle" not in call.given
-    return {"shuffle": False} if is_default else {}
 
 
 def _kinds_of_list(callbacks: Any) -> tuple[type, ...]:

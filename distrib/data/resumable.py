@@ -1,0 +1,48 @@
+"""`ResumableDataset`: what every kind of training data that can be resumed has in common.
+
+`Dataset` is the one that users make. Whatever else `fit` is given becomes one of the others, and
+`training/` treats all of them alike.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import tensorflow as tf
+
+
+class ResumableDataset(tf.data.Dataset, ABC):
+    """Batches that this process trains on, which can be produced from a given step on.
+
+    A kind whose position is more than (epoch, step) also has `get_state` and `set_state`, like a
+    callback. Its state is saved with every checkpoint, on each rank its own, and restored before
+    `seek`; if a run goes on in the middle of an epoch, once more before the first batch is drawn.
+
+    Attributes:
+        endless: Whether a pass continues with the next epoch instead of ending.
+    """
+
+    endless: bool
+
+    @property
+    @abstractmethod
+    def num_batches(self) -> int:
+        """Number of global batches in a full epoch."""
+
+    @property
+    @abstractmethod
+    def every_rank_has_examples(self) -> bool:
+        """Whether every rank has examples of every batch; the same value on all ranks."""
+
+    @abstractmethod
+    def share(self, step: int) -> float:
+        """Return the weight of this process's mean over a batch in the mean over all processes."""
+
+    @abstractmethod
+    def seek(self, epoch: int, step: int) -> None:
+        """Let the next pass start at a step of an epoch."""
+
+    @abstractmethod
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the properties under which equal positions mean equal batches, as JSON values."""

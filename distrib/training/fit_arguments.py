@@ -1,0 +1,28 @@
+"""Turns what `fit` is given into data that ranks share and that a restart resumes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from distrib.data.resumable import ResumableDataset
+
+
+def resumable_arguments(arguments: Mapping[str, Any], given: frozenset[str]) -> dict[str, Any]:
+    """Return what to change of the arguments of a `fit` that is resumed, or that ranks share.
+
+    Args:
+        arguments: All arguments by name, those with defaults included.
+        given: Names of the arguments that the caller has passed.
+    """
+    return unshuffled(arguments["x"], given)
+
+
+def unshuffled(data: Any, given: frozenset[str]) -> dict[str, Any]:
+    """Return what to change so that Keras does not warn of `shuffle=True`, its own default.
+
+    Keras never shuffles datasets, and says so unless the argument is false. A user who passes it is
+    told.
+    """
+    is_default = isinstance(data, ResumableDataset) and "shuffle" not in given
+    return {"shuffle": False} if is_default else {}
