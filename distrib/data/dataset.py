@@ -210,6 +210,8 @@ class Dataset(ResumableDataset):
         `map`. Of arrays and lists they include checksums (see `contents.py`), but not of other
         objects and of `tf.data` pipelines.
         """
+        blocks = self._order.blocks
+        sizes = {} if blocks is None else {"blocks": [blocks.size, blocks.window]}
         return {
             "source": self._source.kind,
             "num_examples": self._source.num_examples,
@@ -219,6 +221,7 @@ class Dataset(ResumableDataset):
             ],
             "batch_size": self._order.batch_size,
             "shuffle": self._order.shuffle,
+            **sizes,
             "seed": self._order.seed,
             "drop_remainder": self._order.drop_remainder,
             "shuffle_buffer": getattr(self._source, "shuffle_buffer", None),

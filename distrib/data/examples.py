@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,8 +88,50 @@ class Examples:
         try:
             raw = self._source[index]
         except Exception as error:
-            raise _unreadable(index, error) from None
+            raise unreadable(index, error) from None
         return self.finish(raw, index, epoch, seed)
+
+    def read_many(
+        self,
+        index: Sequence[int],
+        epoch: int,
+        seed: int,
+        raw: Mapping[int, Any] | None = None,
+        started: Callable[[int], None] = lambda index: None,
+    ) -> list[list[Array]]:
+        """Fetch and finish examples.
+
+        Args:
+            index: Numbers of the examples.
+            epoch: Epoch that they are for.
+            seed: Seed of the `rng` of `map`.
+            raw: Raw items by their position in `index`; others are fetched one by one. Defaults to
+                `None`: all are fetched, with one call of `__getitems__` if there is one.
+            started: Called with the number of each example before it is read. Defaults to a
+                function that does nothing.
+
+        Raises:
+            RuntimeError: See `read`.
+        """
+        if raw is None:
+            started(index[0])
+            raw = self._fetched(index)
+        examples = []
+        for position, i in enumerate(index):
+            started(i)
+            if position in raw:
+                examples.append(self.finish(raw[position], i, epoch, seed))
+            else:
+                examples.append(self.read(i, epoch, seed))
+        return examples
+
+    def _fetched(self, index: Sequence[int]) -> Mapping[int, Any]:
+        if self._fetch_many is None:
+            return {}
+        try:
+            return dict(enumerate(self.fetch(index)))
+        except Exception:
+            return {}  # One by one, so that the error names the example that has it.
 
     def finish(self, raw: Any, index: int, epoch: int, seed: int) -> list[Array]:
         """Return the leaves of an example; their shapes and dtypes must be those of example 0.
@@ -102,7 +144,7 @@ class Examples:
         try:
             example = self._example(raw, index, epoch, seed)
         except Exception as error:
-            raise _unreadable(index, error) from None
+            raise unreadable(index, error) from None
         parts = list(leaves_with_paths(example))
         paths = [path for path, *_ in self.leaves]
         if [path for path, _ in parts] != paths:
@@ -144,6 +186,13 @@ class Examples:
         return to_arrays(self._map(raw, rng=np.random.default_rng(key)))
 
 
+def of_part(raw: Mapping[int, Any] | None, part: slice) -> Mapping[int, Any] | None:
+    """Return the raw items of a part of the examples, by their position in the part."""
+    if raw is None:
+        return None
+    return {row - part.start: raw[row] for row in range(part.start, part.stop) if row in raw}
+
+
 def _specs_of(example: Any) -> Any:
     import tensorflow as tf
 
@@ -158,7 +207,8 @@ def _name(dtype: np.dtype[Any]) -> str:
     return "string" if dtype.hasobject else dtype.name
 
 
-def _unreadable(index: int, error: Exception) -> RuntimeError:
+def unreadable(index: int, error: BaseException) -> RuntimeError:
+    """Return the error that names an example and holds the traceback of its cause."""
     return RuntimeError(
         f"Example {index} could not be read: {type(error).__name__}: {error}\n"
         f"{''.join(traceback.format_exception(error))}"

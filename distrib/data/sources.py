@@ -24,7 +24,7 @@ from distrib.data.arrays import (
     row_spec,
     to_arrays,
 )
-from distrib.data.order import Order
+from distrib.data.order import Blocks, Order
 from distrib.data.readers import DiskArraySource, RandomAccessSource
 from distrib.data.tfrecord import TFRecordSource
 from distrib.data.workers.example_pool import check_workers
@@ -51,6 +51,9 @@ class Source(Protocol):
     @property
     def columns(self) -> list[tuple[str, Any]]:
         """Paths and arrays, by whose contents other data are told apart; empty without arrays."""
+
+    def blocks(self) -> Blocks | None:
+        """Return the sizes for `shuffle="blocks"`; `None` if examples are shuffled as ever."""
 
     def batches(self, passes: Any, order: Order) -> Any:
         """Return a `tf.data.Dataset` of batches.
@@ -80,6 +83,9 @@ class ArraySource:
     def columns(self) -> list[tuple[str, Any]]:
         """See `Source`."""
         return list(leaves_with_paths(self._tensors))
+
+    def blocks(self) -> None:
+        """Return `None`: in memory a shuffle of all examples costs no more."""
 
     def batches(self, passes: Any, order: Order) -> Any:
         """Return the batches; see `Source`.
@@ -138,6 +144,9 @@ class StreamSource:
                 )
         self.shuffle_buffer = shuffle_buffer or min(self.num_examples, 10_000)
         self._dataset = dataset
+
+    def blocks(self) -> None:
+        """Return `None`: a stream is read in its own order, whatever the shuffle."""
 
     def batches(self, passes: Any, order: Order) -> Any:
         """Return the batches; see `Source`."""

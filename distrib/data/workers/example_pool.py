@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from distrib.data.arrays import Array
-from distrib.data.examples import Examples, Leaves
+from distrib.data.examples import Examples, Leaves, of_part
 from distrib.data.workers.pickling import Pickled
 from distrib.data.workers.pool import WorkerPool
 from distrib.errors import ConfigurationError
@@ -48,32 +48,32 @@ class ExamplePool:
         pickled: The dict of `source` and `map`.
         leaves: What an example looks like; see `Examples`.
         num_workers: Number of processes.
+
+    Attributes:
+        num_workers: Number of processes.
     """
 
     def __init__(self, pickled: Pickled, leaves: Leaves, num_workers: int) -> None:
+        self.num_workers = num_workers
         self._leaves = leaves
         self._pool = WorkerPool(pickled, partial(_ReadExamples, leaves), num_workers)
 
     def read(
-        self, index: Sequence[int], epoch: int, seed: int, raw: Sequence[Any] | None = None
+        self, index: Sequence[int], epoch: int, seed: int, raw: Mapping[int, Any] | None
     ) -> list[Array]:
         """Return the examples at `index`, stacked, one array for each leaf.
 
-        Args:
-            index: Numbers of the examples.
-            epoch: Epoch that they are for.
-            seed: Seed of the `rng` of `map`.
-            raw: What the source holds at `index`. Defaults to `None`: the workers fetch it.
+        The arguments are those of `Examples.read_many`.
 
         Raises:
             RuntimeError: If one cannot be read, or a worker dies; names the example.
         """
         batch = [np.empty((len(index), *shape), dtype) for _, shape, dtype in self._leaves]
-        size = -(-len(index) // (_PARTS_PER_WORKER * self._pool.num_workers)) or 1
+        size = -(-len(index) // (_PARTS_PER_WORKER * self.num_workers)) or 1
         parts = []
         for start in range(0, len(index), size):
             part = slice(start, start + size)
-            request = index[part], epoch, seed, None if raw is None else raw[part]
+            request = index[part], epoch, seed, of_part(raw, part)
             parts.append(self._pool.submit(request, partial(_fill, batch, part)))
         for future in parts:
             future.result()
@@ -88,13 +88,7 @@ class _ReadExamples:
 
     def __call__(self, request: Any, started: Callable[[int], None]) -> list[Array]:
         index, epoch, seed, raw = request
-        examples = []
-        for position, i in enumerate(index):
-            started(i)
-            if raw is None:
-                examples.append(self._examples.read(i, epoch, seed))
-            else:
-                examples.append(self._examples.finish(raw[position], i, epoch, seed))
+        examples = self._examples.read_many(index, epoch, seed, raw, started)
         return [np.stack(column) for column in zip(*examples, strict=True)]
 
 

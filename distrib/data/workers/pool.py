@@ -97,7 +97,7 @@ class WorkerPool:
     def __init__(
         self, objects: Pickled, task: Callable[[Mapping[str, Any]], Task], num_workers: int
     ) -> None:
-        self.num_workers = num_workers
+        self._num_workers = num_workers
         self._task = pickle.dumps(task)
         self._state = _State(objects)
         self._process = os.getpid()
@@ -129,11 +129,11 @@ class WorkerPool:
                 state.threads = [
                     threading.Thread(
                         target=_run_worker,
-                        args=(state, self._task, number + 1, self.num_workers),
+                        args=(state, self._task, number + 1, self._num_workers),
                         name="distrib-data-worker",
                         daemon=True,
                     )
-                    for number in range(self.num_workers)
+                    for number in range(self._num_workers)
                 ]
                 for thread in state.threads:
                     thread.start()
