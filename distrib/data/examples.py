@@ -48,7 +48,7 @@ class Examples:
     ) -> None:
         self._source = source
         self._map = map
-        self._map_takes_rng = map is not None and _takes_rng(map)
+        self._map_takes_rng = map is not None and takes_rng(map)
         self._fetch_many = getattr(source, "__getitems__", None)
         if leaves is None:
             example = self._example_0()
@@ -215,7 +215,8 @@ def unreadable(index: int, error: BaseException) -> RuntimeError:
     )
 
 
-def _takes_rng(function: Callable[..., Any]) -> bool:
+def takes_rng(function: Callable[..., Any]) -> bool:
+    """Tell whether the user's `map` has a parameter `rng`."""
     try:
         return "rng" in inspect.signature(function).parameters
     except ValueError:  # Some built-in functions have no signature.

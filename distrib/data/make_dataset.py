@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, Literal
 
 from distrib.data.arguments import checked_integer
+from distrib.data.batches import SourceBatches
 from distrib.data.dataset import Dataset
+from distrib.data.examples import takes_rng
+from distrib.data.file_formats import source_of_files
 from distrib.data.order import MAX_EXAMPLES, Order, Shard, leaves_a_replica_empty
-from distrib.data.position import DatasetPosition
 from distrib.data.sources import make_source
 from distrib.errors import ConfigurationError
 
@@ -38,8 +41,9 @@ def make_dataset(
               `({"image": x1, "text": x2}, y)`, all with the same first dimension;
             - the same with arrays on disk: `np.memmap`, HDF5 and Zarr;
             - an object with `__len__` and `__getitem__` whose items are single examples;
-            - a path, URL or pattern of TFRecord files, such as `"gs://bucket/train-*.tfrecord"`,
-              whose records are read in any order; see `distrib.data.TFRecordSource`;
+            - a path, URL or pattern of files, such as `"gs://bucket/train-*.tfrecord"`: TFRecord
+              (also `.tfrecord.gz`), ArrayRecord, Parquet and WebDataset's tar files, or a folder of
+              images with a sub-folder for each class; see `distrib.data` for their examples;
             - a `tf.data.Dataset` of single examples with a known cardinality, which yields the
               same examples in the same order each time.
         batch_size: Number of examples in a global batch, over all replicas.
@@ -115,6 +119,13 @@ def make_dataset(
     if isinstance(source, Dataset):
         raise ConfigurationError("`source` is a dataset of batches already; use it as it is.")
     num_workers = checked_integer("num_workers", num_workers, 0)
+    if isinstance(source, str | os.PathLike):
+        source = source_of_files(source)
+    if shuffle is True and getattr(source, "sequential", False):
+        raise ConfigurationError(
+            f"`shuffle=True`: a {type(source).__name__} can only be read from the start of each "
+            'file; use `shuffle="blocks"`, or decompress the files.'
+        )
     examples = make_source(source, map, num_parallel_reads, shuffle_buffer, num_workers)
     if examples.num_examples > MAX_EXAMPLES:
         raise ConfigurationError(
@@ -135,7 +146,8 @@ def make_dataset(
             f"`batch_size={batch_size}` with `drop_remainder=True` leaves no batch of "
             f"{examples.num_examples} examples; choose a smaller batch size."
         )
-    return Dataset(examples, order, DatasetPosition())
+    functions = {"map": map, "source": type(source)} if map else {"source": type(source)}
+    return Dataset(SourceBatches(examples, order, functions, map is not None and takes_rng(map)))
 
 
 def _checked_replicas(num_replicas: int | None, size: int) -> int:

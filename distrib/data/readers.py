@@ -27,6 +27,7 @@ from distrib.data.block_order import BlockOrder
 from distrib.data.block_reader import BlockBatch, BlockPasses
 from distrib.data.block_size import bytes_of, choose_blocks
 from distrib.data.examples import Examples, of_part, unreadable
+from distrib.data.file_source import FileSource
 from distrib.data.order import Blocks, Order
 from distrib.data.workers.example_pool import ExamplePool
 from distrib.data.workers.pickling import Pickled
@@ -194,6 +195,8 @@ class RandomAccessSource(_PythonSource):
         self.num_examples = len(self._examples)
         self.element_spec = self._examples.element_spec
         self.columns = examples.numeric_columns if isinstance(examples, Rows) else []
+        if isinstance(examples, FileSource):
+            self.columns = [("files", examples)]
         self._pool = ThreadPoolExecutor(self._parallel, "distrib-read")
         self._workers: ExamplePool | None = None
         if pickled is not None:

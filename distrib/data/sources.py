@@ -24,9 +24,9 @@ from distrib.data.arrays import (
     row_spec,
     to_arrays,
 )
+from distrib.data.file_formats import source_of_files
 from distrib.data.order import Blocks, Order
 from distrib.data.readers import DiskArraySource, RandomAccessSource
-from distrib.data.tfrecord import TFRecordSource
 from distrib.data.workers.example_pool import check_workers
 from distrib.errors import ConfigurationError
 
@@ -191,7 +191,7 @@ def make_source(
         ConfigurationError: If `source` cannot be read, or an argument does not apply to it.
     """
     if isinstance(source, str | os.PathLike):
-        source = _files(os.fspath(source))
+        source = source_of_files(source)
     if isinstance(source, tf.data.Dataset):
         if map is not None:
             raise ConfigurationError(
@@ -206,7 +206,7 @@ def make_source(
     _refuse_argument("shuffle_buffer", shuffle_buffer, reason)
     _refuse_batches(source)
     if num_workers:
-        check_workers(num_workers, map, num_parallel_reads)
+        check_workers(num_workers, source, map, num_parallel_reads)
     nested = isinstance(source, tuple | Mapping)
     if nested or is_in_memory(source) or is_on_disk(source):
         if map is not None:
@@ -227,18 +227,8 @@ def make_source(
     raise ConfigurationError(
         f"`source` is a {type(source).__name__}; pass arrays (also nested in tuples and dicts), an "
         "object with `__len__` and a `__getitem__` that returns one example, a tf.data.Dataset "
-        "of single examples, or a pattern of TFRecord files."
+        "of single examples, or a path, URL or pattern of files."
     )
-
-
-def _files(pattern: str) -> TFRecordSource:
-    if ".tfrecord" not in pattern:
-        raise ConfigurationError(
-            f"`source={pattern!r}`: a string names TFRecord files, as in 'data/train-*.tfrecord'. "
-            "For files with other names pass `distrib.data.TFRecordSource(...)`; for files of "
-            "another kind, an object with `__len__` and a `__getitem__` that returns one example."
-        )
-    return TFRecordSource(pattern)
 
 
 def _refuse_argument(argument: str, value: Any, reason: str) -> None:

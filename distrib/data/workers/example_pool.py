@@ -20,7 +20,10 @@ _PARTS_PER_WORKER = 2
 
 
 def check_workers(
-    num_workers: int, map: Callable[..., Any] | None, num_parallel_reads: int | None
+    num_workers: int,
+    source: Any,
+    map: Callable[..., Any] | None,
+    num_parallel_reads: int | None,
 ) -> None:
     """Check that worker processes are possible, and of use.
 
@@ -34,7 +37,8 @@ def check_workers(
             f"`num_workers={num_workers}` is for Python code, but `map` is a tf.function, which "
             "runs on all CPUs without the interpreter's lock; leave `num_workers` out."
         )
-    if num_parallel_reads is not None:
+    # Threads fetch what `__getitems__` returns for `shuffle="blocks"`.
+    if num_parallel_reads is not None and not hasattr(source, "__getitems__"):
         raise ConfigurationError(
             f"`num_parallel_reads={num_parallel_reads}` counts threads, which read nothing with "
             f"`num_workers={num_workers}`; leave one of them out."
