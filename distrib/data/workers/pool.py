@@ -92,12 +92,18 @@ class WorkerPool:
         objects: The user's objects, which all workers load.
         task: Makes the task of a worker from these objects; small, and can be pickled.
         num_workers: Number of processes.
+        unit: What `started` counts, for error messages. Defaults to `"example"`.
     """
 
     def __init__(
-        self, objects: Pickled, task: Callable[[Mapping[str, Any]], Task], num_workers: int
+        self,
+        objects: Pickled,
+        task: Callable[[Mapping[str, Any]], Task],
+        num_workers: int,
+        unit: str = "example",
     ) -> None:
         self._num_workers = num_workers
+        self._unit = unit
         self._task = pickle.dumps(task)
         self._state = _State(objects)
         self._process = os.getpid()
@@ -129,7 +135,12 @@ class WorkerPool:
                 state.threads = [
                     threading.Thread(
                         target=_run_worker,
-                        args=(state, self._task, number + 1, self._num_workers),
+                        args=(
+                            state,
+                            self._task,
+                            f"Data worker {number + 1} of {self._num_workers}",
+                            self._unit,
+                        ),
                         name="distrib-data-worker",
                         daemon=True,
                     )
@@ -141,14 +152,13 @@ class WorkerPool:
         return job.result
 
 
-def _run_worker(state: _State, task: bytes, number: int, num_workers: int) -> None:
-    name = f"Data worker {number} of {num_workers}"
+def _run_worker(state: _State, task: bytes, name: str, unit: str) -> None:
     waiting: deque[_Job] = deque()
     try:
         with state.lock:
             if state.ended:
                 return
-            worker = WorkerProcess(state.objects, task, name)
+            worker = WorkerProcess(state.objects, task, name, unit)
             state.workers.append(worker)
     except Exception as error:
         state.end(f"{name} could not be started: {type(error).__name__}: {error}")

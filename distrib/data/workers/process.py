@@ -21,7 +21,7 @@ from distrib.data.workers.pickling import Pickled
 _END_SECONDS = 1.0
 _CAUSES = {
     "SIGKILL": "Linux does so if memory runs out: try fewer `num_workers`.",
-    "SIGSEGV": "Compiled code that `map` or `source` calls has crashed.",
+    "SIGSEGV": "Compiled code that it called has crashed.",
 }
 
 
@@ -36,10 +36,11 @@ class WorkerProcess:
         objects: The user's objects.
         task: What it computes, pickled; see `WorkerPool`.
         name: For messages, such as "Data worker 1 of 2".
+        unit: What the task counts, for messages, such as "example".
     """
 
-    def __init__(self, objects: Pickled, task: bytes, name: str) -> None:
-        self._name = name
+    def __init__(self, objects: Pickled, task: bytes, name: str, unit: str) -> None:
+        self._name, self._unit = name, unit
         self._sent = self._received = 0
         shared = shared_file(program.REGIONS)
         self._regions = [Region(shared, number) for number in range(program.REGIONS)]
@@ -64,7 +65,7 @@ class WorkerProcess:
             connection.close()
             os.close(life)
         with suppress(ConnectionError):  # `receive` says why.
-            self._connection.send(json.dumps(sys.path).encode())
+            self._connection.send(json.dumps([str(path) for path in sys.path]).encode())
             self._connection.send(task)
 
     def send(self, request: Any) -> None:
@@ -124,9 +125,9 @@ class WorkerProcess:
     def _how_it_ended(self) -> str:
         code = self._wait()
         (index,) = struct.unpack_from("<q", self._progress)
-        where = f"at example {index}" if index >= 0 else "between two examples"
+        where = f"at {self._unit} {index}" if index >= 0 else "while it was idle"
         who = f"{self._name} (process {self._process.pid})"
         if code >= 0:
-            return f"{who} ended {where} with exit code {code}: `map` or `source` called an exit."
+            return f"{who} ended {where} with exit code {code}: code that it called has done this."
         name = next((each.name for each in signal.Signals if each == -code), f"signal {-code}")
         return f"{who} was killed by {name} {where}. {_CAUSES.get(name, '')}".rstrip()

@@ -24,6 +24,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, si
 # Regions of the shared file: requests and replies take turns, so that the next request can be
 # written, and the last reply be read, while the worker is busy with the present one.
 PROGRESS, REGIONS = 0, 5
+_MAX_SETUP = 1 << 18  # More than Linux holds between two sockets.
 
 
 def request_region(turn: int) -> int:
@@ -42,7 +43,7 @@ def main() -> None:
     _end_with_parent(life)
     _disregard_stop_signals()
     with socket.socket(fileno=connection) as connected:
-        sys.path[:] = json.loads(connected.recv(1 << 18))
+        sys.path[:] = json.loads(connected.recv(_MAX_SETUP))
         _serve(connected, shared, objects, table_size)
 
 
@@ -63,7 +64,7 @@ def _serve(connected: socket.socket, shared: int, objects: int, table_size: int)
         struct.pack_into("<q", progress, 0, index)
 
     try:
-        task = pickle.loads(connected.recv(messages.MAX_MESSAGE))(load(objects, table_size))
+        task = pickle.loads(connected.recv(_MAX_SETUP))(load(objects, table_size))
     except Exception:
         task = _Failing(f"A data worker could not load its objects:\n{traceback.format_exc()}")
     os.close(objects)
