@@ -119,6 +119,11 @@ class Rows:
         """
         return [item for item in leaves_with_paths(self._columns) if _is_numeric(item[1])]
 
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all rows have the same shapes, which is unknown of lists."""
+        return not any(isinstance(leaf, list) for _, leaf in leaves_with_paths(self._columns))
+
     def __len__(self) -> int:
         return self._length
 

@@ -24,8 +24,9 @@ from distrib.data.arrays import (
     row_spec,
     to_arrays,
 )
+from distrib.data.graph_map import random_access_source
 from distrib.data.order import Order
-from distrib.data.readers import DiskArraySource, RandomAccessSource
+from distrib.data.readers import DiskArraySource
 from distrib.data.tfrecord import TFRecordSource
 from distrib.errors import ConfigurationError
 
@@ -196,7 +197,7 @@ def make_source(
     nested = isinstance(source, tuple | Mapping)
     if nested or is_in_memory(source) or is_on_disk(source):
         if map is not None:
-            return RandomAccessSource(Rows(source), map, num_parallel_reads)
+            return random_access_source(Rows(source), map, num_parallel_reads)
         if any(is_on_disk(leaf) for _, leaf in leaves_with_paths(source)):
             return DiskArraySource(source, num_parallel_reads)
     # A list is one array, unless `map` turns its items into examples.
@@ -206,7 +207,7 @@ def make_source(
         return ArraySource(source)
     indexable = hasattr(source, "__len__") and hasattr(source, "__getitem__")
     if indexable and not isinstance(source, bytes):
-        return RandomAccessSource(source, map, num_parallel_reads)
+        return random_access_source(source, map, num_parallel_reads)
     raise ConfigurationError(
         f"`source` is a {type(source).__name__}; pass arrays (also nested in tuples and dicts), an "
         "object with `__len__` and a `__getitem__` that returns one example, a tf.data.Dataset "
