@@ -39,7 +39,7 @@ class Examples:
     def __init__(self, source: Any, map: Callable[..., Any] | None) -> None:
         self._source = source
         self._map = map
-        self._map_takes_rng = map is not None and _takes_rng(map)
+        self._map_takes_rng = map is not None and takes_rng(map)
         self._map_is_graph = is_graph_function(map)
         if self._map_is_graph and self._map_takes_rng:
             raise ConfigurationError(
@@ -65,11 +65,6 @@ class Examples:
     def __len__(self) -> int:
         return len(self._source)
 
-    @property
-    def fetches_many(self) -> bool:
-        """Whether the source can fetch several items at once."""
-        return self._fetch_many is not None
-
     def fetch(self, index: Sequence[int]) -> list[Any]:
         """Return raw items, as the source holds them; errors are those of the source."""
         if self._fetch_many is None:
@@ -91,8 +86,23 @@ class Examples:
         try:
             raw = self._source[index]
         except Exception as error:
-            raise _unreadable(index, error) from None
+            raise unreadable(index, error) from None
         return self.finish(raw, index, epoch, seed)
+
+    def read_many(self, index: Sequence[int], epoch: int, seed: int) -> list[list[Array]]:
+        """Fetch and finish examples, with one call of `__getitems__` if there is one.
+
+        Raises:
+            RuntimeError: See `read`.
+        """
+        if self._fetch_many is None:
+            return [self.read(i, epoch, seed) for i in index]
+        try:
+            items = self.fetch(index)
+        except Exception:
+            # One by one, so that the error names the example that has it.
+            return [self.read(i, epoch, seed) for i in index]
+        return [self.finish(raw, i, epoch, seed) for raw, i in zip(items, index, strict=True)]
 
     def finish(self, raw: Any, index: int, epoch: int, seed: int) -> list[Array]:
         """Return the leaves of an example; their shapes and dtypes must be those of example 0.
@@ -105,7 +115,7 @@ class Examples:
         try:
             example = self._example(raw, index, epoch, seed)
         except Exception as error:
-            raise _unreadable(index, error) from None
+            raise unreadable(index, error) from None
         parts = list(leaves_with_paths(example))
         if [path for path, _ in parts] != self._paths:
             raise RuntimeError(
@@ -147,14 +157,16 @@ def is_graph_function(function: Any) -> bool:
     return isinstance(function, kinds)
 
 
-def _unreadable(index: int, error: Exception) -> RuntimeError:
+def unreadable(index: int, error: BaseException) -> RuntimeError:
+    """Return the error that names an example and holds the traceback of its cause."""
     return RuntimeError(
         f"Example {index} could not be read: {type(error).__name__}: {error}\n"
         f"{''.join(traceback.format_exception(error))}"
     )
 
 
-def _takes_rng(function: Callable[..., Any]) -> bool:
+def takes_rng(function: Callable[..., Any]) -> bool:
+    """Tell whether the user's `map` has a parameter `rng`."""
     try:
         return "rng" in inspect.signature(function).parameters
     except ValueError:  # Some built-in functions have no signature.

@@ -18,8 +18,9 @@ import numpy as np
 import tensorflow as tf
 
 from distrib.data.arrays import Array, Rows, leaves_with_paths
+from distrib.data.block_reader import BlockBatch
 from distrib.data.examples import Examples, is_graph_function
-from distrib.data.order import Order
+from distrib.data.order import Blocks, Order
 from distrib.data.readers import RandomAccessSource
 
 _PARALLEL_BATCHES = 2
@@ -58,6 +59,10 @@ class GraphMapSource:
         self.num_examples = items.num_examples
         self.element_spec = examples.element_spec
         self.columns = items.columns
+
+    def blocks(self) -> Blocks | None:
+        """Return the sizes for `shuffle="blocks"`; see `Source`."""
+        return self._items.blocks()
 
     def batches(self, passes: Any, order: Order) -> Any:
         """Return the batches; see `Source`."""
@@ -117,3 +122,7 @@ class _RawItems(RandomAccessSource):
     def read(self, index: Array, epoch: int, seed: int) -> list[Array]:
         """Return the indices, and the items at them, stacked."""
         return [index, *super().read(index, epoch, seed)]
+
+    def read_blocks(self, batch: BlockBatch, seed: int) -> list[Array]:
+        """Return the indices of a batch, and the items at them, stacked."""
+        return [batch.index, *super().read_blocks(batch, seed)]

@@ -8,7 +8,8 @@ import keras
 import tensorflow as tf
 
 from distrib.cluster import current
-from distrib.data.contents import compare_contents, contents_of
+from distrib.data.compare_contents import compare_contents
+from distrib.data.contents import contents_of
 from distrib.keras_compat.trainer import Arrays, arrays_of
 from distrib.log import log
 from distrib.state.data_differences import CONTENTS, PLAIN_ARRAYS, SOURCE
@@ -23,7 +24,7 @@ def describe_data(call: FitCall) -> dict[str, Any] | None:
         pipelines and the like.
     """
     if call.dataset is not None:
-        return {**call.dataset.fingerprint(), "batches_per_epoch": call.batches}
+        return {**call.fingerprint_of(call.dataset), "batches_per_epoch": call.batches}
     arrays = arrays_of(call.iterator)
     return None if arrays is None else _merged(current().collectives.allgather(_describe(arrays)))
 

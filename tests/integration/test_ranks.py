@@ -55,6 +55,7 @@ COMMON = {
     *("nobody_stops_without_a_reason", "shared_data_may_be_rounded_otherwise_on_each_rank"),
     "checkpoints_within_an_epoch_hold_the_loss_of_all_ranks",
     "a_callback_list_and_an_evaluate_of_the_users_own",
+    "what_methods_have_made_of_a_dataset_is_shared_as_well",
 }
 DISTINCT = [check for check in CHECKS if check not in VARIATIONS]
 OWN = [check for check in DISTINCT if check not in COMMON]
