@@ -24,7 +24,6 @@ MOMENTS = ["middle:0", "validation:0", "epoch_begin:1", "middle:1"]
 ALL_MOMENTS = [
     "save_committed:1",
     "middle:0",
-    "before_step:3",
     "validation:0",
     "epoch_end:0",
     "epoch_begin:1",
