@@ -40,12 +40,6 @@ class Examples:
         self._source = source
         self._map = map
         self._map_takes_rng = map is not None and takes_rng(map)
-        self._map_is_graph = is_graph_function(map)
-        if self._map_is_graph and self._map_takes_rng:
-            raise ConfigurationError(
-                "`map` has a parameter `rng`, but is a tf.function, which would be traced anew for "
-                "each example. Delete the decorator."
-            )
         self._fetch_many = getattr(source, "__getitems__", None)
         if len(self) == 0:
             raise ConfigurationError(f"`source` ({type(source).__name__}) has no examples.")
@@ -138,23 +132,10 @@ class Examples:
     def _example(self, raw: Any, index: int, epoch: int, seed: int) -> Any:
         if self._map is None:
             return to_arrays(raw)
-        if self._map_is_graph:
-            # Given Python's values, it would be traced anew for each of them. On the CPU, as in a
-            # pipeline: a GPU rounds differently.
-            with tf.device("CPU:0"):
-                return to_arrays(
-                    self._map(tf.nest.map_structure(tf.convert_to_tensor, to_arrays(raw)))
-                )
         if not self._map_takes_rng:
             return to_arrays(self._map(raw))
         key = np.array([seed, epoch, index], np.uint64).view(np.uint32)
         return to_arrays(self._map(raw, rng=np.random.default_rng(key)))
-
-
-def is_graph_function(function: Any) -> bool:
-    """Tell whether this is a `tf.function`."""
-    kinds = tf.types.experimental.GenericFunction, tf.types.experimental.ConcreteFunction
-    return isinstance(function, kinds)
 
 
 def unreadable(index: int, error: BaseException) -> RuntimeError:

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from distrib.data.arrays import Array, Rows, leaves_with_paths
+from distrib.data.arrays import Array, Rows, leaves_with_paths, to_arrays
 from distrib.data.block_reader import BlockBatch
-from distrib.data.examples import Examples, is_graph_function
+from distrib.data.examples import Examples, takes_rng
 from distrib.data.order import Blocks, Order
 from distrib.data.readers import RandomAccessSource
+from distrib.errors import ConfigurationError
 
 _PARALLEL_BATCHES = 2
 
@@ -36,12 +37,33 @@ def random_access_source(
     """
     if map is None or not is_graph_function(map):
         return RandomAccessSource(examples, map, num_parallel_reads)
-    mapped = Examples(examples, map)
+    if takes_rng(map):
+        raise ConfigurationError(
+            "`map` has a parameter `rng`, but is a tf.function, which would be traced for each "
+            "example. Delete the decorator."
+        )
     items = _RawItems(examples, num_parallel_reads)
     is_scalar = all(spec.shape.rank == 0 for spec in tf.nest.flatten(items.element_spec))
     if is_scalar or (isinstance(examples, Rows) and examples.is_uniform):
-        return GraphMapSource(items, mapped, map)
-    return RandomAccessSource(examples, map, num_parallel_reads)
+        return GraphMapSource(items, Examples(examples, _of_tensors(map)), map)
+    return RandomAccessSource(examples, _of_tensors(map), num_parallel_reads)
+
+
+def is_graph_function(function: Any) -> bool:
+    """Tell whether this is a `tf.function`."""
+    kinds = tf.types.experimental.GenericFunction, tf.types.experimental.ConcreteFunction
+    return isinstance(function, kinds)
+
+
+def _of_tensors(map: Callable[..., Any]) -> Callable[[Any], Any]:
+    """Return the function for items as Python has them; given those, it would be traced anew."""
+
+    def call(item: Any) -> Any:
+        # On the CPU, as in a pipeline: a GPU rounds differently.
+        with tf.device("CPU:0"):
+            return map(tf.nest.map_structure(tf.convert_to_tensor, to_arrays(item)))
+
+    return call
 
 
 class GraphMapSource:
