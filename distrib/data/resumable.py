@@ -43,6 +43,19 @@ class ResumableDataset(tf.data.Dataset, ABC):
     def seek(self, epoch: int, step: int) -> None:
         """Let the next pass start at a step of an epoch."""
 
+    def begin_fit(self) -> None:
+        """Prepare for a `fit`. All processes call it together, before its first epoch."""
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Prepare for the passes of an epoch. All processes call it together.
+
+        Args:
+            epoch: Epoch number. An epoch that is resumed begins a second time.
+        """
+
+    def end_epoch(self) -> None:
+        """End an epoch, whose last batch is done. All processes call it together, perhaps twice."""
+
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
         """Return the properties under which equal positions mean equal batches, as JSON values."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from distrib.data.contents import compare_contents
+from distrib.data.py_dataset import PY_DATASET
 from distrib.errors import CheckpointMismatchError
 from distrib.log import log
 
@@ -14,6 +15,7 @@ Description = Mapping[str, Any]
 # Keys of a description. Those of `Dataset.fingerprint`, and of arrays that `fit` was given itself.
 SOURCE, CONTENTS = "source", "contents"
 PLAIN_ARRAYS = "plain arrays"
+_KINDS = {PLAIN_ARRAYS: PLAIN_ARRAYS, PY_DATASET: "a PyDataset"}
 
 
 def check_data(saved: Description | None, here: Description | None) -> None:
@@ -37,8 +39,8 @@ def check_data(saved: Description | None, here: Description | None) -> None:
 
 def _differences(saved: Description | None, here: Description | None) -> Iterator[str]:
     one, other = _kind_of(saved), _kind_of(here)
-    # Old versions saved nothing of arrays.
-    if one != other and not (saved is None and other == PLAIN_ARRAYS):
+    # Old versions saved nothing of these.
+    if one != other and not (saved is None and other in _KINDS.values()):
         yield f"checkpoint has {one}, this run has {other}"
     if saved is None or here is None or one != other:
         return
@@ -63,4 +65,4 @@ def _differences(saved: Description | None, here: Description | None) -> Iterato
 def _kind_of(data: Description | None) -> str:
     if data is None:
         return "data that is not a cluster.dataset"
-    return PLAIN_ARRAYS if data[SOURCE] == PLAIN_ARRAYS else "a cluster.dataset"
+    return _KINDS.get(data[SOURCE], "a cluster.dataset")

@@ -88,17 +88,29 @@ class RunState:
         self._trainable = _trainable(model)
         self._goal: Callable[[], dict[str, Any]] | None = None
 
-    def add_callbacks(self, callbacks: Sequence[Any], goal: TrainingGoal, dataset: Any) -> None:
+    def add_callbacks(
+        self,
+        callbacks: Sequence[Any],
+        goal: TrainingGoal,
+        dataset: Any,
+        validation_dataset: Any = None,
+    ) -> None:
         """Add what else is saved of the `fit`.
 
         Args:
             callbacks: After their `on_train_begin`.
             goal: How far it is meant to train.
             dataset: Its training data, whose state is saved if they have any.
+            validation_dataset: The same for its validation data. Defaults to `None`.
         """
         self._callbacks = saved_states(callbacks, ids_of_variables(self._model))
-        if isinstance(dataset, StatefulCallback):
-            self._callbacks.append(SavedState(training_item.DATA_STATE, dataset, False))
+        # A validation may change both: they may be one object of the user's.
+        for name, data in (
+            (training_item.DATA_STATE, dataset),
+            (training_item.VALIDATION_STATE, validation_dataset),
+        ):
+            if isinstance(data, StatefulCallback):
+                self._callbacks.append(SavedState(name, data, True))
         self._goal = functools.partial(goal.encode, callbacks)
 
     def check(self, checkpoint: RunCheckpoint) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from distrib.data.resumable import ResumableDataset
+from distrib.training.py_dataset_arguments import py_dataset_arguments
 
 
 def resumable_arguments(arguments: Mapping[str, Any], given: frozenset[str]) -> dict[str, Any]:
@@ -15,7 +16,7 @@ def resumable_arguments(arguments: Mapping[str, Any], given: frozenset[str]) -> 
         arguments: All arguments by name, those with defaults included.
         given: Names of the arguments that the caller has passed.
     """
-    return unshuffled(arguments["x"], given)
+    return {**py_dataset_arguments(arguments), **unshuffled(arguments["x"], given)}
 
 
 def unshuffled(data: Any, given: frozenset[str]) -> dict[str, Any]:

@@ -130,7 +130,9 @@ class FitSession:
             directory, found = self._saves.location.parent.url, self._checkpoint is not None
             heartbeat.begin_run(directory, self._start, found)
         self._saves.begin(self._state, self._start)
-        self._state.add_callbacks(callbacks, self._goal, self._call.dataset)
+        self._state.add_callbacks(
+            callbacks, self._goal, self._call.dataset, self._call.validation_dataset
+        )
         warn_about_unsaved_callbacks(callbacks)
         self._position = TrainingPosition(epoch=self._call.initial_epoch)
         self._checked_complete = False
