@@ -182,6 +182,31 @@ def digest(variables: Any) -> str:
     return sha.hexdigest()
 
 
+class ShuffledBatches(keras.utils.PyDataset):
+    """Batches of arrays in an order that `on_epoch_end` shuffles."""
+
+    def __init__(self, x: Any, y: Any, batch_size: int) -> None:
+        super().__init__(workers=2, max_queue_size=3)
+        self.x, self.y, self.batch_size = x, y, batch_size
+        self.on_epoch_end()
+
+    def __len__(self) -> int:
+        return -(-len(self.x) // self.batch_size)
+
+    def __getitem__(self, index: int) -> Any:
+        chosen = self.indices[index * self.batch_size : (index + 1) * self.batch_size]
+        return self.x[chosen], self.y[chosen]
+
+    def on_epoch_end(self) -> None:
+        self.indices = np.random.permutation(len(self.x))
+
+
+def py_datasets(rank: int, *arrays: tuple[Any, Any, int]) -> list[keras.utils.PyDataset]:
+    # Seeded otherwise on every rank, as by a script that adds the rank to its seed.
+    np.random.seed(5 + rank)
+    return [ShuffledBatches(x, y, batch_size) for x, y, batch_size in arrays]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--run", type=Path, required=True)
@@ -189,6 +214,7 @@ def main() -> None:
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--devices", type=int, default=2)
     parser.add_argument("--model", default="small")
+    parser.add_argument("--data", choices=("dataset", "py_dataset"), default="dataset")
     parser.add_argument("--kill", action="append", default=[])
     parser.add_argument("--kill-rank", type=int, default=0, help="rank to kill")
     parser.add_argument("--save-freq", default="3")
@@ -237,9 +263,14 @@ def main() -> None:
         # First one before all other callbacks, then one after them: files are hit in both states.
         callbacks.insert(number_of_kill * len(callbacks), Killer(point, int(number)))
 
+    if args.data == "py_dataset":
+        train, val = py_datasets(cluster.rank, (x, y, args.batch_size), (val_x, val_y, 8))
+    else:
+        train = cluster.dataset((x, y), args.batch_size, shuffle=True, seed=3)
+        val = cluster.dataset((val_x, val_y), 8)
     history = model.fit(
-        cluster.dataset((x, y), args.batch_size, shuffle=True, seed=3),
-        validation_data=cluster.dataset((val_x, val_y), 8),
+        train,
+        validation_data=val,
         epochs=args.epochs,
         callbacks=callbacks,
         verbose=0,

@@ -1,0 +1,48 @@
+"""A `PyDataset` that shuffles itself, killed anywhere, ends as if nothing had happened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from harness import JOB, kill_and_finish, launch, result, undisturbed
+
+from distrib.errors import EXIT_LOST_PEER
+
+pytestmark = pytest.mark.slow
+
+SHORT = ("--data", "py_dataset", "--epochs", "3")
+MOMENTS = [
+    "after_step:2",
+    "in_step:7",
+    "validation:0",
+    "epoch_begin:1",
+    "after_step:17",
+    "signal:20",
+    "signal_in_validation:1",
+    "epoch_end:1",
+    "after_step:28",
+]
+
+
+@pytest.mark.parametrize(
+    "backend", ["local", pytest.param("mirrored", marks=pytest.mark.exhaustive)]
+)
+def test_one_process_resumes_exactly(backend: str, tmp_path: Path) -> None:
+    how = (*SHORT, "--backend", backend)
+    assert kill_and_finish(tmp_path / "run", MOMENTS, *how) == undisturbed(*how)
+
+
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.exhaustive)])
+def test_ranks_resume_exactly(size: int, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for rank, kill in [(1, "after_step:4"), (0, "epoch_begin:1"), (1, "after_step:10")]:
+        killed = ("--kill-rank", str(rank), "--kill", kill)
+        done = launch(size, JOB, "--run", str(run), *SHORT, *killed)
+        assert done.returncode == EXIT_LOST_PEER, done.stderr[-4000:]
+    done = launch(size, JOB, "--run", str(run), *SHORT)
+    assert done.returncode == 0, done.stderr[-4000:]
+    calm = undisturbed(*SHORT, ranks=size)
+    assert len(set(calm["weights"])) == 1
+    assert len(set(map(str, calm["logs"]))) == 1
+    assert result(run) == calm
