@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +50,12 @@ class BatchOrder:
     steps: int
     shuffle: bool
     shard: Shard
+
+    @property
+    def is_one_pass(self) -> bool:
+        """Whether an epoch is one pass over all batches, so that epochs do not depend on ranks."""
+        count, size = self.num_batches, self.shard.size
+        return count is not None and self.steps == steps_of_pass(count, size)
 
     def number(self, seed: int, epoch: int, step: int, rank: int) -> int:
         """Return the number of the batch that a process takes in a step."""
@@ -137,6 +143,8 @@ class PyDatasetBatches(ResumableDataset):
     def _inputs(self) -> list[Any]:
         return [self._inner]
 
+    # For the reason in `dataset.py`.
+    @tf.autograph.experimental.do_not_convert
     def _pass(self, epoch: Any, first: Any) -> Any:
         return tf.data.Dataset.from_generator(
             self._batches, args=(epoch, first), output_signature=self._spec
@@ -209,6 +217,14 @@ class PyDatasetBatches(ResumableDataset):
         """Return the number of steps in a full epoch, also if the next pass is shorter."""
         return tf.constant(self.num_batches, tf.int64, name=name)
 
+    def map(self, map_func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Apply a function to every batch, as Keras does for `class_weight`."""
+        return _SameNumber(self, self._inner.map(map_func, *args, **kwargs))
+
+    def step_of(self, step: int, size: int) -> int:
+        """Return the step after the same number of batches, rounded down."""
+        return min(step * size // self.order.shard.size, self.num_batches)
+
     def seek(self, epoch: int, step: int) -> None:
         """Let the next pass start at a step of an epoch."""
         checked_integer("step", step, 0, self.num_batches)
@@ -217,20 +233,44 @@ class PyDatasetBatches(ResumableDataset):
     def fingerprint(self) -> dict[str, Any]:
         """Return the properties under which equal positions mean equal batches, as JSON values.
 
-        Not what the batches hold: `__getitem__` may change the examples at random.
+        Not what the batches hold: `__getitem__` may change the examples at random. The number of
+        processes only if the epochs depend on it.
         """
-        kind = type(self.py_dataset)
+        kind, order = type(self.py_dataset), self.order
+        one_pass = isinstance(order, EvaluationOrder) or order.is_one_pass
         return {
             "source": PY_DATASET,
             "class": kind.__qualname__,
-            "num_batches": self.order.num_batches,
+            "num_batches": order.num_batches,
             "structure": [
                 {"path": "".join(f"[{part!r}]" for part in path), "spec": str(spec)}
                 for path, spec in keras.tree.flatten_with_path(self._spec)
             ],
-            "shuffle": isinstance(self.order, BatchOrder) and self.order.shuffle,
-            "batches_per_step": self.order.shard.size,
+            "shuffle": isinstance(order, BatchOrder) and order.shuffle,
+            "batches_per_epoch": None if one_pass else order.steps,
+            "batches_per_step": None if one_pass else order.shard.size,
         }
+
+
+class _SameNumber(tf.data.Dataset):
+    """What becomes of batches, of which there are as many in a full epoch as before."""
+
+    def __init__(self, batches: PyDatasetBatches, result: Any) -> None:
+        self._batches, self._result = batches, result
+        super().__init__(result._variant_tensor)
+
+    def _inputs(self) -> list[Any]:
+        return [self._result]
+
+    @property
+    def element_spec(self) -> Any:
+        return self._result.element_spec
+
+    def prefetch(self, buffer_size: int, name: str | None = None) -> Any:
+        return _SameNumber(self._batches, self._result.prefetch(buffer_size, name=name))
+
+    def cardinality(self, name: str | None = None) -> Any:
+        return self._batches.cardinality(name)
 
 
 def num_batches_of(py_dataset: Any) -> int | None:
@@ -241,7 +281,10 @@ def num_batches_of(py_dataset: Any) -> int | None:
     """
     count = py_dataset.num_batches
     if count is not None and count < 1:
-        raise ConfigurationError(f"{type(py_dataset).__name__} has {count} batches.")
+        raise ConfigurationError(
+            f"{type(py_dataset).__name__} has {count} batches; return the number of batches from "
+            "`__len__`."
+        )
     return None if count is None else int(count)
 
 

@@ -43,6 +43,17 @@ class ResumableDataset(tf.data.Dataset, ABC):
     def seek(self, epoch: int, step: int) -> None:
         """Let the next pass start at a step of an epoch."""
 
+    def step_of(self, step: int, size: int) -> int:
+        """Return the step that goes on after a step of an epoch on another number of processes.
+
+        The same one, for data whose global batches do not depend on that number.
+
+        Args:
+            step: Steps of the epoch that were done.
+            size: Number of processes that did them.
+        """
+        return step
+
     def begin_fit(self) -> None:
         """Prepare for a `fit`. All processes call it together, before its first epoch."""
 

@@ -49,6 +49,7 @@ class BeforeValidation:
 
     variables: Overrides
     callbacks: dict[str, dict[str, Any]]
+    random: dict[str, Any]
 
 
 class RunState:
@@ -186,6 +187,7 @@ class RunState:
                 for state in self._callbacks
                 if state.acts_in_validation
             },
+            random_state(),
         )
 
     def capture(
@@ -276,7 +278,8 @@ class RunState:
             state.name: earlier[state.name] if state.name in earlier else state.holder.get_state()
             for state in self._callbacks
         }
-        states[training_item.RANDOM_GENERATORS] = random_state()
+        random = random_state() if before is None else before.random
+        states[training_item.RANDOM_GENERATORS] = random
         if current().step_payload is not None:
             # Some callback has asked to stop, and the ranks will agree after the next step.
             states[training_item.STOP_REQUEST] = current().step_payload.is_requested(Request.STOP)

@@ -23,7 +23,7 @@ def describe_data(call: FitCall) -> dict[str, Any] | None:
         pipelines and the like.
     """
     if call.dataset is not None:
-        return {**call.dataset.fingerprint(), "batches_per_epoch": call.batches}
+        return {"batches_per_epoch": call.batches, **call.dataset.fingerprint()}
     arrays = arrays_of(call.iterator)
     return None if arrays is None else _merged(current().collectives.allgather(_describe(arrays)))
 

@@ -163,6 +163,8 @@ class FitSession:
 
     def _resume(self, checkpoint: RunCheckpoint, callbacks: Sequence[Any]) -> None:
         self._position = position = checkpoint.position
+        if self._call.dataset is not None and position.batch:
+            position.batch = self._call.dataset.step_of(position.batch, checkpoint.ranks)
         self._saves.resumed(position.step)
         heartbeat.note(step=position.step)
         self.logs = checkpoint.logs
