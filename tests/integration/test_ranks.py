@@ -55,6 +55,8 @@ COMMON = {
     *("nobody_stops_without_a_reason", "shared_data_may_be_rounded_otherwise_on_each_rank"),
     "checkpoints_within_an_epoch_hold_the_loss_of_all_ranks",
     "a_callback_list_and_an_evaluate_of_the_users_own",
+    *("a_shuffle_between_epochs_is_the_chiefs", "pydatasets_that_differ_are_refused"),
+    "a_step_on_a_pydataset_is_one_on_all_its_examples",
 }
 DISTINCT = [check for check in CHECKS if check not in VARIATIONS]
 OWN = [check for check in DISTINCT if check not in COMMON]
