@@ -139,7 +139,7 @@ class Cluster:
         self,
         source: Any,
         batch_size: int,
-        shuffle: bool = False,
+        shuffle: bool | Literal["blocks"] = False,
         seed: int = 0,
         *,
         map: Callable[..., Any] | None = None,

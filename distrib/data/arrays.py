@@ -119,6 +119,11 @@ class Rows:
         """
         return [item for item in leaves_with_paths(self._columns) if _is_numeric(item[1])]
 
+    @property
+    def on_disk(self) -> bool:
+        """Whether a column is an array on disk."""
+        return any(is_on_disk(column) for _, column in leaves_with_paths(self._columns))
+
     def __len__(self) -> int:
         return self._length
 

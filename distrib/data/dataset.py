@@ -7,30 +7,31 @@ own shard of each global batch; all of them count the position in global batches
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
 from distrib.data.arguments import checked_integer
-from distrib.data.arrays import leaves_with_paths
+from distrib.data.batches import Batches
 from distrib.data.contents import contents_of
-from distrib.data.order import Order
+from distrib.data.derived import mark
+from distrib.data.methods import DatasetMethods
 from distrib.data.position import DatasetPosition
-from distrib.data.resumable import ResumableDataset
-from distrib.data.sources import Source
 from distrib.errors import ConfigurationError
 
 
-class Dataset(ResumableDataset):
+class Dataset(DatasetMethods):
     """Global batches that can be resumed at any step; made by `cluster.dataset(...)`.
 
     A `tf.data.Dataset` to pass to `model.fit` as it is. Each pass over it is one epoch: the epoch
     passed to `seek`, or the one after the previous pass. In a job of several processes a pass
     yields this process's shard of each global batch. Under a `tf.distribute` strategy Keras splits
-    the shard over the replicas. `map` and `prefetch` return a dataset with the same position; all
-    other methods of `tf.data.Dataset` return ordinary datasets.
+    the shard over the replicas.
+
+    `map`, `prefetch`, `with_options`, `enumerate`, `cache` and `repeat` return a dataset with the
+    same position. `take`, `skip`, `zip` and `concatenate` return one with a position of its own, at
+    the first epoch. All other methods of `tf.data.Dataset` return ordinary datasets, which cannot
+    be resumed.
 
     Attributes:
         num_batches: Number of global batches in a full epoch, also if the next pass starts in the
@@ -48,27 +49,19 @@ class Dataset(ResumableDataset):
     """
 
     def __init__(
-        self,
-        source: Source,
-        order: Order,
-        position: DatasetPosition,
-        transformations: tuple[Callable[[Any], Any], ...] = (),
-        endless: bool = False,
+        self, batches: Batches, position: DatasetPosition | None = None, endless: bool = False
     ) -> None:
         self.endless = endless
-        self._source = source
-        self._order = order
-        self._position = position
-        self._transformations = transformations
+        self._batches = batches
+        self._position = position or DatasetPosition()
         options = tf.data.Options()
         options.deterministic = True
         # TensorFlow's autotune thread can miss the end of the pass and sleep on for up to a minute.
         # The thread that deletes the iterator waits for it, and holds the GIL meanwhile.
         options.autotune.enabled = False
-        batches = _batches(source, order, position, endless)
-        batches = batches.with_options(options).prefetch(tf.data.AUTOTUNE)
-        self._inner = functools.reduce(lambda ds, step: step(ds), transformations, batches)
+        self._inner = batches.over(_passes(self._position, endless).with_options(options))
         super().__init__(self._inner._variant_tensor)
+        mark(self)
 
     def _inputs(self) -> list[Any]:
         # Also keeps the Python functions alive that the pipeline calls.
@@ -78,20 +71,6 @@ class Dataset(ResumableDataset):
     def element_spec(self) -> Any:
         """Structure of `tf.TensorSpec`s; the batch dimension is `None` unless `drop_remainder`."""
         return self._inner.element_spec
-
-    @property
-    def num_batches(self) -> int:
-        """Number of global batches in a full epoch."""
-        return self._order.num_batches
-
-    @property
-    def every_rank_has_examples(self) -> bool:
-        """Whether every rank has examples of every batch; the same value on all ranks.
-
-        If not, which takes `shuffle=False`, the last ranks run fewer steps than the others. That
-        suits an evaluation, but not training, where all ranks must step together.
-        """
-        return self._order.padded_last_batch_size >= self._order.shard.size
 
     def share(self, step: int) -> float:
         """Return this process's share of a batch: the weight of its mean in the global mean.
@@ -110,12 +89,12 @@ class Dataset(ResumableDataset):
         Raises:
             ConfigurationError: If an epoch has no such step.
         """
-        return self._order.share(checked_integer("step", step, 0, self.num_batches - 1))
+        return self._batches.share(checked_integer("step", step, 0, self.num_batches - 1))
 
     def __len__(self) -> int:
         if self.endless:
             raise TypeError("The dataset is endless; `num_batches` is the length of an epoch.")
-        return self._order.own_batches
+        return self._batches.own_batches
 
     def cardinality(self, name: str | None = None) -> Any:
         """Return the number of batches in a full pass, or `tf.data.INFINITE_CARDINALITY`.
@@ -124,7 +103,7 @@ class Dataset(ResumableDataset):
         `every_rank_has_examples`. Without this method the cardinality would be unknown, and Keras
         would expect all later epochs to be as short as a resumed one.
         """
-        count = tf.data.INFINITE_CARDINALITY if self.endless else self._order.own_batches
+        count = tf.data.INFINITE_CARDINALITY if self.endless else self._batches.own_batches
         return tf.constant(count, tf.int64, name=name)
 
     def seek(self, epoch: int, step: int) -> None:
@@ -150,58 +129,17 @@ class Dataset(ResumableDataset):
             )
         self._position.seek(epoch, step)
 
-    def repeat(self, count: int | None = None, name: str | None = None) -> Dataset:
-        """Return an endless dataset, for `fit(steps_per_epoch=...)`.
+    def _made_of(self, batches: Batches, endless: bool, same_position: bool) -> Dataset:
+        return Dataset(batches, self._position if same_position else None, endless)
 
-        Counted from the start of the pass, batch `i` is step `i % num_batches` of epoch
-        `i // num_batches`. Both datasets share one position.
+    @property
+    def functions(self) -> dict[str, Any]:
+        """The user's code that makes the batches, by the argument or method it was passed to."""
+        return self._batches.functions
 
-        Args:
-            count: Only `None` or -1, for endless repetition. Defaults to `None`.
-            name: Ignored. Defaults to `None`.
-
-        Raises:
-            ConfigurationError: If `count` is a number of repetitions, or a process has no examples
-                of some batches, so that it would run ahead of the others.
-        """
-        if count not in (None, -1):
-            raise ConfigurationError(
-                f"`repeat({count})` would hide the epochs from Keras; pass the dataset to `fit` as "
-                f"it is, with `epochs={count}`, or call `repeat()` and pass `steps_per_epoch`."
-            )
-        if not self.every_rank_has_examples:
-            raise ConfigurationError(
-                f"The last batch has {self._order.last_batch_size} examples for "
-                f"{self._order.shard.size} processes, so with `repeat()` those without an example "
-                "would run ahead of the others; use `shuffle=True`, `drop_remainder=True` or "
-                "another `batch_size`."
-            )
-        return Dataset(self._source, self._order, self._position, self._transformations, True)
-
-    def shard(self, num_shards: Any, index: Any, name: str | None = None) -> Any:
-        """Refuse a second split, as scripts written for Horovod make it.
-
-        Raises:
-            ConfigurationError: In a job of several processes.
-        """
-        if self._order.shard.size > 1:
-            raise ConfigurationError(
-                "`shard` would leave most examples out: each rank gets its shard of every global "
-                "batch of a cluster.dataset already. Delete it."
-            )
-        return super().shard(num_shards, index, name)
-
-    def map(self, map_func: Callable[..., Any], *args: Any, **kwargs: Any) -> Dataset:
-        """Apply a function to every batch, as `tf.data.Dataset.map`; `seek` keeps working."""
-        return self._transform(lambda ds: ds.map(map_func, *args, **kwargs))
-
-    def prefetch(self, buffer_size: int, name: str | None = None) -> Dataset:
-        """Prepare batches ahead of time, as `tf.data.Dataset.prefetch`; `seek` keeps working."""
-        return self._transform(lambda ds: ds.prefetch(buffer_size, name=name))
-
-    def _transform(self, transformation: Callable[[Any], Any]) -> Dataset:
-        transformations = (*self._transformations, transformation)
-        return Dataset(self._source, self._order, self._position, transformations, self.endless)
+    def description(self) -> dict[str, Any]:
+        """Return the `fingerprint` as far as it is known without reading the data."""
+        return self._batches.describe()
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the properties under which equal positions mean equal batches, as JSON values.
@@ -210,28 +148,10 @@ class Dataset(ResumableDataset):
         `map`. Of arrays and lists they include checksums (see `contents.py`), but not of other
         objects and of `tf.data` pipelines.
         """
-        return {
-            "source": self._source.kind,
-            "num_examples": self._source.num_examples,
-            "structure": [
-                {"path": path, "shape": _shape(spec), "dtype": spec.dtype.name}
-                for path, spec in leaves_with_paths(self._source.element_spec)
-            ],
-            "batch_size": self._order.batch_size,
-            "shuffle": self._order.shuffle,
-            "seed": self._order.seed,
-            "drop_remainder": self._order.drop_remainder,
-            "shuffle_buffer": getattr(self._source, "shuffle_buffer", None),
-            "contents": contents_of(self._source.columns),
-        }
+        return {**self.description(), "contents": contents_of(self._batches.columns)}
 
 
-def _shape(spec: Any) -> list[int | None] | None:
-    return None if spec.shape.rank is None else spec.shape.as_list()
-
-
-# None of this package's pipeline functions branches on a tensor in Python. AutoGraph would search
-# them for branches all the same, which adds half a second to every start.
+# AutoGraph would search these functions for branches, which adds half a second to every start.
 @tf.autograph.experimental.do_not_convert
-def _batches(source: Source, order: Order, position: DatasetPosition, endless: bool) -> Any:
-    return source.batches(position.passes(endless), order)
+def _passes(position: DatasetPosition, endless: bool) -> Any:
+    return position.passes(endless)

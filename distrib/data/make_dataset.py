@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from distrib.data.arguments import checked_integer
+from distrib.data.batches import SourceBatches
 from distrib.data.dataset import Dataset
-from distrib.data.order import Order, Shard, leaves_a_replica_empty
-from distrib.data.position import DatasetPosition
+from distrib.data.examples import takes_rng
+from distrib.data.file_formats import source_of_files
+from distrib.data.order import MAX_EXAMPLES, Order, Shard, leaves_a_replica_empty
 from distrib.data.sources import make_source
 from distrib.errors import ConfigurationError
 
@@ -16,7 +19,7 @@ from distrib.errors import ConfigurationError
 def make_dataset(
     source: Any,
     batch_size: int,
-    shuffle: bool = False,
+    shuffle: bool | Literal["blocks"] = False,
     seed: int = 0,
     *,
     map: Callable[..., Any] | None = None,
@@ -37,13 +40,17 @@ def make_dataset(
               `({"image": x1, "text": x2}, y)`, all with the same first dimension;
             - the same with arrays on disk: `np.memmap`, HDF5 and Zarr;
             - an object with `__len__` and `__getitem__` whose items are single examples;
-            - a path, URL or pattern of TFRecord files, such as `"gs://bucket/train-*.tfrecord"`,
-              whose records are read in any order; see `distrib.data.TFRecordSource`;
+            - a path, URL or pattern of files, such as `"gs://bucket/train-*.tfrecord"`: TFRecord
+              (also `.tfrecord.gz`), ArrayRecord, Parquet and WebDataset's tar files, or a folder of
+              images with a sub-folder for each class; see `distrib.data` for their examples;
             - a `tf.data.Dataset` of single examples with a known cardinality, which yields the
               same examples in the same order each time.
         batch_size: Number of examples in a global batch, over all replicas.
         shuffle: Whether to shuffle each epoch anew, in an order derived from `seed` and the epoch
-            number. Pass `True` for training data; see Notes. Defaults to `False`.
+            number. Pass `True` for training data; see Notes. `"blocks"` shuffles blocks of
+            consecutive examples, and the examples of some 64 blocks among each other, so that
+            files on disk and in object stores are read a few MiB at once. (In memory, and for a
+            `tf.data.Dataset`, it is the same as `True`.) Defaults to `False`.
         seed: Seed of the order and of the `rng` passed to `map`, 0 to 2**63 - 1. Defaults to `0`.
         map: Python function that turns an example of the source into the example that the model
             gets. If it has a parameter `rng`, it is passed a `np.random.Generator` seeded by
@@ -87,6 +94,8 @@ def make_dataset(
     model.fit(train, validation_data=make_dataset((val_x, val_y), batch_size=256), epochs=10)
     ```
     """
+    if isinstance(shuffle, str) and shuffle != "blocks":
+        raise ConfigurationError(f"`shuffle={shuffle!r}` is neither True, False nor 'blocks'.")
     batch_size = checked_integer("batch_size", batch_size, 1)
     seed = checked_integer("seed", seed, 0, 2**63 - 1)
     size = checked_integer("size", size, 1)
@@ -104,7 +113,18 @@ def make_dataset(
         )
     if isinstance(source, Dataset):
         raise ConfigurationError("`source` is a dataset of batches already; use it as it is.")
+    if isinstance(source, str | os.PathLike):
+        source = source_of_files(source)
+    if shuffle is True and getattr(source, "sequential", False):
+        raise ConfigurationError(
+            f"`shuffle=True`: a {type(source).__name__} can only be read from the start of each "
+            'file; use `shuffle="blocks"`, or decompress the files.'
+        )
     examples = make_source(source, map, num_parallel_reads, shuffle_buffer)
+    if examples.num_examples > MAX_EXAMPLES:
+        raise ConfigurationError(
+            f"`source` has {examples.num_examples} examples; 2**48 ({MAX_EXAMPLES}) are the limit."
+        )
     order = Order(
         num_examples=examples.num_examples,
         batch_size=batch_size,
@@ -113,13 +133,15 @@ def make_dataset(
         drop_remainder=bool(drop_remainder),
         num_replicas=num_replicas,
         shard=Shard(rank, size),
+        blocks=examples.blocks() if shuffle == "blocks" else None,
     )
     if order.num_batches == 0:
         raise ConfigurationError(
             f"`batch_size={batch_size}` with `drop_remainder=True` leaves no batch of "
             f"{examples.num_examples} examples; choose a smaller batch size."
         )
-    return Dataset(examples, order, DatasetPosition())
+    functions = {"map": map, "source": type(source)} if map else {"source": type(source)}
+    return Dataset(SourceBatches(examples, order, functions, map is not None and takes_rng(map)))
 
 
 def _checked_replicas(num_replicas: int | None, size: int) -> int:

@@ -10,7 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
+
+# TensorFlow's `RandomIndexShuffle` computes logarithms in double precision, which is exact so far.
+MAX_EXAMPLES = 2**48
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,19 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """Sizes for an order in which blocks of examples are shuffled; see `block_order.py`.
+
+    Attributes:
+        size: Number of consecutive examples that are read together.
+        window: Number of blocks that a global batch is drawn from.
+    """
+
+    size: int
+    window: int
+
+
+@dataclass(frozen=True)
 class Order:
     """The order of a dataset's examples, batch by batch.
 
@@ -50,6 +68,8 @@ class Order:
         drop_remainder: Whether to drop a last batch that is not full.
         num_replicas: Copies of the model that share a global batch, over all processes.
         shard: This process's shard of each batch. Defaults to the whole batch.
+        blocks: Sizes of blocks, if these are shuffled instead of single examples; `block_order.py`
+            computes the indices then. Defaults to `None`.
     """
 
     num_examples: int
@@ -59,6 +79,7 @@ class Order:
     drop_remainder: bool
     num_replicas: int
     shard: Shard = Shard()
+    blocks: Blocks | None = None
 
     @property
     def num_batches(self) -> int:
@@ -140,6 +161,13 @@ class Order:
         # Padding repeats the batch's examples from the first one on.
         return rows % select(self.last_batch_size, self.batch_size)
 
+    def own_rows(self, step: int) -> npt.NDArray[np.int64]:
+        """Return `rows` as a NumPy array."""
+        if step < self.full_batches:
+            return np.arange(*self.shard.bounds(self.batch_size))
+        rows = np.arange(*self.shard.bounds(self.padded_last_batch_size))
+        return rows % self.last_batch_size
+
     def indices(self, epoch: Any, step: Any) -> Any:
         """Return the indices of this process's examples in a batch; works in a graph and eagerly.
 
@@ -187,12 +215,18 @@ class Order:
         # key. For fewer than 65,537 examples TensorFlow 2.21 uses only 8 bits of each seed number,
         # so epoch 256 repeats the order of epoch 0 and seed 256 that of seed 0; and with 4 rounds,
         # batches of data sorted by class stay uneven. A hashed key and 12 rounds fix both.
-        return tf.raw_ops.RandomIndexShuffle(
+        shuffled = tf.raw_ops.RandomIndexShuffle(
             index=index,
             seed=self.epoch_key(epoch, 3),
             max_index=tf.constant(self.num_examples - 1, tf.int64),
             rounds=12,
         )
+        # For one more example than 2**16, 2**18 and so on, TensorFlow 2.21 uses a cipher of a bit
+        # too few, which takes the last example for the first one. All others are permuted.
+        last = self.num_examples - 1
+        if last >= 2**16 and last.bit_count() == 1 and last.bit_length() % 2:
+            return tf.where(tf.equal(index, last), last, shuffled)
+        return shuffled
 
     def epoch_key(self, epoch: Any, size: int) -> Any:
         """Return random int64 numbers of shape `[size]` that depend on seed and epoch only."""

@@ -17,11 +17,11 @@ from typing import Any
 
 import keras
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 
 from distrib.data.arguments import checked_integer
 from distrib.data.order import Shard
+from distrib.data.permutation import hash_of, permute
 from distrib.data.position import DatasetPosition
 from distrib.data.read_ahead import read_ahead
 from distrib.data.resumable import ResumableDataset
@@ -66,7 +66,7 @@ class BatchOrder:
         position = (step * self.shard.size + rank) % self.num_batches
         if not self.shuffle:
             return position
-        return int(_permutation(self.num_batches, seed, number)[position])
+        return int(permute(np.array([position]), self.num_batches, hash_of(seed, number))[0])
 
     def numbers(self, seed: int, epoch: int, first: int) -> Iterator[int]:
         """Yield the numbers of this process's batches from a step to the end of the epoch."""
@@ -292,14 +292,3 @@ def examples_in(batch: Any) -> int:
     """Return the number of examples in a batch."""
     leaf = next(leaf for leaf in keras.tree.flatten(batch) if leaf is not None)
     return int(leaf.shape[0]) if hasattr(leaf, "shape") else len(leaf)
-
-
-@functools.lru_cache(maxsize=2)
-def _permutation(count: int, seed: int, number: int) -> npt.NDArray[np.int64]:
-    """Return the order of the batches in a pass.
-
-    From the bits of a counter-based generator, whose stream NumPy keeps the same in all versions;
-    that of `Generator.permutation` it does not.
-    """
-    bits = np.random.Philox(key=np.array([seed, number], np.uint64)).random_raw(count)
-    return np.argsort(bits, kind="stable")

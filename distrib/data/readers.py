@@ -22,8 +22,15 @@ from distrib.data.arrays import (
     row_spec,
     to_arrays,
 )
-from distrib.data.examples import Examples
-from distrib.data.order import Order
+from distrib.data.block_order import BlockOrder
+from distrib.data.block_reader import BlockBatch, BlockPasses
+from distrib.data.block_size import bytes_of, choose_blocks
+from distrib.data.examples import Examples, unreadable
+from distrib.data.file_source import FileSource
+from distrib.data.order import Blocks, Order
+
+# Examples in a block of a source that does not say how it is read, and may hold more than it seems.
+_UNKNOWN_BLOCK = 16
 
 
 class _PythonSource:
@@ -37,31 +44,64 @@ class _PythonSource:
     def __init__(self, num_parallel_reads: int | None) -> None:
         self._parallel = num_parallel_reads or min(8, 2 * (os.cpu_count() or 1))
 
+    def blocks(self) -> Blocks | None:
+        """Return the sizes for `shuffle="blocks"`; see `Source`."""
+        raise NotImplementedError
+
     def read(self, index: Array, epoch: int, seed: int) -> list[Array]:
         """Return the examples at `index`, stacked, one array for each leaf of `element_spec`."""
         raise NotImplementedError
 
+    def fetch_block(self, start: int, stop: int) -> Any:
+        """Return what the source holds of the examples `start` to `stop - 1`."""
+        raise NotImplementedError
+
+    def read_blocks(self, batch: BlockBatch, seed: int) -> list[Array]:
+        """Return the examples of a batch as `read` does, from its blocks."""
+        raise NotImplementedError
+
     def batches(self, passes: Any, order: Order) -> Any:
         """Return the batches; see `Source`."""
-        specs = tf.nest.flatten(self.element_spec)
+        if order.blocks is not None:
+            return self._batches_of_blocks(passes, order)
 
         def read(index: Array, epoch: Any) -> list[Array]:
             return self.read(index, int(epoch), order.seed)
 
         def batch(epoch: Any, step: Any) -> Any:
-            index = order.indices(epoch, step)
-            # Not stateful: the result depends on the arguments only. For a stateful function
-            # TensorFlow would read sequentially under `enable_op_determinism`.
-            leaves = tf.numpy_function(
-                read, [index, epoch], [s.dtype for s in specs], stateful=False
-            )
-            for leaf, spec in zip(leaves, specs, strict=True):
-                leaf.set_shape([order.static_batch_size, *spec.shape])
-            return tf.nest.pack_sequence_as(self.element_spec, leaves)
+            return self._call(read, [order.indices(epoch, step), epoch], order)
 
+        return self._in_parallel(_steps(passes, order), batch)
+
+    def _batches_of_blocks(self, passes: Any, order: Order) -> Any:
+        blocks = BlockPasses(BlockOrder(order), self.fetch_block, self._parallel)
+
+        def read(number: Any) -> list[Array]:
+            return self.read_blocks(blocks.take(int(number)), order.seed)
+
+        def plan(epoch: Any, first: Any) -> Any:
+            # Closes the Python generator when the pass is abandoned.
+            return tf.data.Dataset.from_generator(
+                blocks.plan, args=(epoch, first), output_signature=tf.TensorSpec([], tf.int64)
+            )
+
+        return self._in_parallel(
+            passes.flat_map(plan), lambda number: self._call(read, [number], order)
+        )
+
+    def _call(self, read: Callable[..., list[Array]], arguments: list[Any], order: Order) -> Any:
+        specs = tf.nest.flatten(self.element_spec)
+        # Not stateful: the result depends on the arguments only. For a stateful function TensorFlow
+        # would read sequentially under `enable_op_determinism`.
+        leaves = tf.numpy_function(read, arguments, [s.dtype for s in specs], stateful=False)
+        for leaf, spec in zip(leaves, specs, strict=True):
+            leaf.set_shape([order.static_batch_size, *spec.shape])
+        return tf.nest.pack_sequence_as(self.element_spec, leaves)
+
+    def _in_parallel(self, dataset: Any, batch: Callable[..., Any]) -> Any:
         # A read blocks its thread. On threads of their own, reads neither delay the training step
         # nor are limited to the number of CPUs.
-        return _steps(passes, order).map(
+        return dataset.map(
             batch,
             num_parallel_calls=self._parallel_batches,
             deterministic=True,
@@ -101,6 +141,31 @@ class DiskArraySource(_PythonSource):
                 rows.append(to_arrays(array[unique])[inverse])
         return rows
 
+    def blocks(self) -> Blocks:
+        """Return the sizes for `shuffle="blocks"`; see `Source`."""
+        row_bytes = sum(bytes_of(row) for row in self.read(np.array([0]), 0, 0))
+        return choose_blocks(self.num_examples, row_bytes)
+
+    def fetch_block(self, start: int, stop: int) -> list[Array]:
+        """Return rows of every array."""
+        # A slice of a `np.memmap` is a view, which is read when it is copied.
+        return [to_arrays(np.array(array[start:stop])) for array in self._arrays]
+
+    def read_blocks(self, batch: BlockBatch, seed: int) -> list[Array]:
+        """Return the rows of a batch of every array."""
+        leaves = [
+            np.empty((len(batch.index), *spec.shape), spec.dtype.as_numpy_dtype)
+            for spec in tf.nest.flatten(self.element_spec)
+        ]
+        for block, rows, within in batch.rows():
+            try:
+                arrays = block.result()
+            except Exception as error:
+                raise unreadable(int(batch.index[rows[0]]), error) from None
+            for leaf, array in zip(leaves, arrays, strict=True):
+                leaf[rows] = array[within]
+        return leaves
+
 
 class RandomAccessSource(_PythonSource):
     """An object whose `__getitem__` returns one example, and the user's `map` over examples."""
@@ -111,11 +176,22 @@ class RandomAccessSource(_PythonSource):
         self, examples: Any, map: Callable[..., Any] | None, num_parallel_reads: int | None
     ) -> None:
         super().__init__(num_parallel_reads)
+        self._source = examples
         self._examples = Examples(examples, map)
         self.num_examples = len(self._examples)
         self.element_spec = self._examples.element_spec
         self.columns = examples.numeric_columns if isinstance(examples, Rows) else []
+        if isinstance(examples, FileSource):
+            self.columns = [("files", examples)]
         self._pool = ThreadPoolExecutor(self._parallel, "distrib-read")
+
+    def blocks(self) -> Blocks | None:
+        """Return the sizes for `shuffle="blocks"`; see `Source`."""
+        if isinstance(self._source, Rows) and not self._source.on_disk:
+            return None
+        example_bytes = bytes_of(self._examples.fetch([0])[0])
+        block_size = getattr(self._source, "block_size", None)
+        return choose_blocks(self.num_examples, example_bytes, block_size, _UNKNOWN_BLOCK)
 
     @property
     def _parallel_batches(self) -> int:
@@ -127,13 +203,44 @@ class RandomAccessSource(_PythonSource):
     def read(self, index: Array, epoch: int, seed: int) -> list[Array]:
         """Return the examples at `index`, stacked."""
 
-        def read_part(index: Array) -> list[list[Array]]:
-            return [self._examples.read(int(i), epoch, seed) for i in index]
+        def read_part(index: list[int]) -> list[list[Array]]:
+            return self._examples.read_many(index, epoch, seed)
 
+        return self._stacked(read_part, index.tolist())
+
+    def fetch_block(self, start: int, stop: int) -> list[Any]:
+        """Return the raw items `start` to `stop - 1`."""
+        return self._examples.fetch(range(start, stop))
+
+    def read_blocks(self, batch: BlockBatch, seed: int) -> list[Array]:
+        """Return the examples of a batch, stacked."""
+        raw: dict[int, Any] = {}
+        for block, rows, within in batch.rows():
+            # Examples of a block that could not be fetched are fetched one by one, so that an error
+            # comes out at the example that has it.
+            if block.exception() is None:
+                items = block.result()
+                for row, number in zip(rows.tolist(), within.tolist(), strict=True):
+                    raw[row] = items[number]
+
+        def finish_part(rows: list[int]) -> list[list[Array]]:
+            return [
+                self._examples.finish(raw[row], int(batch.index[row]), batch.epoch, seed)
+                if row in raw
+                else self._examples.read(int(batch.index[row]), batch.epoch, seed)
+                for row in rows
+            ]
+
+        return self._stacked(finish_part, list(range(len(batch.index))))
+
+    def _stacked(
+        self, read_part: Callable[[list[int]], list[list[Array]]], numbers: list[int]
+    ) -> list[Array]:
         if self._parallel == 1:
-            examples = read_part(index)
+            examples = read_part(numbers)
         else:
-            parts = np.array_split(index, min(self._parallel, len(index)))
+            size = -(-len(numbers) // self._parallel)
+            parts = [numbers[i : i + size] for i in range(0, len(numbers), size)]
             examples = [example for part in self._pool.map(read_part, parts) for example in part]
         return [np.stack(column) for column in zip(*examples, strict=True)]
 

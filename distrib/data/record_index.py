@@ -10,18 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from distrib.data.tfrecord_format import RecordError, record_ends
 from distrib.errors import ConfigurationError
 from distrib.log import log
 from distrib.storage.file_lock import acquire_lock
@@ -35,27 +34,61 @@ _LOCAL_WINDOW, _REMOTE_WINDOW = 1 << 14, 1 << 22
 _PARALLEL_FILES = 16
 
 
+class RecordError(ValueError):
+    """A file does not hold the records that it should; the message says where."""
+
+
+class Scanned(NamedTuple):
+    """What a file was found to hold.
+
+    Attributes:
+        ends: Offset behind each of its records; the first one begins at 0. int64, shape
+            `[records]`.
+        notes: What else the format wants to be kept of it, as JSON values.
+    """
+
+    ends: npt.NDArray[np.int64]
+    notes: Any = None
+
+
+class RecordFormat(NamedTuple):
+    """A format of files that hold records one after the other.
+
+    Attributes:
+        name: For messages, and to keep the indexes of formats apart.
+        scan: Finds the records of a file. Its arguments are a function that returns the bytes from
+            an offset to another, the size of the file, and a number of bytes that suits one call.
+            Raises `RecordError`.
+    """
+
+    name: str
+    scan: Callable[[Callable[[int, int], bytes], int, int], Scanned]
+
+
 @dataclass(frozen=True)
 class RecordIndex:
     """Where each record is.
 
     Attributes:
-        ends: For each file, the offset behind each of its records; int64, shape `[records]`.
-        first: Number of the first record of each file, and of all records; int64, shape
-            `[files + 1]`.
+        files: What each file holds.
     """
 
-    ends: list[npt.NDArray[np.int64]]
-    first: npt.NDArray[np.int64]
+    files: list[Scanned]
 
-    def locate(self, record: int) -> tuple[int, int, int]:
-        """Return a record's file, its offset in it, and the offset behind it."""
-        file = int(np.searchsorted(self.first, record, side="right")) - 1
-        ends, i = self.ends[file], record - int(self.first[file])
-        return file, int(ends[i - 1]) if i else 0, int(ends[i])
+    @property
+    def counts(self) -> list[int]:
+        """Number of records of each file."""
+        return [len(file.ends) for file in self.files]
+
+    def bounds(self, file: int, record: int) -> tuple[int, int]:
+        """Return the offset of a record in its file, and the offset behind it."""
+        ends = self.files[file].ends
+        return int(ends[record - 1]) if record else 0, int(ends[record])
 
 
-def open_index(files: Sequence[FoundFile], index_dir: Location | None) -> RecordIndex:
+def open_index(
+    files: Sequence[FoundFile], index_dir: Location | None, format: RecordFormat
+) -> RecordIndex:
     """Return the index of the files: the one that was kept, or a new one, which is kept.
 
     Processes of one machine that need the same index wait for the one that makes it.
@@ -63,11 +96,13 @@ def open_index(files: Sequence[FoundFile], index_dir: Location | None) -> Record
     Args:
         files: In the order of their records.
         index_dir: Folder to keep the index in; `None` is beside the data or in the cache folder.
+        format: Of the files.
 
     Raises:
-        ConfigurationError: If a file cannot be read, or is no sound TFRecord file.
+        ConfigurationError: If a file cannot be read, or is no sound file of this format.
     """
     described = [[file.location.url, file.size, file.version] for file in files]
+    described.append([format.name])
     urls = "\n".join(file.location.url for file in files)
     name = f".distrib-index-{hashlib.sha256(urls.encode()).hexdigest()[:16]}"
     cache = _cache_folder()
@@ -80,7 +115,7 @@ def open_index(files: Sequence[FoundFile], index_dir: Location | None) -> Record
             index = _load(place / name, described)
             if index is not None:
                 return index
-        index = _make(files)
+        index = _make(files, format)
         _keep(index, described, name, places)
     return index
 
@@ -96,27 +131,23 @@ def _cache_folder() -> list[Location]:
     return [locate(folder, "index_dir")] if os.access(folder, os.W_OK) else []
 
 
-def _make(files: Sequence[FoundFile]) -> RecordIndex:
-    log.info(f"indexing {len(files)} TFRecord files in {files[0].location.parent}.")
+def _make(files: Sequence[FoundFile], format: RecordFormat) -> RecordIndex:
+    log.info(f"indexing {len(files)} {format.name} files in {files[0].location.parent}.")
     with ThreadPoolExecutor(_PARALLEL_FILES, "distrib-index") as pool:
-        ends = list(pool.map(_ends_of, files))
-    return _index(ends)
+        return RecordIndex(list(pool.map(lambda file: _scan(file, format), files)))
 
 
-def _index(ends: list[npt.NDArray[np.int64]]) -> RecordIndex:
-    first = np.cumsum([0, *(len(each) for each in ends)], dtype=np.int64)
-    return RecordIndex(ends, first)
-
-
-def _ends_of(file: FoundFile) -> npt.NDArray[np.int64]:
+def _scan(file: FoundFile, format: RecordFormat) -> Scanned:
     location = file.location
     window = _REMOTE_WINDOW if location.local is None else _LOCAL_WINDOW
     try:
-        return record_ends(location.read_range, file.size, window)
+        scanned = format.scan(location.read_range, file.size, window)
+        file.check_unchanged()
     except RecordError as error:
         raise ConfigurationError(f"{location} cannot be used: {error}.") from error
     except OSError as error:
         raise ConfigurationError(f"{location}: {describe_error(error, location)}.") from error
+    return scanned
 
 
 def _load(location: Location, described: list[list[Any]]) -> RecordIndex | None:
@@ -132,15 +163,20 @@ def _load(location: Location, described: list[list[Any]]) -> RecordIndex | None:
     if stored.get("files") != described or stored.get("crc32c") != google_crc32c.value(ends):
         return None
     splits = np.cumsum(stored["records"])[:-1]
-    return _index(np.split(np.frombuffer(ends, _DTYPE), splits))
+    parts = np.split(np.frombuffer(ends, _DTYPE), splits)
+    return RecordIndex([Scanned(*each) for each in zip(parts, stored["notes"], strict=True)])
 
 
 def _keep(
     index: RecordIndex, described: list[list[Any]], name: str, places: Sequence[Location]
 ) -> None:
-    ends = np.concatenate(index.ends).astype(_DTYPE).tobytes()
-    records = [len(each) for each in index.ends]
-    stored = {"files": described, "records": records, "crc32c": google_crc32c.value(ends)}
+    ends = np.concatenate([file.ends for file in index.files]).astype(_DTYPE).tobytes()
+    stored = {
+        "files": described,
+        "records": index.counts,
+        "notes": [file.notes for file in index.files],
+        "crc32c": google_crc32c.value(ends),
+    }
     content = json.dumps(stored).encode() + b"\n" + ends
     reasons = []
     for place in places:

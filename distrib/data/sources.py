@@ -24,9 +24,9 @@ from distrib.data.arrays import (
     row_spec,
     to_arrays,
 )
-from distrib.data.order import Order
+from distrib.data.file_formats import source_of_files
+from distrib.data.order import Blocks, Order
 from distrib.data.readers import DiskArraySource, RandomAccessSource
-from distrib.data.tfrecord import TFRecordSource
 from distrib.errors import ConfigurationError
 
 # Limits of a block of batches that is gathered at once; the second one also limits its memory.
@@ -50,6 +50,9 @@ class Source(Protocol):
     @property
     def columns(self) -> list[tuple[str, Any]]:
         """Paths and arrays, by whose contents other data are told apart; empty without arrays."""
+
+    def blocks(self) -> Blocks | None:
+        """Return the sizes for `shuffle="blocks"`; `None` if examples are shuffled as ever."""
 
     def batches(self, passes: Any, order: Order) -> Any:
         """Return a `tf.data.Dataset` of batches.
@@ -79,6 +82,9 @@ class ArraySource:
     def columns(self) -> list[tuple[str, Any]]:
         """See `Source`."""
         return list(leaves_with_paths(self._tensors))
+
+    def blocks(self) -> None:
+        """Return `None`: in memory a shuffle of all examples costs no more."""
 
     def batches(self, passes: Any, order: Order) -> Any:
         """Return the batches; see `Source`.
@@ -138,6 +144,9 @@ class StreamSource:
         self.shuffle_buffer = shuffle_buffer or min(self.num_examples, 10_000)
         self._dataset = dataset
 
+    def blocks(self) -> None:
+        """Return `None`: a stream is read in its own order, whatever the shuffle."""
+
     def batches(self, passes: Any, order: Order) -> Any:
         """Return the batches; see `Source`."""
 
@@ -180,7 +189,7 @@ def make_source(
         ConfigurationError: If `source` cannot be read, or an argument does not apply to it.
     """
     if isinstance(source, str | os.PathLike):
-        source = _files(os.fspath(source))
+        source = source_of_files(source)
     if isinstance(source, tf.data.Dataset):
         if map is not None:
             raise ConfigurationError(
@@ -210,18 +219,8 @@ def make_source(
     raise ConfigurationError(
         f"`source` is a {type(source).__name__}; pass arrays (also nested in tuples and dicts), an "
         "object with `__len__` and a `__getitem__` that returns one example, a tf.data.Dataset "
-        "of single examples, or a pattern of TFRecord files."
+        "of single examples, or a path, URL or pattern of files."
     )
-
-
-def _files(pattern: str) -> TFRecordSource:
-    if ".tfrecord" not in pattern:
-        raise ConfigurationError(
-            f"`source={pattern!r}`: a string names TFRecord files, as in 'data/train-*.tfrecord'. "
-            "For files with other names pass `distrib.data.TFRecordSource(...)`; for files of "
-            "another kind, an object with `__len__` and a `__getitem__` that returns one example."
-        )
-    return TFRecordSource(pattern)
 
 
 def _refuse_argument(argument: str, value: Any, reason: str) -> None:
@@ -232,6 +231,6 @@ def _refuse_argument(argument: str, value: Any, reason: str) -> None:
 def _refuse_batches(source: Any) -> None:
     if isinstance(source, keras.utils.PyDataset):
         raise ConfigurationError(
-            f"`source` is a PyDataset ({type(source).__name__}), whose items are batches; pass an "
-            "object with `__len__` and a `__getitem__` that returns one example."
+            f"`source` is a PyDataset ({type(source).__name__}), whose items are batches: "
+            "pass it to `fit` as it is, which shares its batches between the ranks."
         )

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import Any
 
-from distrib.data.record_index import open_index
-from distrib.data.tfrecord_format import RecordError, content_of
-from distrib.errors import ConfigurationError
+from distrib.data.record_index import RecordFormat, Scanned
+from distrib.data.record_source import Paths, RecordSource
+from distrib.data.tfrecord_format import content_of, record_ends
 from distrib.storage.find_files import find_files
-from distrib.storage.locate import locate
+
+_FORMAT = RecordFormat("TFRecord", lambda *read: Scanned(record_ends(*read)))
 
 
-class TFRecordSource:
+class TFRecordSource(RecordSource):
     """The records of TFRecord files, on the local disk or in an object store, in any order.
 
     A TFRecord file has no table of contents, so `tf.data.TFRecordDataset` can read it from its
@@ -53,38 +53,13 @@ class TFRecordSource:
 
     def __init__(
         self,
-        paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        paths: Paths,
         *,
         index_dir: str | os.PathLike[str] | None = None,
         storage_options: dict[str, Any] | None = None,
     ) -> None:
         files = find_files(paths, "paths", storage_options)
-        folder = None
-        if index_dir is not None:
-            remote = "://" in os.fspath(index_dir)
-            folder = locate(index_dir, "index_dir", storage_options if remote else None)
-        self._files = [file.location for file in files]
-        self._index = open_index(files, folder)
-        if len(self) == 0:
-            raise ConfigurationError(f"`paths={paths!r}`: the files have no records.")
+        super().__init__(files, _FORMAT, index_dir, storage_options)
 
-    def __len__(self) -> int:
-        """Return the number of records in all files."""
-        return int(self._index.first[-1])
-
-    def __getitem__(self, index: int) -> bytes:
-        """Return the content of a record, usually a serialized `tf.train.Example`.
-
-        Raises:
-            IndexError: If there is no such record.
-            ValueError: If the record is damaged; names the file and the offset.
-        """
-        if not 0 <= index < len(self):
-            raise IndexError(f"there is no record {index}; there are {len(self)}")
-        file, start, end = self._index.locate(index)
-        try:
-            return content_of(self._files[file].read_range(start, end), start)
-        except RecordError as error:
-            raise ValueError(
-                f"{self._files[file]}: {error}. It is damaged, or has changed since it was indexed."
-            ) from error
+    def _parse(self, content: bytes, offset: int) -> bytes:
+        return content_of(content, offset)

@@ -14,13 +14,11 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
+from distrib.data.record_index import RecordError
+
 HEADER_SIZE, FOOTER_SIZE = 12, 4
 _HEADER, _FOOTER = struct.Struct("<QI"), struct.Struct("<I")
 _GZIP, _ZLIB = b"\x1f\x8b", b"\x78"
-
-
-class RecordError(ValueError):
-    """A file does not hold the records that it should; the message says where."""
 
 
 def record_ends(
@@ -48,7 +46,7 @@ def record_ends(
         if position + HEADER_SIZE > start + len(window):
             start, window = position, read(position, min(size, position + window_size))
         header = window[position - start : position - start + HEADER_SIZE]
-        length = _length(header, position)
+        length = content_length(header, position)
         position += HEADER_SIZE + length + FOOTER_SIZE
         ends.append(position)
     if position > size:
@@ -66,7 +64,7 @@ def content_of(record: bytes, offset: int) -> bytes:
     Raises:
         RecordError: If it is damaged.
     """
-    length = _length(record[:HEADER_SIZE], offset)
+    length = content_length(record[:HEADER_SIZE], offset)
     if len(record) != HEADER_SIZE + length + FOOTER_SIZE:
         raise RecordError(f"the record at byte {offset} has another length")
     content = record[HEADER_SIZE:-FOOTER_SIZE]
@@ -75,11 +73,20 @@ def content_of(record: bytes, offset: int) -> bytes:
     return content
 
 
-def _length(header: bytes, offset: int) -> int:
+def content_length(header: bytes, offset: int) -> int:
+    """Return the length of a record's content, after checking its checksum.
+
+    Args:
+        header: The first `HEADER_SIZE` bytes of the record.
+        offset: Of the record in its file, for error messages.
+
+    Raises:
+        RecordError: If it is damaged.
+    """
     if offset == 0 and header[:2] == _GZIP:
         raise RecordError(
             "it is compressed (GZIP), so its records cannot be read in any order; decompress it, "
-            "or read it as a stream by tf.data.TFRecordDataset(..., compression_type='GZIP')"
+            "or read it in its order by `distrib.data.GzipTFRecordSource`"
         )
     if len(header) < HEADER_SIZE:
         raise RecordError(f"it is truncated at byte {offset}")

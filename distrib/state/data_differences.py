@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from distrib.data.contents import compare_contents
+from distrib.data.compare_contents import compare_contents
 from distrib.data.py_dataset import PY_DATASET
 from distrib.errors import CheckpointMismatchError
 from distrib.log import log

@@ -73,6 +73,8 @@ def describe(value: Any) -> Any:
             return {"function": describe(value.func), "arguments": describe(given)}
         case types.FunctionType() | types.MethodType() | types.BuiltinFunctionType():
             return _function(value)
+        case _ if hasattr(value, "python_function"):  # A `tf.function`.
+            return describe(value.python_function)
     return _array(value) or _object(value)
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from distrib.data.contents import compare_contents, contents_of
+from distrib.data.compare_contents import compare_contents
+from distrib.data.contents import contents_of
 from distrib.errors import CheckpointMismatchError, ConfigurationError
 from distrib.log import log
 from distrib.state.container_kinds import NotRebuiltError

@@ -19,9 +19,11 @@ import tensorflow as tf
 
 from distrib.checkpoint.training_item import unnumbered
 from distrib.cluster import current
+from distrib.data.contents import contents_of
 from distrib.data.dataset import Dataset
 from distrib.keras_compat.layers import layers_of
 from distrib.keras_compat.trainer import compile_arguments
+from distrib.state.data_differences import CONTENTS
 from distrib.state.description import (
     constructor_arguments,
     describe,
@@ -33,7 +35,8 @@ from distrib.state.description import (
 from distrib.state.git_revision import git_revision
 from distrib.state.variables import optimizers_of
 
-_DATA = ("x", "y", "sample_weight", "validation_data")
+_TRAINING = ("x", "y", "sample_weight")
+_VALIDATION = "validation_data"
 _SECRET = re.compile(r"pass(word|wd)|secret|token|credential|api_?key|auth|header|storage_options")
 
 
@@ -48,7 +51,11 @@ def versions() -> dict[str, str]:
 
 
 def record_of(
-    model: Any, config: Any, arguments: Mapping[str, Any], callbacks: Sequence[Any]
+    model: Any,
+    config: Any,
+    arguments: Mapping[str, Any],
+    callbacks: Sequence[Any],
+    fingerprint_of: Callable[[Any], dict[str, Any]] = Dataset.fingerprint,
 ) -> dict[str, Any]:
     """Return what a run is made of, JSON-able.
 
@@ -57,7 +64,13 @@ def record_of(
         config: Its config as Keras serializes it; `None` if there is none.
         arguments: Of `fit`, by name.
         callbacks: Those of the user.
+        fingerprint_of: Returns the fingerprint of a `Dataset`. Defaults to its own method, which
+            reads arrays.
     """
+
+    def validation(dataset: Any) -> dict[str, Any]:
+        return {CONTENTS: fingerprint_of(dataset)[CONTENTS]}
+
     sections: dict[str, Callable[[], Any]] = {
         "model": lambda: {**describe_class(type(model)), "connections": _connections(config)},
         "layers": lambda: _by_name((each.name, _layer(each)) for each in layers_of(model)[1:]),
@@ -67,8 +80,12 @@ def record_of(
             if each is not None
         ),
         "compile": lambda: _without(compile_arguments(model), "optimizer"),
-        "fit": lambda: _without(arguments, *_DATA, "callbacks"),
-        "data": lambda: {name: _data(arguments.get(name)) for name in _DATA},
+        "fit": lambda: _without(arguments, *_TRAINING, _VALIDATION, "callbacks"),
+        # The checkpoint itself tells what the training data hold.
+        "data": lambda: {
+            **{name: _data(arguments.get(name)) for name in _TRAINING},
+            _VALIDATION: _data(arguments.get(_VALIDATION), validation),
+        },
         "callbacks": lambda: _by_name((type(each).__name__, _callback(each)) for each in callbacks),
         "replicas": lambda: current().num_replicas,
         "git": git_revision,
@@ -143,25 +160,47 @@ def _without_secrets(described: Any) -> Any:
     }
 
 
-def _data(value: Any) -> Any:
-    """Describe data by what can be told without reading them."""
+def _data(value: Any, contents_of_dataset: Callable[[Any], dict[str, Any]] | None = None) -> Any:
+    """Describe data by what can be told without reading them.
+
+    Args:
+        value: As `fit` is given it.
+        contents_of_dataset: Adds what a `Dataset` holds, and with it what arrays hold. Defaults to
+            `None`: without.
+    """
     match value:
         case None:
             return None
         case Dataset():
-            return value.fingerprint()
+            held = contents_of_dataset(value) if contents_of_dataset else {}
+            return {**value.description(), "functions": _functions(value.functions), **held}
         case tf.data.Dataset():
             count = int(value.cardinality())
             return {"class": "tf.data.Dataset", "batches": count, "spec": str(value.element_spec)}
         case keras.utils.PyDataset():
             return {**describe_class(type(value)), "batches": value.num_batches}
         case Mapping():
-            return {str(name): _data(each) for name, each in value.items()}
+            return {str(name): _data(each, contents_of_dataset) for name, each in value.items()}
         case tuple():
-            return [_data(each) for each in value]
+            return {str(i): _data(each, contents_of_dataset) for i, each in enumerate(value)}
         case np.ndarray() | tf.Tensor():
-            return describe(value)
+            array = f"{tf.as_dtype(value.dtype).name} {tuple(value.shape)}"
+            held = {CONTENTS: contents_of([("", value)])} if contents_of_dataset else {}
+            return {"array": array, **held}
     return describe_class(type(value))
+
+
+def _functions(functions: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe the user's code that makes examples; what a library does, its version tells."""
+    described = {
+        name: describe_class(each) if isinstance(each, type) else describe(each)
+        for name, each in functions.items()
+    }
+    return {
+        name: each
+        for name, each in described.items()
+        if not isinstance(functions[name], type) or "code" in each
+    }
 
 
 def _connections(config: Any) -> str:

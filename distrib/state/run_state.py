@@ -22,6 +22,7 @@ import keras
 from distrib.checkpoint import training_item
 from distrib.checkpoint.saver import Content
 from distrib.cluster import current
+from distrib.data.dataset import Dataset
 from distrib.errors import ConfigurationError
 from distrib.gradients.step_payload import Request
 from distrib.keras_compat.layers import layers_of
@@ -62,6 +63,7 @@ class RunState:
         callbacks: Those that the user has passed to `fit`.
         within_epochs: Whether it may be saved within an epoch, where metrics hold something.
             Defaults to `False`.
+        fingerprint_of: See `record_of`. Defaults to reading the data.
     """
 
     def __init__(
@@ -71,13 +73,14 @@ class RunState:
         arguments: Mapping[str, Any],
         callbacks: Sequence[Any],
         within_epochs: bool = False,
+        fingerprint_of: Callable[[Any], dict[str, Any]] = Dataset.fingerprint,
     ) -> None:
         self._model = model
         self._data = data
         self._config = config_of(model)
         self._made_of: dict[str, Any] = {training_item.VERSIONS: versions()}
         if current().is_chief:  # Which writes it.
-            record = record_of(model, self._config, arguments, callbacks)
+            record = record_of(model, self._config, arguments, callbacks, fingerprint_of)
             self._made_of[training_item.RECORD] = record
         self._state = TrainingState(model, metrics=within_epochs)
         self._buffers = HostBuffers()

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from distrib.checkpoint import training_item
+from distrib.data.compare_contents import compare_contents
 from distrib.state.description import is_time
 
 # More epochs continue a run, and what is shown is not what is trained. `BackupAndRestore` saves the
@@ -34,6 +35,9 @@ _MADE_ANEW = re.compile(
 _LISTS = frozenset({"layers", "callbacks", "optimizer"})
 _FACTS = frozenset({"git", "replicas"})
 _CODE = re.compile(r" \(code [0-9a-f]+\)")
+# What old versions did not record of data, or only some of them, and the name of what arrays hold.
+_DATA_OF_LATE = re.compile(r"data\..*\.(functions|contents)$")
+_CONTENTS = ".contents"
 _NOT_RECORDED = "not recorded"
 _MAX_VALUE = 60
 _SET_LEARNING_RATE = (
@@ -68,6 +72,8 @@ class Change:
     def harmless(self) -> bool:
         """Whether it changes nothing of what is trained, such as the folder of a log."""
         section, *rest = self.name.split(".")
+        if self.name.endswith(_CONTENTS):
+            return compare_contents(self.saved, self.here) == "rounding"
         if section != "callbacks" or len(rest) < 2:
             return section in _FACTS
         is_place = _PLACE.fullmatch(rest[-1]) is not None
@@ -81,6 +87,9 @@ class Change:
             return f"git revision: {saved} in the checkpoint, {here} now"
         if self.name.startswith("versions."):
             return f"{self.name.partition('.')[2]}: {saved} in the checkpoint, {here} now"
+        if self.name.endswith(_CONTENTS):
+            differ = "rounded otherwise" if self.harmless else "other examples, or in another order"
+            return f"{self.name.removesuffix(_CONTENTS)}: {differ}; the script's are used"
         if self.name.endswith(".code"):
             return f"{self.name.removesuffix('.code')}: its code has changed; the script's is used"
         listed = self.name.split(".")[0] in _LISTS
@@ -147,7 +156,8 @@ def _on_both_sides(change: Change) -> bool:
 
 def _changes(saved: Any, here: Any, name: str) -> Iterator[Change]:
     """Yield the innermost differences of two nested dicts; what is missing is the same as None."""
-    if isinstance(saved, dict) and isinstance(here, dict) and name != "git":
+    whole = name == "git" or name.endswith(_CONTENTS)
+    if isinstance(saved, dict) and isinstance(here, dict) and not whole:
         for key in dict.fromkeys([*saved, *here]):
             yield from _changes(saved.get(key), here.get(key), f"{name}.{key}" if name else key)
     elif _text(saved) != _text(here) and not _is_unknown(name, saved, here):
@@ -170,6 +180,11 @@ def _is_unknown(name: str, saved: Any, here: Any) -> bool:
     sides = saved, here
     if name == "git" or name.startswith("versions."):
         return None in sides
+    if name.startswith("data."):
+        if _DATA_OF_LATE.match(name) and None in sides:
+            return True
+        if isinstance(saved, str | list) and isinstance(here, dict):  # Of an array, or of several.
+            return True
     return any(isinstance(side, str) and side.startswith(_NOT_RECORDED) for side in sides)
 
 

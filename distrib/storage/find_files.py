@@ -1,4 +1,4 @@
-"""Finds the files that a path, a URL or a pattern names."""
+"""Finds the files that a path, a URL or a pattern names, and tells when they change."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from distrib.storage.location import Location, describe_error
 _VERSION_KEYS = ("ETag", "etag", "generation", "md5Hash", "mtime", "LastModified", "updated")
 
 
-@dataclass(frozen=True)
+class ChangedFileError(OSError):
+    """A file is not what it was when it was found; the message names it."""
+
+
+@dataclass(frozen=True, slots=True)
 class FoundFile:
     """A file that exists.
 
@@ -31,6 +35,25 @@ class FoundFile:
     location: Location
     size: int
     version: str
+
+    def __str__(self) -> str:
+        return str(self.location)
+
+    def check_unchanged(self) -> None:
+        """Look the file up again.
+
+        Raises:
+            ChangedFileError: If its size or version is another one, or if it is gone.
+            OSError: If it cannot be looked up.
+        """
+        info = self.location.info()
+        if info is None:
+            raise ChangedFileError(f"{self} was there when this run started, and is gone")
+        if (int(info["size"]), _version(info)) != (self.size, self.version):
+            raise ChangedFileError(
+                f"{self} was replaced or changed after this run started: start it again, with the "
+                "file that it began with"
+            )
 
 
 def find_files(
@@ -60,6 +83,38 @@ def find_files(
     return [found[url] for url in sorted(found)]
 
 
+def find_tree(
+    folder: str | os.PathLike[str], argument: str, storage_options: dict[str, Any] | None = None
+) -> tuple[Location, dict[str, FoundFile]]:
+    """Return a folder, and all files in it and below, by their paths relative to it.
+
+    Args:
+        folder: Local path or fsspec URL.
+        argument: Name of the user's argument, for error messages.
+        storage_options: For the URL's file system. Defaults to none.
+
+    Raises:
+        ConfigurationError: If there is no file, or the folder cannot be listed.
+    """
+    location = locate(folder, argument, storage_options)
+    shown = f"`{argument}={redact_secrets(os.fspath(folder), dict(storage_options or {}))!r}`"
+    try:
+        infos = location.filesystem.find(location.path, detail=True)
+    except Exception as error:
+        raise ConfigurationError(f"{shown}: {describe_error(error, location)}.") from error
+    prefix = f"{location.path.rstrip('/')}/"
+    found = {
+        path.removeprefix(prefix): FoundFile(
+            replace(location, path=path), int(info["size"]), _version(info)
+        )
+        for path, info in infos.items()
+        if path.startswith(prefix)
+    }
+    if not found:
+        raise ConfigurationError(f"{shown}: there is no such folder, or it is empty.")
+    return location, found
+
+
 def _files_of(
     pattern: str, argument: str, storage_options: dict[str, Any] | None
 ) -> list[FoundFile]:
@@ -83,7 +138,10 @@ def _files_of(
         if info["type"] == "file"
     ]
     if not files:
-        raise ConfigurationError(f"{shown}: there is no such file.")
+        hint = ""
+        if re.search(r"\{.*\}", pattern):
+            hint = " Braces are no wildcard here: use `*`, or a list of names."
+        raise ConfigurationError(f"{shown}: there is no such file.{hint}")
     return files
 
 

@@ -34,7 +34,7 @@ _memory_lock = threading.Lock()
 _MAX_DETAIL_LENGTH = 200
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Location:
     """A file or a folder, which may or may not exist.
 
@@ -150,13 +150,20 @@ class Location:
             else:
                 self._remote(lambda: self.filesystem.get_file(self.path, str(temporary)))
 
+    def info(self) -> dict[str, Any] | None:
+        """Return what the file system's `info` knows of it; `None` if it does not exist."""
+        # `filesystem.exists` would report any error as absence.
+        self.filesystem.invalidate_cache()
+        info: dict[str, Any] | None = self._unless_missing(lambda: self.filesystem.info(self.path))
+        return info
+
     def exists(self) -> bool:
         """Return whether there is a file or a folder."""
-        return self._info() is not None
+        return self.info() is not None
 
     def is_folder(self) -> bool:
         """Return whether it is a folder."""
-        return (self._info() or {}).get("type") == "directory"
+        return (self.info() or {}).get("type") == "directory"
 
     def size(self) -> int:
         """Return the file's size in bytes.
@@ -164,7 +171,7 @@ class Location:
         Raises:
             FileNotFoundError: If there is none.
         """
-        info = self._info()
+        info = self.info()
         if info is None:
             raise FileNotFoundError(f"{self} does not exist")
         return int(info["size"])
@@ -195,12 +202,6 @@ class Location:
     def _list(self) -> list[str]:
         self.filesystem.invalidate_cache()
         return list(self.filesystem.ls(self.path, detail=False))
-
-    def _info(self) -> dict[str, Any] | None:
-        # `filesystem.exists` would report any error as absence.
-        self.filesystem.invalidate_cache()
-        info: dict[str, Any] | None = self._unless_missing(lambda: self.filesystem.info(self.path))
-        return info
 
     def _put(self, data: bytes, mode: str = "overwrite") -> None:
         self._make_folder()

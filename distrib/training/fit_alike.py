@@ -14,7 +14,7 @@ from typing import Any
 import keras
 
 from distrib.cluster import current
-from distrib.data.contents import compare_contents
+from distrib.data.compare_contents import compare_contents
 from distrib.data.dataset import Dataset
 from distrib.data.resumable import ResumableDataset
 from distrib.errors import ConfigurationError
@@ -64,7 +64,7 @@ def check_fit_alike(call: FitCall, steps: int | None) -> None:
         _CALLBACKS: describe_callbacks(call.arguments["callbacks"]),
         **{name: plain(call.arguments.get(name)) for name in _ARGUMENTS},
         "sample_weight": call.arguments.get("sample_weight") is not None,
-        **_describe_data(x=call.data, **_validation_data(call)),
+        **_describe_data(call.fingerprint_of, x=call.data, **_validation_data(call)),
         _BATCHES: steps if steps and steps > 0 else None,
         **_describe_model(call.model),
     }
@@ -80,16 +80,16 @@ def check_fit_alike(call: FitCall, steps: int | None) -> None:
     _check_batches(call, batches)
 
 
-def check_evaluate_alike(data: Dataset) -> None:
+def check_evaluate_alike(data: Any) -> None:
     """Refuse an `evaluate` of shared data while another rank trains. All ranks call it together.
 
     Args:
-        data: What is evaluated.
+        data: What is evaluated: a cluster.dataset, or what was made from one.
 
     Raises:
         ConfigurationError: If another rank calls `fit`, or evaluates other data.
     """
-    aspects = {_CALL: "evaluate", **_describe_data(x=data)}
+    aspects = {_CALL: "evaluate", **_describe_data(Dataset.fingerprint, x=data)}
     values = gather_aspects(aspects, current().collectives)
     _check_same_call(values)
     contents = values.pop(_CONTENTS)
@@ -138,12 +138,12 @@ def _check_batches(call: FitCall, batches: list[int | None]) -> None:
         )
 
 
-def _describe_data(**given: Any) -> dict[str, Any]:
+def _describe_data(fingerprint_of: Callable[[Any], dict[str, Any]], **given: Any) -> dict[str, Any]:
     """Describe data by the name of their argument, and apart from that what arrays hold."""
     described: dict[str, Any] = {_CONTENTS: {}}
     for name, data in given.items():
         if isinstance(data, ResumableDataset):
-            fingerprint = data.fingerprint()  # Reads the arrays.
+            fingerprint = fingerprint_of(data)
             described[_CONTENTS][name] = fingerprint.pop(_CONTENTS, {})
             shared = "a cluster.dataset" if isinstance(data, Dataset) else type(data).__name__
             kind = {CLASS: shared, "repeat": data.endless}

@@ -38,6 +38,7 @@ class FitCall:
         self.model = model
         self.arguments = arguments
         self._iterator: Any = None
+        self._fingerprints: dict[int, dict[str, Any]] = {}
         self.callbacks: Any = None
 
     @property
@@ -72,6 +73,12 @@ class FitCall:
     def dataset(self) -> ResumableDataset | None:
         """The training data if it can be resumed in the middle of an epoch."""
         return self.data if isinstance(self.data, ResumableDataset) else None
+
+    def fingerprint_of(self, dataset: ResumableDataset) -> dict[str, Any]:
+        """Return the fingerprint of data of this `fit`; arrays are read once, however large."""
+        if id(dataset) not in self._fingerprints:
+            self._fingerprints[id(dataset)] = dataset.fingerprint()
+        return dict(self._fingerprints[id(dataset)])
 
     @property
     def validation_dataset(self) -> ResumableDataset | None:

@@ -19,6 +19,7 @@ from distrib.keras_compat.optimizers import updates_in_a_condition
 from distrib.save_policy.schedule import SaveSchedule
 from distrib.state.callback_state import not_resumable_base
 from distrib.state.variables import optimizers_of
+from distrib.training.derived_data import refuse_derived
 from distrib.training.fit_call import FitCall
 
 
@@ -28,6 +29,7 @@ def check_call(call: FitCall, schedule: SaveSchedule) -> None:
     Raises:
         ConfigurationError: Names the argument and what to pass instead.
     """
+    refuse_derived(call)
     dataset, steps = call.dataset, call.steps_per_epoch
     if dataset is None and schedule.within_epochs:
         raise ConfigurationError(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from distrib.cluster import current
-from distrib.data.contents import compare_contents, contents_of
+from distrib.data.compare_contents import compare_contents
+from distrib.data.contents import contents_of
 from distrib.keras_compat.trainer import Arrays, arrays_of
 from distrib.log import log
 from distrib.state.data_differences import CONTENTS, PLAIN_ARRAYS, SOURCE
@@ -23,7 +23,7 @@ def describe_data(call: FitCall) -> dict[str, Any] | None:
         pipelines and the like.
     """
     if call.dataset is not None:
-        return {"batches_per_epoch": call.batches, **call.dataset.fingerprint()}
+        return {"batches_per_epoch": call.batches, **call.fingerprint_of(call.dataset)}
     arrays = arrays_of(call.iterator)
     return None if arrays is None else _merged(current().collectives.allgather(_describe(arrays)))
 
@@ -57,10 +57,6 @@ def _effect_of_resuming(call: FitCall) -> str | None:
         return again if arrays.shuffle else None
     if isinstance(call.data, tf.data.Dataset):
         return "the `tf.data` pipeline begins again, with the order of its first pass"
-    if isinstance(call.data, keras.utils.PyDataset):
-        own_order = type(call.data).on_epoch_end is not keras.utils.PyDataset.on_epoch_end
-        again = "the PyDataset begins again, with the order of its first epochs"
-        return again if own_order or call.arguments["shuffle"] else None
     return f"the {type(call.data).__name__} begins again with its first batches"
 
 

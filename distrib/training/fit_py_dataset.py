@@ -12,7 +12,8 @@ from typing import Any
 import keras
 
 from distrib.collectives import Collectives
-from distrib.data.contents import compare_contents, contents_of
+from distrib.data.compare_contents import compare_contents
+from distrib.data.contents import contents_of
 from distrib.data.py_dataset import BatchOrder, EvaluationOrder, PyDatasetBatches, num_batches_of
 from distrib.errors import ConfigurationError
 from distrib.log import log

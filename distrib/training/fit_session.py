@@ -112,7 +112,12 @@ class FitSession:
         else:
             build_for_epochs(self._model, lambda: call.element_spec)
         self._state = RunState(
-            self._model, describe_data(call), call.arguments, callbacks, call.dataset is not None
+            self._model,
+            describe_data(call),
+            call.arguments,
+            callbacks,
+            call.dataset is not None,
+            call.fingerprint_of,
         )
         self._checkpoint = self._saves.load_newest()
         if self._checkpoint is not None:

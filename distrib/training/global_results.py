@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from distrib.cluster import current
-from distrib.data.dataset import Dataset
 from distrib.errors import LostPeerError
 from distrib.keras_compat.trainer import own_results
 from distrib.state.global_metrics import global_result
 from distrib.state.variables import replicas_of, statistics_of
+from distrib.training.derived_data import is_shared
 from distrib.training.fit_call import EvaluateCall, FitCall
 
 
@@ -28,7 +28,7 @@ def shared_results(call: FitCall | EvaluateCall, logs: Mapping[str, Any]) -> Map
         logs: Of its last step.
     """
     in_fit = isinstance(call, FitCall) or call.in_fit
-    if not in_fit and not isinstance(call.data, Dataset):
+    if not in_fit and not is_shared(call.data):
         return own_results(call.model, logs)
     with nullcontext() if in_fit else explaining_evaluate():
         _average_statistics(call.model)

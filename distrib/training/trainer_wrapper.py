@@ -15,12 +15,12 @@ import keras
 
 from distrib.backends.horovod_keras import refuse_horovods
 from distrib.cluster import current, has_current
-from distrib.data.dataset import Dataset
 from distrib.errors import ConfigurationError
 from distrib.heartbeat import heartbeat
 from distrib.keras_compat import trainer
 from distrib.keras_compat.optimizers import chain_of
 from distrib.training.callback_list import FitCallbackList, flat_callbacks
+from distrib.training.derived_data import is_shared
 from distrib.training.fit_alike import check_evaluate_alike
 from distrib.training.fit_arguments import resumable_arguments, unshuffled
 from distrib.training.fit_call import EvaluateCall, FitCall, call_of, fit_of, in_progress
@@ -94,7 +94,7 @@ def _open_callback_list(model: Any, iterator: Any) -> None:
 
 def _evaluate(call: trainer.Call) -> Any:
     in_fit = bool(call.arguments.get("_use_cached_eval_dataset"))
-    if not in_fit and _has_ranks() and isinstance(call.arguments["x"], Dataset):
+    if not in_fit and _has_ranks() and is_shared(call.arguments["x"]):
         with explaining_evaluate():
             check_evaluate_alike(call.arguments["x"])
     with in_progress(EvaluateCall(call.model, call.arguments["x"], in_fit)):
@@ -102,7 +102,7 @@ def _evaluate(call: trainer.Call) -> Any:
 
 
 def _predict(call: trainer.Call) -> Any:
-    if _has_ranks() and isinstance(call.arguments["x"], Dataset):
+    if _has_ranks() and is_shared(call.arguments["x"]):
         warnings.warn(
             f"`predict` of a cluster.dataset returns this rank's part of each batch (rank "
             f"{current().rank} of {current().size}). Pass arrays to predict all of them.",

@@ -396,6 +396,27 @@ def metrics_are_those_of_all_the_data(cluster: Cluster) -> Any:
 
 
 @check
+def what_methods_have_made_of_a_dataset_is_shared_as_well(cluster: Cluster) -> Any:
+    x, y = data(30)
+    model = model_of(cluster, keras.optimizers.SGD(0.0), metrics=metrics())
+    batches = cluster.dataset((x, y), 4)
+    ordinary = batches.filter(lambda x, y: True)  # A part on each rank, and not divided again.
+    history = model.fit(
+        batches.skip(2).take(4),
+        validation_data=ordinary.map(lambda x, y: (x, y)),
+        verbose=0,
+    ).history
+    results = model.evaluate(ordinary, return_dict=True, verbose=0)
+    whole = model.evaluate(x, y, return_dict=True, verbose=0)
+    middle = model.evaluate(x[8:24], y[8:24], return_dict=True, verbose=0)
+    for name, value in whole.items():
+        np.testing.assert_allclose(results[name], value, rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(history[f"val_{name}"][0], value, rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(history[name][0], middle[name], rtol=1e-6, err_msg=name)
+    return [np.asarray(value).tolist() for value in history.values()]
+
+
+@check
 def a_rank_may_have_no_validation_data(cluster: Cluster) -> Any:
     x, y = data(1)
     model = model_of(cluster, keras.optimizers.SGD(0.0), metrics=metrics())

@@ -57,6 +57,7 @@ COMMON = {
     "a_callback_list_and_an_evaluate_of_the_users_own",
     *("a_shuffle_between_epochs_is_the_chiefs", "pydatasets_that_differ_are_refused"),
     "a_step_on_a_pydataset_is_one_on_all_its_examples",
+    "what_methods_have_made_of_a_dataset_is_shared_as_well",
 }
 DISTINCT = [check for check in CHECKS if check not in VARIATIONS]
 OWN = [check for check in DISTINCT if check not in COMMON]

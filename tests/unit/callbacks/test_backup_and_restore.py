@@ -23,6 +23,7 @@ from distrib.callbacks import (
 )
 from distrib.checkpoint import commit
 from distrib.checkpoint.directory import CheckpointDirectory
+from distrib.data.contents import contents_of
 from distrib.data.make_dataset import make_dataset
 from distrib.errors import CheckpointMismatchError, ConfigurationError, Preempted
 from distrib.retention import KeepIf
@@ -590,6 +591,69 @@ def test_class_weight_and_mapped_batches_resume_exactly(tmp_path: Path) -> None:
     resumed = make().fit(labels(), callbacks=[BackupAndRestore(tmp_path)], **options)
     assert resumed.history == straight.history
     assert len(resumed.history["loss"]) == 3
+
+
+MADE = {
+    "take": lambda: data().take(3),
+    "skip": lambda: data().skip(2).enumerate().map(lambda step, batch: batch),
+    "zip": lambda: make_dataset(X, 4, True, 1).zip(make_dataset(Y, 4, True, 1)),
+    "concatenate": lambda: data().take(1).concatenate(data(10)),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "take",
+        "zip",
+        *(pytest.param(it, marks=pytest.mark.exhaustive) for it in ("skip", "concatenate")),
+    ],
+)
+def test_what_methods_have_made_of_a_dataset_resumes_exactly(name: str, tmp_path: Path) -> None:
+    def fit(folder: Path, *callbacks: Any) -> Any:
+        validation = make_dataset((X, Y), 4).cache().take(2)
+        callbacks = (*callbacks, BackupAndRestore(folder))
+        return make().fit(
+            MADE[name](), epochs=3, verbose=0, validation_data=validation, callbacks=[*callbacks]
+        )
+
+    straight = fit(tmp_path / "straight")
+    with pytest.raises(Preempted):
+        fit(tmp_path, StopAt(5))
+    as_in_a_new_process()
+    assert fit(tmp_path).history == straight.history
+
+
+def test_what_cannot_be_resumed_is_refused_and_writes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"by `filter`, which loses its position"):
+        make().fit(
+            data().filter(lambda x, y: True), verbose=0, callbacks=[BackupAndRestore(tmp_path)]
+        )
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_changed_augmentation_is_said_and_arrays_are_read_once(
+    tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Any] = []
+
+    def counted(columns: Any) -> Any:
+        read.append(columns)
+        return contents_of(columns)
+
+    monkeypatch.setattr("distrib.data.dataset.contents_of", counted)
+
+    def fit(epochs: int, factor: float, **arguments: Any) -> None:
+        made = data().map(lambda x, y: (x * factor, y))
+        validation, backup = make_dataset((X, Y), 4), BackupAndRestore(tmp_path, **arguments)
+        make().fit(made, epochs=epochs, verbose=0, validation_data=validation, callbacks=[backup])
+
+    fit(1, 1.0)
+    assert len(read) == 2
+    with pytest.raises(CheckpointMismatchError, match=r"data.x.functions.Dataset.map: checkpoint"):
+        fit(2, 2.0, on_change="error")
+    fit(2, 1.0, on_change="error")
+    assert "the script has" not in capfd.readouterr().err
 
 
 def test_two_of_them_are_refused(tmp_path: Path) -> None:

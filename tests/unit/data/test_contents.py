@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 
 from distrib.data import contents
-from distrib.data.contents import compare_contents, contents_of
+from distrib.data.compare_contents import compare_contents
+from distrib.data.contents import contents_of
 
 X = np.random.default_rng(0).normal(size=(1000, 5)).astype("float32")
 OTHER_ROW = X.copy()

@@ -36,7 +36,7 @@ def test_a_batch_size_that_leaves_replicas_empty_is_refused_for_training():
         ({"rank": 1}, "rank=1.*0 to 0"),
         ({"rank": -1, "size": 2}, "rank=-1"),
         ({"source": None}, "NoneType"),
-        ({"source": "train.npy"}, "a string names TFRecord files"),
+        ({"source": "train.npy"}, "a string names files with .tfrecord.gz, "),
         ({"source": iter([1, 2])}, "list_iterator"),
         ({"source": make_dataset((X, Y), 4)}, "batches already"),
     ],

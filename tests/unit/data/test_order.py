@@ -35,6 +35,41 @@ def test_batches_of_data_sorted_by_class_are_as_mixed_as_random_ones():
         assert np.percentile(values, 99) < 26
 
 
+@pytest.mark.parametrize("n", [2**16, 2**16 + 1, 2**16 + 2, 2**17 + 1, 2**18 + 1])
+def test_every_example_is_in_an_epoch_beside_powers_of_two(n):
+    index = Order(n, n, True, 7, False, 1).indices(
+        tf.constant(1, tf.int64), tf.constant(0, tf.int64)
+    )
+    assert len(np.unique(index)) == n
+
+
+def test_index_shuffle_of_tensorflow_still_repeats_an_example():
+    # The reason for the exception in `Order`. When this fails, TensorFlow has fixed it.
+    shuffled = tf.raw_ops.RandomIndexShuffle(
+        index=[0, 2**16], seed=[1, 2, 3], max_index=2**16, rounds=12
+    )
+    assert shuffled[0] == shuffled[1]
+
+
+@pytest.mark.parametrize("n", [10**9, 2**31, 2**32 + 1, 2**33, 2**48])
+def test_large_epochs_are_shuffled_over_their_whole_length(n):
+    order = Order(n, 100_000, True, 7, False, 1)
+    last = order.full_batches - 1
+    index = [
+        order.indices(tf.constant(1, tf.int64), tf.constant(step, tf.int64)).numpy()
+        for step in (0, 1, last)
+    ]
+    index = np.concatenate(index)
+    assert len(np.unique(index)) == 300_000
+    assert index.min() >= 0
+    assert index.max() < n
+    # Chi-squared of 63 degrees of freedom, for the high and the low bits; and neighbours.
+    for bins in ((index / n * 64).astype(int), index % 64):
+        counts = np.bincount(bins, minlength=64)
+        assert 30 < ((counts - len(index) / 64) ** 2 / (len(index) / 64)).sum() < 110
+    assert abs(np.corrcoef(index[:-1], index[1:])[0, 1]) < 0.01
+
+
 def test_five_examples_on_four_replicas_are_padded_too():
     # 2 + 2 + 1 + 0: more examples than replicas, but one replica has none.
     assert [n for n in range(1, 13) if leaves_a_replica_empty(n, 4)] == [1, 2, 3, 5, 6, 9]

@@ -112,7 +112,7 @@ def test_a_block_holds_only_the_rows_of_its_rank():
     x[:, 0] = np.arange(64)
     for size, batches in ((1, 1), (4, 4)):
         dataset = make_dataset(x, 8, True, 1, rank=size - 1, size=size)
-        assert dataset._source._batches_per_block(dataset._order) == batches
+        assert dataset._batches._source._batches_per_block(dataset._batches._order) == batches
 
 
 @pytest.mark.parametrize("structure", [lambda i: i, lambda i: {"a": (i, i)}, lambda i: ((i,), i)])

@@ -120,7 +120,7 @@ def test_a_learning_rate_set_by_hand() -> None:
 def test_arguments_of_fit_and_data() -> None:
     first = item(functional(), x=X, y=X, batch_size=4, class_weight={0: 1.0})
     second = item(functional(), x=X[:4], y=X, batch_size=2, class_weight={0: np.float32(2)})
-    names = ["fit.batch_size", "fit.class_weight.0", "data.x"]
+    names = ["fit.batch_size", "fit.class_weight.0", "data.x.array"]
     assert changed(first, second) == names
     assert changed(first, first) == []
 
@@ -132,6 +132,87 @@ def test_any_data(data: Any) -> None:
     first, second = item(functional(), x=data), item(functional(), x=data)
     assert changed(first, second) == []
     assert "not recorded" not in str(first["record"]["data"])
+
+
+def shift(x: Any, by: float = 1.0) -> Any:
+    return x + by
+
+
+def shift_more(x: Any) -> Any:
+    return shift(x, 2.0)
+
+
+@tf.function
+def compiled_shift(x: Any) -> Any:
+    return x + 1.0
+
+
+class Rows(list[Any]):
+    pass
+
+
+class OtherRows(list[Any]):
+    def __getitem__(self, index: Any) -> Any:
+        return super().__getitem__(index) + 1
+
+
+def test_functions_that_make_the_batches() -> None:
+    def change(one: Any, other: Any) -> list[str]:
+        return changed(*(item(functional(), x=each) for each in (one, other)))
+
+    plain = make_dataset(X, 2)
+    assert change(plain.map(shift), plain.map(shift)) == []
+    assert change(plain.map(shift), plain.map(shift_more)) == ["data.x.functions.Dataset.map"]
+    assert change(plain, plain.map(shift)) == ["data.x.functions.Dataset.map"]
+    name = "data.x.functions.map"
+    assert change(make_dataset(X, 2, map=shift), make_dataset(X, 2, map=lambda x: x)) == [name]
+    assert change(make_dataset(X, 2, map=shift), make_dataset(X, 2, map=compiled_shift)) == [name]
+    rows, others = (make_dataset(kind(X), 2, map=shift) for kind in (Rows, OtherRows))
+    assert change(rows, others) == [
+        "data.x.functions.source.class",
+        "data.x.functions.source.code",
+    ]
+    record = item(functional(), x=plain.map(shift))
+    del record["record"]["data"]["x"]["functions"]  # As old versions left it.
+    assert changed(record, item(functional(), x=plain.map(shift_more))) == []
+
+
+def test_validation_data_by_what_they_hold_but_for_rounding() -> None:
+    numbers = np.linspace(1, 2, 24, dtype=np.float32).reshape(8, 3)
+    for kind in (lambda x: (x, x), lambda x: make_dataset(x, 2)):
+        first, rounded, other = (
+            item(functional(), x=X, validation_data=kind(each))
+            for each in (numbers, np.nextafter(numbers, np.float32(9)), numbers[::-1].copy())
+        )
+        changes = changes_between(first, rounded)
+        assert changes
+        assert all(change.harmless and "rounded otherwise" in str(change) for change in changes)
+        changes = changes_between(first, other)
+        assert changes
+        assert not any(change.harmless for change in changes)
+        assert "other examples, or in another order; the script's are used" in str(changes[0])
+
+
+def test_training_data_are_not_read() -> None:
+    """The checkpoint itself says what they hold, and compares it but for rounding."""
+    record = item(functional(), x=make_dataset(X, 2), y=X, sample_weight=X[:, 0])["record"]["data"]
+    assert "contents" not in str(record)
+    assert record["y"] == {"array": "float32 (8, 3)"}
+
+
+def test_data_as_old_versions_recorded_them() -> None:
+    old = item(functional(), x=X, validation_data=(X, X))
+    old["record"]["data"] |= {
+        "x": "float32 (8, 3) 1234abcd",
+        "validation_data": ["float32 (8, 3) 1234abcd", "float32 (8, 3) 1234abcd"],
+    }
+    assert changed(old, item(functional(), x=X, validation_data=(X, X))) == []
+    validation = make_dataset(X, 2)
+    old = item(functional(), x=make_dataset(X, 2), validation_data=validation)
+    old["record"]["data"] |= {"x": validation.fingerprint(), "validation_data": {}}
+    assert changed(old, item(functional(), x=make_dataset(X, 2), validation_data=None)) == [
+        "data.validation_data"
+    ]
 
 
 def test_a_dataset_by_its_fingerprint() -> None:

@@ -82,3 +82,14 @@ def _two_epochs() -> Iterator[None]:
     keras.config.set_max_epochs(2)
     yield
     keras.config.set_max_epochs(None)
+
+
+def test_data_are_described_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    monkeypatch.setattr("distrib.data.dataset.contents_of", lambda held: read.append(held) or {})
+    first, second = (make_dataset(np.arange(4), 2) for _ in range(2))
+    call = FitCall(ONE, {"x": first, "validation_data": second})
+    for _ in range(2):
+        assert call.fingerprint_of(first) == first.description() | {"contents": {}}
+        call.fingerprint_of(second).clear()
+    assert len(read) == 2

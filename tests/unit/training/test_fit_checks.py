@@ -5,6 +5,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from distrib import callbacks
 from distrib.data.make_dataset import make_dataset
@@ -52,6 +53,25 @@ def test_an_endless_dataset_needs_an_end_of_the_epoch() -> None:
 def test_an_epoch_of_another_length_needs_an_endless_dataset() -> None:
     with pytest.raises(ConfigurationError, match=r"`steps_per_epoch=2` differs .* 3 batches"):
         check_call(call(DATASET, 2), STEPS)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (DATASET.filter(lambda x: True), r"`filter`.*Do it to the examples, before `cluster"),
+        (DATASET.unbatch().batch(2), r"`unbatch`.*Pass the `batch_size`"),
+        (DATASET.shuffle(3).prefetch(1), r"`shuffle`.*Pass `shuffle=True`"),
+        (DATASET.repeat().take(3), r"`take`.*Call it before `repeat\(\)`"),
+        (tf.data.Dataset.zip((DATASET, DATASET)), r"`zip`.*Write `a.zip\(b\)`"),
+        (DATASET.concatenate(tf.data.Dataset.range(3).batch(2)), r"Write `a.concatenate\(b\)`"),
+    ],
+)
+def test_data_that_lost_their_position_are_refused(data: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"`x` was made .*{message}"):
+        check_call(call(data), EPOCHS)
+    validated = FitCall(keras.Model(), {"x": DATASET, "validation_data": (data, None)})
+    with pytest.raises(ConfigurationError, match="`validation_data` was made from"):
+        check_call(validated, EPOCHS)
 
 
 class Board(keras.callbacks.TensorBoard):

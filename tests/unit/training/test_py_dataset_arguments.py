@@ -1,7 +1,8 @@
 """A `PyDataset` in one process; ranks and real kills are in `tests/integration`."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -14,11 +15,12 @@ from distrib.errors import CheckpointMismatchError, ConfigurationError
 class Batches(keras.utils.PyDataset):
     """Shuffles its examples itself, and notes what it is asked for."""
 
-    def __init__(self, count: int | None = 5, notes: list[Any] | None = None, **how: Any) -> None:
+    notes: ClassVar[list[Any]] = []  # An attribute that a hook changes would be restored.
+
+    def __init__(self, count: int | None = 5, **how: Any) -> None:
         super().__init__(**how)
         self.count = count
         self.indices = np.arange(4 * (count or 40))
-        self.notes: list[Any] = [] if notes is None else notes
 
     @property
     def num_batches(self) -> int | None:
@@ -35,6 +37,10 @@ class Batches(keras.utils.PyDataset):
     def on_epoch_end(self) -> None:
         self.notes.append("end")
         np.random.shuffle(self.indices)
+
+
+class Validation(Batches):
+    notes: ClassVar[list[Any]] = []
 
 
 class KilledError(Exception):
@@ -89,27 +95,28 @@ def assert_same(one: keras.Model, other: keras.Model) -> None:
 
 @pytest.mark.parametrize("kill", [2, 8])
 def test_a_killed_run_goes_on_with_the_very_next_batch(kill: int, tmp_path: Path) -> None:
-    calm = fit(tmp_path / "calm", Batches(workers=2), validation_data=Batches(2))
+    calm = fit(tmp_path / "calm", Batches(workers=2), validation_data=Validation(2))
     with pytest.raises(KilledError):
-        fit(tmp_path / "run", Batches(workers=2), kill, validation_data=Batches(2))
+        fit(tmp_path / "run", Batches(workers=2), kill, validation_data=Validation(2))
     # Without a seed: what was shuffled comes from the checkpoint.
-    batches = Batches()
-    resumed = fit(tmp_path / "run", batches, seed=None, validation_data=Batches(2))
+    Batches.notes.clear()
+    resumed = fit(tmp_path / "run", Batches(), seed=None, validation_data=Validation(2))
     assert_same(resumed, calm)
-    built = [note for note in batches.notes[batches.notes.index("begin") :] if type(note) is int]
+    built = [note for note in Batches.notes[Batches.notes.index("begin") :] if type(note) is int]
     assert len(built) == resumed.steps_here < calm.steps_here == 15
 
 
 def test_hooks_and_batches_come_as_keras_calls_them(tmp_path: Path) -> None:
-    notes: dict[str, list[Any]] = {"keras": [], "distrib": []}
+    def noted(train: Callable[[Any], Any]) -> list[Any]:
+        Batches.notes.clear()
+        train(Batches(2))
+        return Batches.notes[Batches.notes.index("end") :]  # Before are batches for the shapes.
+
     how = {"epochs": 2, "shuffle": False, "verbose": 0}
-    make().fit(Batches(2, notes["keras"]), **how)
-    fit(tmp_path, Batches(2, notes["distrib"]), **how)
-    for noted in notes.values():
-        del noted[: noted.index("end")]  # Batches for the shapes.
+    by_keras = noted(lambda batches: make().fit(batches, **how))
+    by_distrib = noted(lambda batches: fit(tmp_path, batches, **how))
     # One batch is built twice to see whether it is the same.
-    assert notes["distrib"][:3] == ["end", 0, 0]
-    assert ["end", *notes["distrib"][3:]] == notes["keras"]
+    assert by_distrib == ["end", 0, 0, *by_keras[1:]]
 
 
 @pytest.mark.parametrize(

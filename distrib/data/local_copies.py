@@ -1,0 +1,63 @@
+"""Copies of a store's files on the local disk, for libraries that read local files only."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from distrib.errors import ConfigurationError
+from distrib.log import log
+from distrib.storage.file_lock import acquire_lock
+from distrib.storage.find_files import FoundFile, find_files
+from distrib.storage.location import describe_error
+from distrib.units import format_size
+
+_PARALLEL_FILES = 8
+
+
+def local_copies(files: Sequence[FoundFile], folder: Path) -> list[FoundFile]:
+    """Return local copies of files, made now unless they are there already.
+
+    A copy is named by the file's URL, size and version, so that a changed file is copied anew.
+    Processes of one machine wait for the one that copies.
+
+    Args:
+        files: In a store.
+        folder: Where the copies are kept; created if there is none.
+
+    Raises:
+        ConfigurationError: If a file cannot be copied.
+    """
+    copies = [folder / _name(file) for file in files]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / ".distrib-lock", "wb") as lock:
+            acquire_lock(lock.fileno(), wait=True)
+            missing = [pair for pair in zip(files, copies, strict=True) if not pair[1].exists()]
+            if missing:
+                size = format_size(sum(file.size for file, _ in missing))
+                log.info(f"copying {len(missing)} files ({size}) to {folder}.")
+            with ThreadPoolExecutor(_PARALLEL_FILES, "distrib-copy") as pool:
+                list(pool.map(lambda pair: _copy(*pair), missing))
+    except OSError as error:
+        raise ConfigurationError(f"`cache_dir={str(folder)!r}`: {error}.") from error
+    found = {Path(file.location.path): file for file in find_files(copies, "cache_dir")}
+    return [found[copy] for copy in copies]
+
+
+def _name(file: FoundFile) -> str:
+    key = hashlib.sha256(f"{file} {file.size} {file.version}".encode()).hexdigest()[:16]
+    return f"{key}-{file.location.name}"
+
+
+def _copy(file: FoundFile, copy: Path) -> None:
+    try:
+        file.location.download(copy)
+        file.check_unchanged()
+    except OSError as error:
+        copy.unlink(missing_ok=True)
+        raise ConfigurationError(
+            f"{file} cannot be copied to {copy}: {describe_error(error, file.location)}."
+        ) from error
