@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
-from harness import JOB, kill_and_finish, launch, result, undisturbed
+from harness import JOB, kill_and_finish, launch, result, start, undisturbed
 
 from distrib.errors import EXIT_LOST_PEER
 
@@ -46,3 +47,18 @@ def test_ranks_resume_exactly(size: int, tmp_path: Path) -> None:
     assert len(set(calm["weights"])) == 1
     assert len(set(map(str, calm["logs"]))) == 1
     assert result(run) == calm
+
+
+@pytest.mark.exhaustive
+def test_another_number_of_ranks_goes_on_after_the_same_batches(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    how = (*SHORT, "--epochs", "1", "--save-freq", "1", "--pace", "0.3")
+    done = launch(2, JOB, "--run", str(run), *how, "--kill", "after_step:5")
+    assert done.returncode == EXIT_LOST_PEER, done.stderr[-4000:]
+    done = start(run, *how)
+    assert done.returncode == 0, done.stderr[-4000:]
+    resumed = re.search(r"checkpoints/(\d+): epoch 1/1, batch (\d+)/11", done.stderr)
+    assert resumed, done.stderr[-4000:]
+    step, batch = (int(number) for number in resumed.groups())
+    assert batch == 2 * step > 0  # In each step each rank took one.
+    assert len(result(run)["losses"]) == step + 11 - batch
