@@ -24,17 +24,24 @@ MOMENTS = [
     "epoch_end:1",
     "after_step:28",
 ]
+FEW = ["in_step:7", "signal_in_validation:0", "after_step:17"]
 
 
 @pytest.mark.parametrize(
-    "backend", ["local", pytest.param("mirrored", marks=pytest.mark.exhaustive)]
+    ("backend", "kills"),
+    [
+        ("mirrored", FEW),
+        pytest.param("mirrored", MOMENTS, marks=pytest.mark.exhaustive),
+        pytest.param("local", MOMENTS, marks=pytest.mark.exhaustive),
+    ],
 )
-def test_one_process_resumes_exactly(backend: str, tmp_path: Path) -> None:
+def test_one_process_resumes_exactly(backend: str, kills: list[str], tmp_path: Path) -> None:
     how = (*SHORT, "--backend", backend)
-    assert kill_and_finish(tmp_path / "run", MOMENTS, *how) == undisturbed(*how)
+    assert kill_and_finish(tmp_path / "run", kills, *how) == undisturbed(*how)
 
 
-@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("size", [2, 3])
 def test_ranks_resume_exactly(size: int, tmp_path: Path) -> None:
     run = tmp_path / "run"
     for rank, kill in [(1, "after_step:4"), (0, "epoch_begin:1"), (1, "after_step:10")]:
