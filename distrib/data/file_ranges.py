@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from distrib.storage.errors import classify
 from distrib.storage.find_files import FoundFile
 
 Range = tuple[int, int, int]  # Number of the file, first byte, byte behind the last one.
@@ -75,8 +76,9 @@ class FileRanges:
         number, start, end = request
         try:
             content = self.files[number].location.read_range(start, end)
-        except FileNotFoundError:
-            self.check_unchanged(number)
+        except OSError as error:
+            if not classify(error).transient:  # Some stores refuse a range behind a file's end.
+                self.check_unchanged(number)
             raise
         if len(content) < end - start:
             self.check_unchanged(number)

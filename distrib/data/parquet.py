@@ -23,8 +23,7 @@ from distrib.data.record_source import Paths
 from distrib.data.shared_cache import SharedCache
 from distrib.errors import ConfigurationError
 from distrib.log import log
-from distrib.storage.find_files import find_files
-from distrib.storage.location import describe_error
+from distrib.storage.find_files import find_files, unreadable
 from distrib.units import format_size
 
 _PARALLEL_FILES = 16
@@ -135,8 +134,7 @@ class ParquetSource(FileSource):
                 problem = f"is truncated, damaged or no Parquet file ({error})"
                 raise ConfigurationError(f"{found} {problem}.") from error
             if isinstance(error, OSError):
-                problem = describe_error(error, found.location)
-                raise ConfigurationError(f"{found}: {problem}.") from error
+                raise unreadable(str(found), error, found.location) from error
             raise
 
     def _open(self, file: int, footer: Any) -> Any:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from distrib.errors import ConfigurationError
 from distrib.log import log
 from distrib.storage.file_lock import acquire_lock
-from distrib.storage.find_files import FoundFile
+from distrib.storage.find_files import FoundFile, unreadable
 from distrib.storage.locate import locate
 from distrib.storage.location import Location, describe_error
 
@@ -146,7 +146,7 @@ def _scan(file: FoundFile, format: RecordFormat) -> Scanned:
     except RecordError as error:
         raise ConfigurationError(f"{location} cannot be used: {error}.") from error
     except OSError as error:
-        raise ConfigurationError(f"{location}: {describe_error(error, location)}.") from error
+        raise unreadable(str(location), error, location) from error
     return scanned
 
 

@@ -5,16 +5,25 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from distrib.errors import ConfigurationError
-from distrib.storage.errors import redact_secrets
-from distrib.storage.locate import locate
+from fsspec.core import split_protocol
+
+from distrib.errors import ConfigurationError, DistribError, StoreUnavailableError
+from distrib.storage.credentials import WRITTEN_BEFORE, may_be_renewed
+from distrib.storage.errors import classify, redact_secrets, retry
+from distrib.storage.locate import locate, relocate
 from distrib.storage.location import Location, describe_error
 
+_PARALLEL_LOOKUPS = 16
 # Keys under which fsspec's file systems report that a file has changed.
-_VERSION_KEYS = ("ETag", "etag", "generation", "md5Hash", "mtime", "LastModified", "updated")
+_VERSION_KEYS = (
+    *("ETag", "etag", "generation", "md5Hash", "mtime", "LastModified", "updated"),
+    *("last_modified", "modificationTime", "modify", "blob_id", "sha", "created"),
+)
 
 
 class ChangedFileError(OSError):
@@ -49,11 +58,20 @@ class FoundFile:
         info = self.location.info()
         if info is None:
             raise ChangedFileError(f"{self} was there when this run started, and is gone")
-        if (int(info["size"]), _version(info)) != (self.size, self.version):
+        # Some file systems write a version in one way for a file, and in another for a folder.
+        if not self._is(info) and not any(map(self._is, self._listed())):
             raise ChangedFileError(
                 f"{self} was replaced or changed after this run started: start it again, with the "
                 "file that it began with"
             )
+
+    def _is(self, info: dict[str, Any]) -> bool:
+        return (int(info["size"]), _version(info)) == (self.size, self.version)
+
+    def _listed(self) -> list[dict[str, Any]]:
+        filesystem, path = self.location.filesystem, self.location.path.strip("/")
+        infos = retry(lambda: filesystem.ls(self.location.parent.path, detail=True))
+        return [info for info in infos if info["name"].strip("/") == path]
 
 
 def find_files(
@@ -72,14 +90,16 @@ def find_files(
 
     Raises:
         ConfigurationError: If a path or pattern is invalid, names no file, or cannot be listed.
+        StoreUnavailableError: If it cannot be listed now, but perhaps later.
     """
     given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     if not given:
         raise ConfigurationError(f"`{argument}` is empty; give the files to read.")
-    found: dict[str, FoundFile] = {}
-    for path in given:
-        for file in _files_of(os.fspath(path), argument, storage_options):
-            found.setdefault(file.location.url, file)
+    patterns = [os.fspath(path) for path in given]
+    folders = _locate_all([_split_pattern(each)[0] for each in patterns], argument, storage_options)
+    with ThreadPoolExecutor(min(_PARALLEL_LOOKUPS, len(patterns)), "distrib-find") as pool:
+        results = pool.map(partial(_files_of, argument), patterns, folders)
+        found = {file.location.url: file for files in results for file in files}
     return [found[url] for url in sorted(found)]
 
 
@@ -95,18 +115,17 @@ def find_tree(
 
     Raises:
         ConfigurationError: If there is no file, or the folder cannot be listed.
+        StoreUnavailableError: If it cannot be listed now, but perhaps later.
     """
     location = locate(folder, argument, storage_options)
     shown = f"`{argument}={redact_secrets(os.fspath(folder), dict(storage_options or {}))!r}`"
     try:
-        infos = location.filesystem.find(location.path, detail=True)
+        infos = retry(lambda: location.filesystem.find(location.path, detail=True))
     except Exception as error:
-        raise ConfigurationError(f"{shown}: {describe_error(error, location)}.") from error
+        raise unreadable(shown, error, location) from error
     prefix = f"{location.path.rstrip('/')}/"
     found = {
-        path.removeprefix(prefix): FoundFile(
-            replace(location, path=path), int(info["size"]), _version(info)
-        )
+        path.removeprefix(prefix): _found(replace(location, path=path), info)
         for path, info in infos.items()
         if path.startswith(prefix)
     }
@@ -115,25 +134,58 @@ def find_tree(
     return location, found
 
 
-def _files_of(
-    pattern: str, argument: str, storage_options: dict[str, Any] | None
-) -> list[FoundFile]:
-    fixed, rest = _split_pattern(pattern)
-    location = locate(fixed, argument, storage_options)
-    shown = f"`{argument}={redact_secrets(pattern, dict(storage_options or {}))!r}`"
+def unreadable(subject: str, error: Exception, location: Location) -> DistribError:
+    """Return the error to raise for data that cannot be read: one that a restart may mend, or not.
+
+    Args:
+        subject: What cannot be read, as the message begins.
+        error: Raised by the file system, after retries.
+        location: Of the data.
+    """
+    if isinstance(error, ChangedFileError):
+        return ConfigurationError(f"{error}.")
+    kind = classify(error)
+    message = f"{subject}: {describe_error(error, location)}; {kind.remedy}."
+    if may_be_renewed(error, location.url):
+        return StoreUnavailableError(f"{message} {WRITTEN_BEFORE}")
+    return StoreUnavailableError(message) if kind.transient else ConfigurationError(message)
+
+
+def _locate_all(
+    urls: Sequence[str], argument: str, storage_options: dict[str, Any] | None
+) -> list[Location]:
+    """Locate many URLs, with one file system for all of the same server."""
+    kinds: dict[str | None, Any] = {}
+    servers: dict[tuple[str | None, str], Location] = {}
+    located = []
+    for url in urls:
+        protocol, _ = split_protocol(url)
+        if protocol not in kinds:
+            kinds[protocol] = type(locate(url, argument, storage_options).filesystem)
+        server = (protocol, str(kinds[protocol]._get_kwargs_from_urls(url)))
+        if server not in servers:
+            servers[server] = locate(url, argument, storage_options)
+        located.append(relocate(servers[server], url, argument))
+    return located
+
+
+def _files_of(argument: str, pattern: str, location: Location) -> list[FoundFile]:
+    _, rest = _split_pattern(pattern)
     filesystem = location.filesystem
+    shown = f"`{argument}={redact_secrets(pattern, filesystem.storage_options)!r}`"
     try:
         if rest:
-            infos = filesystem.glob(f"{location.path.rstrip('/')}/{rest}", detail=True)
+            below = f"{location.path.rstrip('/')}/{rest}"
+            infos = retry(lambda: filesystem.glob(below, detail=True))
             infos = {path: infos[path] for path in infos if not _name(path).startswith(".")}
         else:
-            infos = {location.path: filesystem.info(location.path)}
+            infos = {location.path: retry(lambda: filesystem.info(location.path))}
     except FileNotFoundError:
         infos = {}
     except Exception as error:
-        raise ConfigurationError(f"{shown}: {describe_error(error, location)}.") from error
+        raise unreadable(shown, error, location) from error
     files = [
-        FoundFile(replace(location, path=path), int(info["size"]), _version(info))
+        _found(replace(location, path=path), info)
         for path, info in infos.items()
         if info["type"] == "file"
     ]
@@ -143,6 +195,12 @@ def _files_of(
             hint = " Braces are no wildcard here: use `*`, or a list of names."
         raise ConfigurationError(f"{shown}: there is no such file.{hint}")
     return files
+
+
+def _found(location: Location, info: dict[str, Any]) -> FoundFile:
+    if info.get("size") is None:  # From some HTTP servers.
+        raise ConfigurationError(f"{location}: the server does not tell its size; copy it.")
+    return FoundFile(location, int(info["size"]), _version(info))
 
 
 def _split_pattern(pattern: str) -> tuple[str, str]:

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from distrib.data import TFRecordSource
-from distrib.data.contents import compare_contents
+from distrib.data.compare_contents import compare_contents
 from distrib.data.make_dataset import make_dataset
 
 

@@ -1,6 +1,7 @@
 import logging
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -92,6 +93,14 @@ def test_the_index_is_kept_beside_the_data(folder, caplog):
     caplog.clear()
     assert numbers(TFRecordSource(folder / "train-*.tfrecord")) == list(range(9))
     assert not caplog.records
+
+
+def test_several_that_need_the_same_index_make_it_once(folder, caplog):
+    caplog.set_level(logging.INFO, "distrib")
+    with ThreadPoolExecutor(4) as pool:  # A lock of a thread excludes others as a process's does.
+        sources = list(pool.map(TFRecordSource, [folder / "train-*.tfrecord"] * 4))
+    assert [len(source) for source in sources] == [9] * 4
+    assert caplog.text.count("indexing 3 TFRecord files") == 1
 
 
 def test_a_changed_file_makes_a_new_index_in_place_of_the_old_one(folder):
