@@ -26,6 +26,7 @@ def make_dataset(
     drop_remainder: bool = False,
     num_parallel_reads: int | None = None,
     shuffle_buffer: int | None = None,
+    pad_last_batch: bool | None = None,
     num_replicas: int | None = None,
     rank: int = 0,
     size: int = 1,
@@ -64,6 +65,8 @@ def make_dataset(
             CPUs, at most 8.
         shuffle_buffer: Number of examples to shuffle among. Only for a `tf.data.Dataset`. Defaults
             to `None`: all examples, at most 10,000.
+        pad_last_batch: Whether the last batch is padded if it would leave a replica empty, as for
+            training; see Notes. Defaults to `None`, for `shuffle`.
         num_replicas: Copies of the model that share a global batch, over all processes. Defaults
             to `None`: one a process.
         rank: This process's number in the job, 0 to `size - 1`. Defaults to `0`.
@@ -105,7 +108,8 @@ def make_dataset(
         num_parallel_reads = checked_integer("num_parallel_reads", num_parallel_reads, 1)
     if shuffle_buffer is not None:
         shuffle_buffer = checked_integer("shuffle_buffer", shuffle_buffer, 1)
-    if shuffle and leaves_a_replica_empty(batch_size, num_replicas, size):
+    pads = bool(shuffle) if pad_last_batch is None else pad_last_batch
+    if pads and leaves_a_replica_empty(batch_size, num_replicas, size):
         raise ConfigurationError(
             f"`batch_size={batch_size}` does not give each of {num_replicas} replicas in {size} "
             f"{'process' if size == 1 else 'processes'} examples; choose a multiple of "
@@ -133,6 +137,7 @@ def make_dataset(
         drop_remainder=bool(drop_remainder),
         num_replicas=num_replicas,
         shard=Shard(rank, size),
+        pad_last_batch=pads,
         blocks=examples.blocks() if shuffle == "blocks" else None,
     )
     if order.num_batches == 0:

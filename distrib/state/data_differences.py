@@ -16,6 +16,8 @@ Description = Mapping[str, Any]
 SOURCE, CONTENTS = "source", "contents"
 PLAIN_ARRAYS = "plain arrays"
 _KINDS = {PLAIN_ARRAYS: PLAIN_ARRAYS, PY_DATASET: "a PyDataset"}
+# Whether `fit` was given the data in another form, and distrib made them resumable.
+CONVERTED = "converted"
 
 
 def check_data(saved: Description | None, here: Description | None) -> None:
@@ -28,6 +30,10 @@ def check_data(saved: Description | None, here: Description | None) -> None:
     Raises:
         CheckpointMismatchError: Names what differs.
     """
+    was_not_resumable = False
+    if here is not None and _was_not_resumable(saved, here):
+        was_not_resumable = True
+        saved, here = _without_order(saved, here)
     changed = "\n".join(f"  {line}" for line in _differences(saved, here))
     if changed:
         raise CheckpointMismatchError(
@@ -35,18 +41,30 @@ def check_data(saved: Description | None, here: Description | None) -> None:
             "Nothing was changed. Pass the same data, or give this run its own `directory` (and "
             "`initialize_from=...`, to begin with these weights)."
         )
+    if was_not_resumable:
+        log.info(
+            "the checkpoint was written by a version that left this data to Keras. From here on "
+            "its order is distrib's, and is resumed at the very step."
+        )
+
+
+def _was_not_resumable(saved: Description | None, here: Description) -> bool:
+    """Tell whether an old version has saved a run on data that only this one can resume.
+
+    It has saved at the end of an epoch, after which any order may follow.
+    """
+    return bool(here.get(CONVERTED)) and (saved is None or saved[SOURCE] == PLAIN_ARRAYS)
 
 
 def _differences(saved: Description | None, here: Description | None) -> Iterator[str]:
     one, other = _kind_of(saved), _kind_of(here)
-    # Old versions saved nothing of these.
-    if one != other and not (saved is None and other in _KINDS.values()):
+    # Old versions saved nothing of arrays.
+    if one != other and not (saved is None and other == PLAIN_ARRAYS):
         yield f"checkpoint has {one}, this run has {other}"
     if saved is None or here is None or one != other:
         return
-    changed = [
-        key for key in sorted({*saved, *here} - {CONTENTS}) if saved.get(key) != here.get(key)
-    ]
+    keys = sorted({*saved, *here} - {CONTENTS, CONVERTED})
+    changed = [key for key in keys if saved.get(key) != here.get(key)]
     for key in changed:
         yield f"{key}: checkpoint has {saved.get(key)}, this run has {here.get(key)}"
     old, new = saved.get(CONTENTS, {}), here.get(CONTENTS, {})
@@ -60,6 +78,22 @@ def _differences(saved: Description | None, here: Description | None) -> Iterato
                 "the training data differs from the checkpoint's by rounding, so the run may not "
                 "end the same as without the restart; save the preprocessed data, and load it."
             )
+
+
+def _without_order(
+    saved: Description | None, here: Description
+) -> tuple[Description | None, Description | None]:
+    """Return what an old version has saved of the data, and the same of the data at hand."""
+    if saved is None:
+        return None, None
+    kept = {"num_examples", "batch_size"}
+    if saved["structure"] == here["structure"]:  # Else Keras has converted the dtype since.
+        kept.add(CONTENTS)
+    one, other = (
+        {SOURCE: PLAIN_ARRAYS, **{key: each[key] for key in kept if key in each}}
+        for each in (saved, here)
+    )
+    return one, other
 
 
 def _kind_of(data: Description | None) -> str:

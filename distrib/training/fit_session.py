@@ -114,7 +114,7 @@ class FitSession:
         self._state = RunState(
             self._model,
             describe_data(call),
-            call.arguments,
+            call.as_given,
             callbacks,
             call.dataset is not None,
             call.fingerprint_of,

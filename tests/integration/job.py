@@ -25,6 +25,7 @@ from typing import Any
 import keras
 import models
 import numpy as np
+import tensorflow as tf
 
 import distrib
 from distrib.callbacks import (
@@ -223,6 +224,7 @@ def main() -> None:
     parser.add_argument("--patience", type=int, default=2, help="of EarlyStopping (epochs)")
     parser.add_argument("--samples", type=int, default=173)
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--arrays", action="store_true", help="pass arrays to `fit` as they are")
     parser.add_argument(
         "--pace",
         type=float,
@@ -265,12 +267,16 @@ def main() -> None:
 
     if args.data == "py_dataset":
         train, val = py_datasets(cluster.rank, (x, y, args.batch_size), (val_x, val_y, 8))
+        data = {"x": train, "validation_data": val}
+    elif args.arrays:  # The same order as the dataset's.
+        tf.random.set_seed(3)
+        data = {"x": x, "y": y, "batch_size": args.batch_size, "validation_batch_size": 8}
+        data["validation_data"] = val_x, val_y
     else:
-        train = cluster.dataset((x, y), args.batch_size, shuffle=True, seed=3)
-        val = cluster.dataset((val_x, val_y), 8)
+        data = {"x": cluster.dataset((x, y), args.batch_size, shuffle=True, seed=3)}
+        data["validation_data"] = cluster.dataset((val_x, val_y), 8)
     history = model.fit(
-        train,
-        validation_data=val,
+        **data,
         epochs=args.epochs,
         callbacks=callbacks,
         verbose=0,
