@@ -27,6 +27,7 @@ def make_dataset(
     num_parallel_reads: int | None = None,
     shuffle_buffer: int | None = None,
     pad_last_batch: bool | None = None,
+    num_workers: int = 0,
     num_replicas: int | None = None,
     rank: int = 0,
     size: int = 1,
@@ -67,6 +68,10 @@ def make_dataset(
             to `None`: all examples, at most 10,000.
         pad_last_batch: Whether the last batch is padded if it would leave a replica empty, as for
             training; see Notes. Defaults to `None`, for `shuffle`.
+        num_workers: Number of processes, in each rank, that run `map` and `__getitem__`. They pay
+            if this code holds Python's global interpreter lock, as code in Python does; the
+            examples are the same. Everything must be picklable; functions and classes of the script
+            are. Only on Linux. Defaults to `0`: threads of this process run it.
         num_replicas: Copies of the model that share a global batch, over all processes. Defaults
             to `None`: one a process.
         rank: This process's number in the job, 0 to `size - 1`. Defaults to `0`.
@@ -117,6 +122,7 @@ def make_dataset(
         )
     if isinstance(source, Dataset):
         raise ConfigurationError("`source` is a dataset of batches already; use it as it is.")
+    num_workers = checked_integer("num_workers", num_workers, 0)
     if isinstance(source, str | os.PathLike):
         source = source_of_files(source)
     if shuffle is True and getattr(source, "sequential", False):
@@ -124,7 +130,7 @@ def make_dataset(
             f"`shuffle=True`: a {type(source).__name__} can only be read from the start of each "
             'file; use `shuffle="blocks"`, or decompress the files.'
         )
-    examples = make_source(source, map, num_parallel_reads, shuffle_buffer)
+    examples = make_source(source, map, num_parallel_reads, shuffle_buffer, num_workers)
     if examples.num_examples > MAX_EXAMPLES:
         raise ConfigurationError(
             f"`source` has {examples.num_examples} examples; 2**48 ({MAX_EXAMPLES}) are the limit."

@@ -23,6 +23,7 @@ from distrib.data.arguments import checked_integer
 from distrib.data.order import Shard
 from distrib.data.permutation import hash_of, permute
 from distrib.data.position import DatasetPosition
+from distrib.data.py_dataset_pool import BatchPool, naming_batch
 from distrib.data.read_ahead import read_ahead
 from distrib.data.resumable import ResumableDataset
 from distrib.errors import ConfigurationError
@@ -104,8 +105,8 @@ def steps_of_pass(num_batches: int, size: int) -> int:
 class PyDatasetBatches(ResumableDataset):
     """The batches of a `PyDataset` that this process takes, one pass an epoch.
 
-    Batches are built `max_queue_size` ahead by `workers` threads, but never before the epoch that
-    they belong to is drawn from.
+    Batches are built `max_queue_size` ahead by `workers` threads, or with `use_multiprocessing`
+    processes, but never before the epoch that they belong to is drawn from.
 
     Args:
         py_dataset: The `PyDataset`.
@@ -119,7 +120,8 @@ class PyDatasetBatches(ResumableDataset):
         endless: Always false: `steps_per_epoch` ends a pass over endless batches, too.
 
     Raises:
-        ConfigurationError: If it has no batches.
+        ConfigurationError: If it has no batches, or has `use_multiprocessing` and cannot be
+            pickled.
     """
 
     endless = False
@@ -131,6 +133,9 @@ class PyDatasetBatches(ResumableDataset):
         self.epoch = 0
         self._position = DatasetPosition()
         self._pool: ThreadPoolExecutor | None = None
+        # Before `__getitem__` opens a file here that could not be sent.
+        processes = py_dataset.use_multiprocessing
+        self._processes = BatchPool(py_dataset, self._workers) if processes else None
         first = itertools.islice(range(BATCHES_FOR_SPEC), num_batches_of(py_dataset))
         self._spec = spec_of([self.build(number) for number in first])
         options = tf.data.Options()
@@ -152,8 +157,27 @@ class PyDatasetBatches(ResumableDataset):
 
     def _batches(self, epoch: int, first: int) -> Iterator[Any]:
         numbers = self.order.numbers(self.seed, int(epoch), int(first))
-        self._pool = ThreadPoolExecutor(max(1, self.py_dataset.workers), "distrib-batches")
-        return read_ahead(self.build, numbers, self._pool, max(1, self.py_dataset.max_queue_size))
+        if self._processes is not None:
+            self._processes.update(self.changing_attributes())
+        # With processes, each thread waits for one of them.
+        self._pool = ThreadPoolExecutor(self._workers, "distrib-batches")
+        ahead = max(1, self.py_dataset.max_queue_size)
+        return read_ahead(self._build_ahead, numbers, self._pool, ahead)
+
+    def changing_attributes(self) -> dict[str, Any]:
+        """Return the attributes of the `PyDataset` that may differ from epoch to epoch."""
+        return {}
+
+    @property
+    def _workers(self) -> int:
+        return max(1, self.py_dataset.workers)
+
+    def _build_ahead(self, number: int) -> Any:
+        if self._processes is None:
+            return self.build(number)
+        batch = self._processes.build(number)
+        with naming_batch(self.py_dataset, number):
+            return standardize_batch(batch)
 
     def stop_reading(self) -> None:
         """End the pass in progress, if it is not over, and wait until no batch is being built."""
@@ -162,11 +186,8 @@ class PyDatasetBatches(ResumableDataset):
 
     def build(self, number: int) -> Any:
         """Return a batch as Keras standardizes it: a dict or a tuple."""
-        try:
+        with naming_batch(self.py_dataset, number):
             return standardize_batch(self.py_dataset[number])
-        except Exception as error:
-            error.add_note(f"This was batch {number} of {type(self.py_dataset).__name__}.")
-            raise
 
     @property
     def element_spec(self) -> Any:

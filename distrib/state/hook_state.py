@@ -68,6 +68,11 @@ class HookState:
                 self._changed[name] = storable(now)
         self._report(hook, [name for name, now in changed.items() if not is_plain(now)])
 
+    def attributes(self) -> dict[str, Any]:
+        """Return the values of the attributes that hooks have changed."""
+        present = attributes_of(self._holder)
+        return {name: present[name] for name in self._changed if name in present}
+
     def get_state(self) -> dict[str, Any]:
         """Return the attributes that hooks have changed, and checksums of the other ones."""
         others = {key: each for key, each in self._at_start.items() if key not in self._changed}

@@ -20,6 +20,7 @@ from distrib.log import log
 from distrib.state import codec
 from distrib.state.callback_state import StatefulCallback
 from distrib.state.hook_state import HookState
+from distrib.state.value_kinds import attributes_of
 
 _SEED, _WITHIN_EPOCH, _ATTRIBUTES = "seed", "within_epoch", "attributes"
 
@@ -95,6 +96,11 @@ class FitPyDataset(PyDatasetBatches):
         """Continue from what `get_state` returned, perhaps in another process."""
         self._holder.set_state(state[_ATTRIBUTES])
         self.seed, self._within_epoch = state[_SEED], state[_WITHIN_EPOCH]
+
+    def changing_attributes(self) -> dict[str, Any]:
+        """See `PyDatasetBatches`; with a state of its own, any attribute may change."""
+        own = self._holder is self.py_dataset
+        return attributes_of(self.py_dataset) if own else self._hooks.attributes()
 
     @property
     def _holder(self) -> StatefulCallback:

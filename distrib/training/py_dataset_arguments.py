@@ -27,7 +27,6 @@ def py_dataset_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """
     x, validation = arguments["x"], arguments["validation_data"]
     changes: dict[str, Any] = {}
-    _report_threads(x, validation)
     # Keras refuses a `PyDataset` with targets beside it, in its own words.
     alone = arguments["y"] is None and arguments["sample_weight"] is None
     if isinstance(x, keras.utils.PyDataset) and alone:
@@ -37,19 +36,6 @@ def py_dataset_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
         if current().size > 1:
             changes["validation_steps"] = None  # Each rank has its own number of them.
     return changes
-
-
-def _report_threads(*given: Any) -> None:
-    """Say that no processes are forked: they may hang beside TensorFlow's threads."""
-    for data in given:
-        forks = isinstance(data, keras.utils.PyDataset) and data.use_multiprocessing
-        if forks and current().is_chief:
-            log.info(
-                f"{type(data).__name__} has `use_multiprocessing=True`, but is built by "
-                f"{max(1, data.workers)} threads here: processes that Keras forks beside "
-                "TensorFlow may hang. For slow Python code, pass an object that returns single "
-                "examples to `cluster.dataset(..., num_workers=...)`."
-            )
 
 
 def _for_training(py_dataset: Any, arguments: Mapping[str, Any]) -> FitPyDataset:
