@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import pickle
 import threading
 import weakref
 from collections import deque
@@ -18,6 +17,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
+
+import cloudpickle
 
 from distrib.data.workers.pickling import Pickled
 from distrib.data.workers.process import WorkerDiedError, WorkerProcess
@@ -104,7 +105,7 @@ class WorkerPool:
     ) -> None:
         self._num_workers = num_workers
         self._unit = unit
-        self._task = pickle.dumps(task)
+        self._task = cloudpickle.dumps(task)
         self._state = _State(objects)
         self._process = os.getpid()
         _pools.add(self)
