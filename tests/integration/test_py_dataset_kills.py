@@ -41,6 +41,12 @@ def test_one_process_resumes_exactly(backend: str, kills: list[str], tmp_path: P
 
 
 @pytest.mark.exhaustive
+def test_processes_build_the_same_batches(tmp_path: Path) -> None:
+    how = ("--data", "py_dataset_in_processes", "--epochs", "3")
+    assert kill_and_finish(tmp_path / "run", ["after_step:17"], *how) == undisturbed(*SHORT)
+
+
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("size", [2, 3])
 def test_ranks_resume_exactly(size: int, tmp_path: Path) -> None:
     run = tmp_path / "run"
