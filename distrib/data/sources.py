@@ -240,6 +240,6 @@ def _refuse_argument(argument: str, value: Any, reason: str) -> None:
 def _refuse_batches(source: Any) -> None:
     if isinstance(source, keras.utils.PyDataset):
         raise ConfigurationError(
-            f"`source` is a PyDataset ({type(source).__name__}), whose items are batches; pass an "
-            "object with `__len__` and a `__getitem__` that returns one example."
+            f"`source` is a PyDataset ({type(source).__name__}), whose items are batches: "
+            "pass it to `fit` as it is, which shares its batches between the ranks."
         )
