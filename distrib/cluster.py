@@ -146,6 +146,7 @@ class Cluster:
         drop_remainder: bool = False,
         num_parallel_reads: int | None = None,
         shuffle_buffer: int | None = None,
+        num_workers: int = 0,
     ) -> Dataset:
         """Return a dataset of global batches that can be resumed at any step.
 
@@ -162,6 +163,7 @@ class Cluster:
             drop_remainder=drop_remainder,
             num_parallel_reads=num_parallel_reads,
             shuffle_buffer=shuffle_buffer,
+            num_workers=num_workers,
             num_replicas=self.num_replicas,
             rank=self.rank,
             size=self.size,

@@ -28,6 +28,9 @@ _PLACE = (
     *("TF_CONFIG", "DISTRIB_HEARTBEAT"),
 )
 
+# Prefixes of variables by which MPI libraries, Horovod and distrib find their job.
+_OF_THE_JOB = ("HOROVOD_", "OMPI_", "PMIX_", "PMI_", "PRTE_", "DISTRIB_")
+
 
 def take() -> None:
     """Record this process as the one that has its place, unless another one has."""
@@ -46,6 +49,19 @@ def taken_by(environment: Mapping[str, str] = os.environ) -> int | None:
     if not identity or identity == _identity() or not _place(environment) <= {*place}:
         return None
     return int(identity.partition(":")[0])
+
+
+def without_place(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment for a process that no library in it may take for a rank.
+
+    Args:
+        environment: Variables of this process.
+    """
+    return {
+        name: value
+        for name, value in environment.items()
+        if name not in _PLACE and not name.startswith(_OF_THE_JOB)
+    }
 
 
 def is_reimport() -> bool:

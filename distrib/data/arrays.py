@@ -3,16 +3,18 @@
 As in `tf.data`, tuples and dicts are structure; everything else is an array or is converted to one,
 lists included. Strings become object arrays of bytes, because NumPy's own string dtypes cut off
 trailing zero bytes.
+
+Worker processes use this module without TensorFlow, which takes seconds and much memory to import.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tensorflow as tf
 
 from distrib.errors import ConfigurationError
 
@@ -35,8 +37,11 @@ def is_in_memory(leaf: Any) -> bool:
     """Tell whether this is an array with its data in memory: NumPy, TensorFlow, pandas, ..."""
     if isinstance(leaf, np.memmap):
         return False
-    return isinstance(leaf, np.ndarray | tf.Tensor | tf.Variable) or any(
-        hasattr(leaf, name) for name in ("__dlpack__", "to_numpy")
+    tf = _loaded_tensorflow()
+    return (
+        isinstance(leaf, np.ndarray)
+        or (tf is not None and isinstance(leaf, tf.Tensor | tf.Variable))
+        or any(hasattr(leaf, name) for name in ("__dlpack__", "to_numpy"))
     )
 
 
@@ -98,6 +103,8 @@ def at(path: str) -> str:
 
 def row_spec(array: Any) -> Any:
     """Return the `tf.TensorSpec` of one row of an array."""
+    import tensorflow as tf
+
     return tf.TensorSpec(array.shape[1:], array.dtype)
 
 
@@ -120,6 +127,11 @@ class Rows:
         return [item for item in leaves_with_paths(self._columns) if _is_numeric(item[1])]
 
     @property
+    def is_uniform(self) -> bool:
+        """Whether all rows have the same shapes, which is unknown of lists."""
+        return not any(isinstance(leaf, list) for _, leaf in leaves_with_paths(self._columns))
+
+    @property
     def on_disk(self) -> bool:
         """Whether a column is an array on disk."""
         return any(is_on_disk(column) for _, column in leaves_with_paths(self._columns))
@@ -140,8 +152,14 @@ def _map_leaves(function: Callable[[str, Any], Any], structure: Any, path: str =
     return function(path, structure)
 
 
+def _loaded_tensorflow() -> Any | None:
+    """Return TensorFlow; `None` if it is not imported, so that nothing can be of its types."""
+    return sys.modules.get("tensorflow")
+
+
 def _to_array(value: Any, path: str) -> Array:
-    if isinstance(value, tf.RaggedTensor | tf.SparseTensor):
+    tf = _loaded_tensorflow()
+    if tf is not None and isinstance(value, tf.RaggedTensor | tf.SparseTensor):
         raise ConfigurationError(
             f"A {type(value).__name__}{at(path)} cannot be split into examples of one shape; use "
             "`.to_tensor()` or `tf.sparse.to_dense`."
@@ -152,7 +170,8 @@ def _to_array(value: Any, path: str) -> Array:
             return _to_bytes(np.array(value, object) if _is_python_value(value) else array)
         if array.dtype == np.float64 and _is_python_value(value):
             return array.astype(np.float32)
-        tf.as_dtype(array.dtype)
+        if tf is not None:
+            tf.as_dtype(array.dtype)
     except (TypeError, ValueError) as error:
         raise ConfigurationError(
             f"A {type(value).__name__}{at(path)} cannot become a tensor: {error}"

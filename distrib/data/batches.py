@@ -30,6 +30,8 @@ class Batches:
         vary: Whether an epoch differs from the one before.
         functions: The user's code that makes the batches, by the argument or the method that it was
             passed to.
+        sources: The batches of sources that these are made of.
+        slices: Those of them that vary, if these are a part of each epoch.
     """
 
     def __init__(self, sizes: Sequence[tuple[int, int]], shard: Shard) -> None:
@@ -37,6 +39,8 @@ class Batches:
         self.shard = shard
         self.vary = True
         self.functions: dict[str, Any] = {}
+        self.sources: frozenset[Batches] = frozenset({self})
+        self.slices: frozenset[Batches] = frozenset()
 
     @property
     def num_batches(self) -> int:

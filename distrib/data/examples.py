@@ -3,21 +3,24 @@
 An example comes about in two parts: the source is read (`fetch`), and `map` and the checks turn the
 raw item into an example (`finish`). They are apart because they wait for different things, a disk
 or a CPU, and because raw items depend on the index only, so that they can be fetched many at once
-and ahead of their use.
+and ahead of their use, and in another process than `map`. Worker processes use this module without
+TensorFlow.
 """
 
 from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from distrib.data.arrays import Array, at, leaves_with_paths, to_arrays
 from distrib.errors import ConfigurationError
+from distrib.log import log
+
+Leaves = list[tuple[str, tuple[int, ...], np.dtype[Any]]]
 
 
 class Examples:
@@ -28,47 +31,57 @@ class Examples:
             `__getitems__`, as datasets of PyTorch and Hugging Face do, that is called with a list
             of indices to fetch several items at once.
         map: Turns what the source holds into an example, or `None`; see `make_dataset`.
+        leaves: The attribute of this name of another `Examples`. Defaults to `None`: found out from
+            example 0, and so is `element_spec`.
 
     Attributes:
         element_spec: Structure of `tf.TensorSpec`s of one example.
+        leaves: Path, shape and NumPy dtype of each leaf of one example.
 
     Raises:
         ConfigurationError: If there is no example, or the first one cannot be read.
     """
 
-    def __init__(self, source: Any, map: Callable[..., Any] | None) -> None:
+    element_spec: Any
+
+    def __init__(
+        self, source: Any, map: Callable[..., Any] | None, leaves: Leaves | None = None
+    ) -> None:
         self._source = source
         self._map = map
         self._map_takes_rng = map is not None and takes_rng(map)
         self._fetch_many = getattr(source, "__getitems__", None)
-        if len(self) == 0:
-            raise ConfigurationError(f"`source` ({type(source).__name__}) has no examples.")
-        try:
-            example = self._example(source[0], 0, 0, 0)
-        except ConfigurationError:
-            raise
-        except Exception as error:
-            raise ConfigurationError(
-                f"`source[0]`, or `map` of it, raised {type(error).__name__}: {error}"
-            ) from error
-        self.element_spec = tf.nest.map_structure(
-            lambda array: tf.TensorSpec(array.shape, array.dtype), example
-        )
-        self._paths = [path for path, _ in leaves_with_paths(example)]
+        if leaves is None:
+            example = self._example_0()
+            self.element_spec = _specs_of(example)
+            leaves = [
+                (path, array.shape, _native(array.dtype))
+                for path, array in leaves_with_paths(example)
+            ]
+        self.leaves = leaves
 
     def __len__(self) -> int:
         return len(self._source)
+
+    @property
+    def fetches_many(self) -> bool:
+        """Whether the source can fetch several items at once."""
+        return self._fetch_many is not None
 
     def fetch(self, index: Sequence[int]) -> list[Any]:
         """Return raw items, as the source holds them; errors are those of the source."""
         if self._fetch_many is None:
             return [self._source[i] for i in index]
-        items = list(self._fetch_many(list(index)))
-        if len(items) != len(index):
-            raise ValueError(
-                f"`__getitems__` of {type(self._source).__name__} returned {len(items)} items for "
-                f"{len(index)} indices"
+        try:
+            items = list(self._fetch_many(list(index)))
+            if len(items) != len(index):
+                raise ValueError(f"{len(items)} items for {len(index)} indices")
+        except Exception as error:
+            log.warning(
+                f"`__getitems__` of {type(self._source).__name__} failed: {type(error).__name__}: "
+                f"{error}. Its {len(index)} examples are read one by one."
             )
+            raise
         return items
 
     def read(self, index: int, epoch: int, seed: int) -> list[Array]:
@@ -83,20 +96,47 @@ class Examples:
             raise unreadable(index, error) from None
         return self.finish(raw, index, epoch, seed)
 
-    def read_many(self, index: Sequence[int], epoch: int, seed: int) -> list[list[Array]]:
-        """Fetch and finish examples, with one call of `__getitems__` if there is one.
+    def read_many(
+        self,
+        index: Sequence[int],
+        epoch: int,
+        seed: int,
+        raw: Mapping[int, Any] | None = None,
+        started: Callable[[int], None] = lambda index: None,
+    ) -> list[list[Array]]:
+        """Fetch and finish examples.
+
+        Args:
+            index: Numbers of the examples.
+            epoch: Epoch that they are for.
+            seed: Seed of the `rng` of `map`.
+            raw: Raw items by their position in `index`; others are fetched one by one. Defaults to
+                `None`: all are fetched, with one call of `__getitems__` if there is one.
+            started: Called with the number of each example before it is read. Defaults to a
+                function that does nothing.
 
         Raises:
             RuntimeError: See `read`.
         """
+        if raw is None:
+            started(index[0])
+            raw = self._fetched(index)
+        examples = []
+        for position, i in enumerate(index):
+            started(i)
+            if position in raw:
+                examples.append(self.finish(raw[position], i, epoch, seed))
+            else:
+                examples.append(self.read(i, epoch, seed))
+        return examples
+
+    def _fetched(self, index: Sequence[int]) -> Mapping[int, Any]:
         if self._fetch_many is None:
-            return [self.read(i, epoch, seed) for i in index]
+            return {}
         try:
-            items = self.fetch(index)
+            return dict(enumerate(self.fetch(index)))
         except Exception:
-            # One by one, so that the error names the example that has it.
-            return [self.read(i, epoch, seed) for i in index]
-        return [self.finish(raw, i, epoch, seed) for raw, i in zip(items, index, strict=True)]
+            return {}  # One by one, so that the error names the example that has it.
 
     def finish(self, raw: Any, index: int, epoch: int, seed: int) -> list[Array]:
         """Return the leaves of an example; their shapes and dtypes must be those of example 0.
@@ -111,23 +151,36 @@ class Examples:
         except Exception as error:
             raise unreadable(index, error) from None
         parts = list(leaves_with_paths(example))
-        if [path for path, _ in parts] != self._paths:
+        paths = [path for path, *_ in self.leaves]
+        if [path for path, _ in parts] != paths:
             raise RuntimeError(
                 f"Example {index} has the parts {[path for path, _ in parts]}, but example 0 has "
-                f"{self._paths}; return the same structure for all in `map`."
+                f"{paths}; return the same structure for all in `map`."
             )
-        for (path, array), spec in zip(parts, tf.nest.flatten(self.element_spec), strict=True):
-            if array.shape != tuple(spec.shape):
+        for (path, array), (_, shape, dtype) in zip(parts, self.leaves, strict=True):
+            if array.shape != shape:
                 raise RuntimeError(
                     f"Example {index} has shape {array.shape}{at(path)}, but example 0 has "
-                    f"{tuple(spec.shape)}; pad or crop to one shape in `map`."
+                    f"{shape}; pad or crop to one shape in `map`."
                 )
-            if tf.as_dtype(array.dtype) != spec.dtype:
+            if _native(array.dtype) != dtype:
                 raise RuntimeError(
-                    f"Example {index} has dtype {array.dtype}{at(path)}, but example 0 has "
-                    f"{spec.dtype.name}; convert to one dtype in `map`."
+                    f"Example {index} has dtype {_name(array.dtype)}{at(path)}, but example 0 has "
+                    f"{_name(dtype)}; convert to one dtype in `map`."
                 )
         return [array for _, array in parts]
+
+    def _example_0(self) -> Any:
+        if len(self) == 0:
+            raise ConfigurationError(f"`source` ({type(self._source).__name__}) has no examples.")
+        try:
+            return self._example(self._source[0], 0, 0, 0)
+        except ConfigurationError:
+            raise
+        except Exception as error:
+            raise ConfigurationError(
+                f"`source[0]`, or `map` of it, raised {type(error).__name__}: {error}"
+            ) from error
 
     def _example(self, raw: Any, index: int, epoch: int, seed: int) -> Any:
         if self._map is None:
@@ -136,6 +189,27 @@ class Examples:
             return to_arrays(self._map(raw))
         key = np.array([seed, epoch, index], np.uint64).view(np.uint32)
         return to_arrays(self._map(raw, rng=np.random.default_rng(key)))
+
+
+def of_part(raw: Mapping[int, Any] | None, part: slice) -> Mapping[int, Any] | None:
+    """Return the raw items of a part of the examples, by their position in the part."""
+    if raw is None:
+        return None
+    return {row - part.start: raw[row] for row in range(part.start, part.stop) if row in raw}
+
+
+def _specs_of(example: Any) -> Any:
+    import tensorflow as tf
+
+    return tf.nest.map_structure(lambda array: tf.TensorSpec(array.shape, array.dtype), example)
+
+
+def _native(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return dtype.newbyteorder("=")
+
+
+def _name(dtype: np.dtype[Any]) -> str:
+    return "string" if dtype.hasobject else dtype.name
 
 
 def unreadable(index: int, error: BaseException) -> RuntimeError:

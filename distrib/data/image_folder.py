@@ -13,9 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import google_crc32c
-import keras
 import numpy as np
-import tensorflow as tf
 
 from distrib.data.file_ranges import FileRanges
 from distrib.data.file_source import FileSource
@@ -128,6 +126,8 @@ class ImageFolderSource(FileSource):
         """Return the images at `indices`, with their labels; see `FileSource`."""
         numbers = [file for file, _ in self._places(indices)]  # A file is an example.
         contents = self._ranges.read([(i, 0, self._files[i].size) for i in numbers])
+        import tensorflow as tf  # Worker processes import this module without it.
+
         # Decoding belongs to the CPU, also on a machine whose GPU trains.
         with tf.device("CPU:0"):
             images = [self._decode(*pair) for pair in zip(contents, numbers, strict=True)]
@@ -141,6 +141,9 @@ class ImageFolderSource(FileSource):
         return int(google_crc32c.value(labels.tobytes()))
 
     def _decode(self, content: bytes, index: int) -> Any:
+        import keras
+        import tensorflow as tf
+
         try:
             image = tf.io.decode_image(content, self._channels, expand_animations=False)
         except tf.errors.InvalidArgumentError as error:
@@ -168,6 +171,8 @@ class ImageFolderSource(FileSource):
 
 
 def _resize(image: Any, height: int, width: int, method: str) -> Any:
+    import tensorflow as tf
+
     return tf.image.resize(image, (height, width), method=method)
 
 

@@ -27,6 +27,7 @@ def make_dataset(
     num_parallel_reads: int | None = None,
     shuffle_buffer: int | None = None,
     pad_last_batch: bool | None = None,
+    num_workers: int = 0,
     num_replicas: int | None = None,
     rank: int = 0,
     size: int = 1,
@@ -49,16 +50,16 @@ def make_dataset(
         batch_size: Number of examples in a global batch, over all replicas.
         shuffle: Whether to shuffle each epoch anew, in an order derived from `seed` and the epoch
             number. Pass `True` for training data; see Notes. `"blocks"` shuffles blocks of
-            consecutive examples, and the examples of some 64 blocks among each other, so that
+            consecutive examples, and the examples of some 100 blocks among each other, so that
             files on disk and in object stores are read a few MiB at once. (In memory, and for a
             `tf.data.Dataset`, it is the same as `True`.) Defaults to `False`.
         seed: Seed of the order and of the `rng` passed to `map`, 0 to 2**63 - 1. Defaults to `0`.
         map: Python function that turns an example of the source into the example that the model
             gets. If it has a parameter `rng`, it is passed a `np.random.Generator` seeded by
             (seed, epoch, index of the example), so that augmentation is the same after a resume.
-            Called from several threads at once. A `tf.function` of TensorFlow's operations, such as
-            `tf.io.parse_single_example`, is faster than the same function in Python. Not for a
-            `tf.data.Dataset`. Defaults to `None`.
+            Called from several threads at once. Decorate a function of TensorFlow's operations with
+            `tf.function`, and it becomes part of the pipeline, which is much faster.
+            Not for a `tf.data.Dataset`. Defaults to `None`.
         drop_remainder: Whether to drop the last batch if it is not full. Defaults to `False`.
         num_parallel_reads: Number of examples (of batches, for arrays on disk) to read in
             parallel. Only for sources that Python reads. Defaults to `None`: twice the number of
@@ -67,6 +68,10 @@ def make_dataset(
             to `None`: all examples, at most 10,000.
         pad_last_batch: Whether the last batch is padded if it would leave a replica empty, as for
             training; see Notes. Defaults to `None`, for `shuffle`.
+        num_workers: Number of processes, in each rank, that run `map` and `__getitem__`. They pay
+            if this code holds Python's global interpreter lock, as code in Python does; the
+            examples are the same. Everything must be picklable; functions and classes of the script
+            are. Only on Linux. Defaults to `0`: threads of this process run it.
         num_replicas: Copies of the model that share a global batch, over all processes. Defaults
             to `None`: one a process.
         rank: This process's number in the job, 0 to `size - 1`. Defaults to `0`.
@@ -117,6 +122,7 @@ def make_dataset(
         )
     if isinstance(source, Dataset):
         raise ConfigurationError("`source` is a dataset of batches already; use it as it is.")
+    num_workers = checked_integer("num_workers", num_workers, 0)
     if isinstance(source, str | os.PathLike):
         source = source_of_files(source)
     if shuffle is True and getattr(source, "sequential", False):
@@ -124,7 +130,7 @@ def make_dataset(
             f"`shuffle=True`: a {type(source).__name__} can only be read from the start of each "
             'file; use `shuffle="blocks"`, or decompress the files.'
         )
-    examples = make_source(source, map, num_parallel_reads, shuffle_buffer)
+    examples = make_source(source, map, num_parallel_reads, shuffle_buffer, num_workers)
     if examples.num_examples > MAX_EXAMPLES:
         raise ConfigurationError(
             f"`source` has {examples.num_examples} examples; 2**48 ({MAX_EXAMPLES}) are the limit."

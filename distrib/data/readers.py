@@ -7,6 +7,7 @@ own.
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -25,12 +26,15 @@ from distrib.data.arrays import (
 from distrib.data.block_order import BlockOrder
 from distrib.data.block_reader import BlockBatch, BlockPasses
 from distrib.data.block_size import bytes_of, choose_blocks
-from distrib.data.examples import Examples, unreadable
+from distrib.data.examples import Examples, of_part, unreadable
 from distrib.data.file_source import FileSource
 from distrib.data.order import Blocks, Order
+from distrib.data.workers.example_pool import ExamplePool
+from distrib.data.workers.pickling import Pickled
 
 # Examples in a block of a source that does not say how it is read, and may hold more than it seems.
 _UNKNOWN_BLOCK = 16
+_PARALLEL_BLOCKS = 8
 
 
 class _PythonSource:
@@ -43,6 +47,8 @@ class _PythonSource:
 
     def __init__(self, num_parallel_reads: int | None) -> None:
         self._parallel = num_parallel_reads or min(8, 2 * (os.cpu_count() or 1))
+        # Fetching a block hardly needs a CPU.
+        self._parallel_blocks = num_parallel_reads or _PARALLEL_BLOCKS
 
     def blocks(self) -> Blocks | None:
         """Return the sizes for `shuffle="blocks"`; see `Source`."""
@@ -65,8 +71,10 @@ class _PythonSource:
         if order.blocks is not None:
             return self._batches_of_blocks(passes, order)
 
+        own_read = _not_keeping(self.read)
+
         def read(index: Array, epoch: Any) -> list[Array]:
-            return self.read(index, int(epoch), order.seed)
+            return own_read(index, int(epoch), order.seed)
 
         def batch(epoch: Any, step: Any) -> Any:
             return self._call(read, [order.indices(epoch, step), epoch], order)
@@ -74,10 +82,13 @@ class _PythonSource:
         return self._in_parallel(_steps(passes, order), batch)
 
     def _batches_of_blocks(self, passes: Any, order: Order) -> Any:
-        blocks = BlockPasses(BlockOrder(order), self.fetch_block, self._parallel)
+        blocks = BlockPasses(
+            BlockOrder(order), _not_keeping(self.fetch_block), self._parallel_blocks
+        )
+        own_read = _not_keeping(self.read_blocks)
 
         def read(number: Any) -> list[Array]:
-            return self.read_blocks(blocks.take(int(number)), order.seed)
+            return own_read(blocks.take(int(number)), order.seed)
 
         def plan(epoch: Any, first: Any) -> Any:
             # Closes the Python generator when the pass is abandoned.
@@ -101,12 +112,14 @@ class _PythonSource:
     def _in_parallel(self, dataset: Any, batch: Callable[..., Any]) -> Any:
         # A read blocks its thread. On threads of their own, reads neither delay the training step
         # nor are limited to the number of CPUs.
-        return dataset.map(
+        batches = dataset.map(
             batch,
             num_parallel_calls=self._parallel_batches,
             deterministic=True,
             use_unbounded_threadpool=True,
         )
+        batches.source = self  # Kept by all datasets and iterators that are made of this one.
+        return batches
 
     @property
     def _parallel_batches(self) -> int:
@@ -173,9 +186,15 @@ class RandomAccessSource(_PythonSource):
     kind = "examples"
 
     def __init__(
-        self, examples: Any, map: Callable[..., Any] | None, num_parallel_reads: int | None
+        self,
+        examples: Any,
+        map: Callable[..., Any] | None,
+        num_parallel_reads: int | None,
+        num_workers: int = 0,
     ) -> None:
         super().__init__(num_parallel_reads)
+        # Before the first example is read, because sources may open files then.
+        pickled = Pickled({"source": examples, "map": map}) if num_workers else None
         self._source = examples
         self._examples = Examples(examples, map)
         self.num_examples = len(self._examples)
@@ -184,6 +203,9 @@ class RandomAccessSource(_PythonSource):
         if isinstance(examples, FileSource):
             self.columns = [("files", examples)]
         self._pool = ThreadPoolExecutor(self._parallel, "distrib-read")
+        self._workers: ExamplePool | None = None
+        if pickled is not None:
+            self._workers = ExamplePool(pickled, self._examples.leaves, num_workers)
 
     def blocks(self) -> Blocks | None:
         """Return the sizes for `shuffle="blocks"`; see `Source`."""
@@ -197,19 +219,23 @@ class RandomAccessSource(_PythonSource):
     def _parallel_batches(self) -> int:
         # The examples of a batch are read in parallel, so that the first batch of an epoch does not
         # take `batch_size` times as long as an example. A second batch keeps the readers busy while
-        # the first one is stacked.
+        # the first one is stacked. Batches of one example need more of them for all workers.
+        if self._workers is not None:
+            return self._workers.num_workers + 1
         return min(2, self._parallel)
 
     def read(self, index: Array, epoch: int, seed: int) -> list[Array]:
         """Return the examples at `index`, stacked."""
-
-        def read_part(index: list[int]) -> list[list[Array]]:
-            return self._examples.read_many(index, epoch, seed)
-
-        return self._stacked(read_part, index.tolist())
+        return self._stacked(index.tolist(), epoch, seed, None)
 
     def fetch_block(self, start: int, stop: int) -> list[Any]:
-        """Return the raw items `start` to `stop - 1`."""
+        """Return the raw items `start` to `stop - 1`; none if workers are to fetch them.
+
+        Workers run `__getitem__`, because it may be as slow as `map`. Sources with `__getitems__`
+        are read from files, for which this process has read-ahead.
+        """
+        if self._workers is not None and not self._examples.fetches_many:
+            return []
         return self._examples.fetch(range(start, stop))
 
     def read_blocks(self, batch: BlockBatch, seed: int) -> list[Array]:
@@ -218,31 +244,42 @@ class RandomAccessSource(_PythonSource):
         for block, rows, within in batch.rows():
             # Examples of a block that could not be fetched are fetched one by one, so that an error
             # comes out at the example that has it.
-            if block.exception() is None:
-                items = block.result()
+            if block.exception() is None and (items := block.result()):
                 for row, number in zip(rows.tolist(), within.tolist(), strict=True):
                     raw[row] = items[number]
-
-        def finish_part(rows: list[int]) -> list[list[Array]]:
-            return [
-                self._examples.finish(raw[row], int(batch.index[row]), batch.epoch, seed)
-                if row in raw
-                else self._examples.read(int(batch.index[row]), batch.epoch, seed)
-                for row in rows
-            ]
-
-        return self._stacked(finish_part, list(range(len(batch.index))))
+        return self._stacked(batch.index.tolist(), batch.epoch, seed, raw)
 
     def _stacked(
-        self, read_part: Callable[[list[int]], list[list[Array]]], numbers: list[int]
+        self, index: list[int], epoch: int, seed: int, raw: dict[int, Any] | None
     ) -> list[Array]:
-        if self._parallel == 1:
-            examples = read_part(numbers)
-        else:
-            size = -(-len(numbers) // self._parallel)
-            parts = [numbers[i : i + size] for i in range(0, len(numbers), size)]
-            examples = [example for part in self._pool.map(read_part, parts) for example in part]
+        if self._workers is not None:
+            return self._workers.read(index, epoch, seed, raw)
+
+        def read_part(part: slice) -> list[list[Array]]:
+            return self._examples.read_many(index[part], epoch, seed, of_part(raw, part))
+
+        size = -(-len(index) // self._parallel)
+        parts = [slice(start, start + size) for start in range(0, len(index), size)]
+        apply = map if self._parallel == 1 else self._pool.map
+        examples = [example for part in apply(read_part, parts) for example in part]
         return [np.stack(column) for column in zip(*examples, strict=True)]
+
+
+def _not_keeping(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that calls a method without keeping its object alive.
+
+    TensorFlow never deletes the Python functions of a pipeline (`_internal_py_func` in
+    tensorflow/python/ops/script_ops.py). The data, and worker processes, would stay with them.
+    """
+    weak = weakref.WeakMethod(method)
+
+    def call(*arguments: Any) -> Any:
+        method = weak()
+        if method is None:
+            raise RuntimeError("The dataset has been deleted.")
+        return method(*arguments)
+
+    return call
 
 
 def _steps(passes: Any, order: Order) -> Any:

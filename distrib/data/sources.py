@@ -25,8 +25,10 @@ from distrib.data.arrays import (
     to_arrays,
 )
 from distrib.data.file_formats import source_of_files
+from distrib.data.graph_map import random_access_source
 from distrib.data.order import Blocks, Order
-from distrib.data.readers import DiskArraySource, RandomAccessSource
+from distrib.data.readers import DiskArraySource
+from distrib.data.workers.example_pool import check_workers
 from distrib.errors import ConfigurationError
 
 # Limits of a block of batches that is gathered at once; the second one also limits its memory.
@@ -182,6 +184,7 @@ def make_source(
     map: Callable[..., Any] | None,
     num_parallel_reads: int | None,
     shuffle_buffer: int | None,
+    num_workers: int = 0,
 ) -> Source:
     """Choose how to read `source`; the arguments are those of `make_dataset`.
 
@@ -198,24 +201,30 @@ def make_source(
             )
         reason = "a tf.data.Dataset does its own reading"
         _refuse_argument("num_parallel_reads", num_parallel_reads, reason)
+        _refuse_argument("num_workers", num_workers or None, reason)
         return StreamSource(source, shuffle_buffer)
     reason = "only a tf.data.Dataset needs a buffer; this source is shuffled as a whole"
     _refuse_argument("shuffle_buffer", shuffle_buffer, reason)
     _refuse_batches(source)
+    if num_workers:
+        check_workers(num_workers, source, map, num_parallel_reads)
     nested = isinstance(source, tuple | Mapping)
     if nested or is_in_memory(source) or is_on_disk(source):
         if map is not None:
-            return RandomAccessSource(Rows(source), map, num_parallel_reads)
+            return random_access_source(Rows(source), map, num_parallel_reads, num_workers)
+        reason = "without `map` no Python code runs for each example"
+        _refuse_argument("num_workers", num_workers or None, reason)
         if any(is_on_disk(leaf) for _, leaf in leaves_with_paths(source)):
             return DiskArraySource(source, num_parallel_reads)
     # A list is one array, unless `map` turns its items into examples.
     if nested or is_in_memory(source) or (isinstance(source, list) and map is None):
         reason = "arrays in memory need no reading"
         _refuse_argument("num_parallel_reads", num_parallel_reads, reason)
+        _refuse_argument("num_workers", num_workers or None, reason)
         return ArraySource(source)
     indexable = hasattr(source, "__len__") and hasattr(source, "__getitem__")
     if indexable and not isinstance(source, bytes):
-        return RandomAccessSource(source, map, num_parallel_reads)
+        return random_access_source(source, map, num_parallel_reads, num_workers)
     raise ConfigurationError(
         f"`source` is a {type(source).__name__}; pass arrays (also nested in tuples and dicts), an "
         "object with `__len__` and a `__getitem__` that returns one example, a tf.data.Dataset "
@@ -231,6 +240,6 @@ def _refuse_argument(argument: str, value: Any, reason: str) -> None:
 def _refuse_batches(source: Any) -> None:
     if isinstance(source, keras.utils.PyDataset):
         raise ConfigurationError(
-            f"`source` is a PyDataset ({type(source).__name__}), whose items are batches; pass an "
-            "object with `__len__` and a `__getitem__` that returns one example."
+            f"`source` is a PyDataset ({type(source).__name__}), whose items are batches: "
+            "pass it to `fit` as it is, which shares its batches between the ranks."
         )

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from distrib.data.compare_contents import compare_contents
+from distrib.data.py_dataset import PY_DATASET
 from distrib.errors import CheckpointMismatchError
 from distrib.log import log
 
@@ -14,6 +15,9 @@ Description = Mapping[str, Any]
 # Keys of a description. Those of `Dataset.fingerprint`, and of arrays that `fit` was given itself.
 SOURCE, CONTENTS = "source", "contents"
 PLAIN_ARRAYS = "plain arrays"
+# Path of the weights of examples in arrays that Keras has packed.
+WEIGHTS = "[2]"
+_KINDS = {PLAIN_ARRAYS: PLAIN_ARRAYS, PY_DATASET: "a PyDataset"}
 # Whether `fit` was given the data in another form, and distrib made them resumable.
 CONVERTED = "converted"
 
@@ -28,6 +32,8 @@ def check_data(saved: Description | None, here: Description | None) -> None:
     Raises:
         CheckpointMismatchError: Names what differs.
     """
+    if saved and here and saved[SOURCE] == PLAIN_ARRAYS and WEIGHTS not in _paths(here):
+        saved = without_weights(saved)  # Old versions saved those of `class_weight` as data.
     was_not_resumable = False
     if here is not None and _was_not_resumable(saved, here):
         was_not_resumable = True
@@ -78,6 +84,17 @@ def _differences(saved: Description | None, here: Description | None) -> Iterato
             )
 
 
+def _paths(data: Description) -> list[str]:
+    return [part["path"] for part in data.get("structure", ())]
+
+
+def without_weights(data: Description) -> dict[str, Any]:
+    """Return the description without the weights that Keras has made of `class_weight`."""
+    structure = [part for part in data["structure"] if part["path"] != WEIGHTS]
+    contents = {path: held for path, held in data.get(CONTENTS, {}).items() if path != WEIGHTS}
+    return {**data, "structure": structure, CONTENTS: contents}
+
+
 def _without_order(
     saved: Description | None, here: Description
 ) -> tuple[Description | None, Description | None]:
@@ -97,4 +114,4 @@ def _without_order(
 def _kind_of(data: Description | None) -> str:
     if data is None:
         return "data that is not a cluster.dataset"
-    return PLAIN_ARRAYS if data[SOURCE] == PLAIN_ARRAYS else "a cluster.dataset"
+    return _KINDS.get(data[SOURCE], "a cluster.dataset")

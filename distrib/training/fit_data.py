@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from distrib.cluster import current
@@ -12,7 +11,13 @@ from distrib.data.compare_contents import compare_contents
 from distrib.data.contents import contents_of
 from distrib.keras_compat.trainer import Arrays, arrays_of
 from distrib.log import log
-from distrib.state.data_differences import CONTENTS, CONVERTED, PLAIN_ARRAYS, SOURCE
+from distrib.state.data_differences import (
+    CONTENTS,
+    CONVERTED,
+    PLAIN_ARRAYS,
+    SOURCE,
+    without_weights,
+)
 from distrib.training.fit_call import FitCall
 
 
@@ -23,12 +28,21 @@ def describe_data(call: FitCall) -> dict[str, Any] | None:
         JSON values, the same on all ranks but for rounding; `None` for generators, `tf.data`
         pipelines and the like.
     """
+    described: dict[str, Any]
     if call.dataset is not None:
-        converted = call.as_given["x"] is not call.data
-        described = {**call.fingerprint_of(call.dataset), "batches_per_epoch": call.batches}
-        return {**described, CONVERTED: converted} if converted else described
-    arrays = arrays_of(call.iterator)
-    return None if arrays is None else _merged(current().collectives.allgather(_describe(arrays)))
+        described = {"batches_per_epoch": call.batches, **call.fingerprint_of(call.dataset)}
+        if call.as_given["x"] is call.data:
+            return described
+        described[CONVERTED] = True
+    else:
+        arrays = arrays_of(call.iterator)
+        if arrays is None:
+            return None
+        described = _merged(current().collectives.allgather(_describe(arrays)))
+    if call.as_given["class_weight"] is None:
+        return described
+    # It has become weights of the examples, but it is an argument, and may change.
+    return without_weights(described)
 
 
 def warn_if_inexact(call: FitCall, epoch: int | None) -> None:
@@ -60,10 +74,6 @@ def _effect_of_resuming(call: FitCall) -> str | None:
         return again if arrays.shuffle else None
     if isinstance(call.data, tf.data.Dataset):
         return "the `tf.data` pipeline begins again, with the order of its first pass"
-    if isinstance(call.data, keras.utils.PyDataset):
-        own_order = type(call.data).on_epoch_end is not keras.utils.PyDataset.on_epoch_end
-        again = "the PyDataset begins again, with the order of its first epochs"
-        return again if own_order or call.arguments["shuffle"] else None
     return f"the {type(call.data).__name__} begins again with its first batches"
 
 

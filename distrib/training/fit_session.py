@@ -33,7 +33,11 @@ from distrib.state.training_position import Logs, TrainingPosition
 from distrib.training.agreement import agreement
 from distrib.training.callback_list import flat_callbacks
 from distrib.training.fit_call import FitCall
-from distrib.training.fit_checks import check_call, warn_about_unsaved_callbacks
+from distrib.training.fit_checks import (
+    check_call,
+    warn_about_mixed_parts,
+    warn_about_unsaved_callbacks,
+)
 from distrib.training.fit_data import describe_data, warn_if_inexact
 from distrib.training.initialization import Initialization
 from distrib.training.preemption_exit import PreemptionExit
@@ -135,8 +139,11 @@ class FitSession:
             directory, found = self._saves.location.parent.url, self._checkpoint is not None
             heartbeat.begin_run(directory, self._start, found)
         self._saves.begin(self._state, self._start)
-        self._state.add_callbacks(callbacks, self._goal, self._call.dataset)
+        self._state.add_callbacks(
+            callbacks, self._goal, self._call.dataset, self._call.validation_dataset
+        )
         warn_about_unsaved_callbacks(callbacks)
+        warn_about_mixed_parts(self._call)
         self._position = TrainingPosition(epoch=self._call.initial_epoch)
         self._checked_complete = False
         set_initial_epoch(self._model, None)
@@ -166,6 +173,8 @@ class FitSession:
 
     def _resume(self, checkpoint: RunCheckpoint, callbacks: Sequence[Any]) -> None:
         self._position = position = checkpoint.position
+        if self._call.dataset is not None and position.batch:
+            position.batch = self._call.dataset.step_of(position.batch, checkpoint.ranks)
         self._saves.resumed(position.step)
         heartbeat.note(step=position.step)
         self.logs = checkpoint.logs

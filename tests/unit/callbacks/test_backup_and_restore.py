@@ -510,6 +510,23 @@ def test_sparse_arrays_resume_at_epochs(tmp_path: Path, capfd: Any) -> None:
     assert recorder.seen[0] == ("epoch", 2)
 
 
+def test_another_class_weight_is_a_changed_argument(tmp_path: Path, capfd: Any) -> None:
+    labels = (Y[:, 0] > 0).astype("int64")
+    for epochs, weight in enumerate((None, {0: 1.0, 1: 3.0}), start=1):
+        make().fit(
+            X, labels, epochs=epochs, class_weight=weight, verbose=0,
+            callbacks=[BackupAndRestore(tmp_path)],
+        )  # fmt: skip
+        said = capfd.readouterr().err
+        assert ("fit.class_weight" in said) == (epochs > 1)
+        as_in_a_new_process()
+    with pytest.raises(CheckpointMismatchError, match="other training data"):
+        make().fit(
+            X, labels[::-1], epochs=3, class_weight={0: 1.0, 1: 3.0}, verbose=0,
+            callbacks=[BackupAndRestore(tmp_path)],
+        )  # fmt: skip
+
+
 def test_sparse_arrays_cannot_be_saved_within_an_epoch(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"`save_freq` in steps .*was given csr_matrix"):
         make().fit(SPARSE, Y, verbose=0, callbacks=[BackupAndRestore(tmp_path, save_freq=5)])

@@ -156,8 +156,7 @@ class Batches(keras.utils.PyDataset):
     [
         ({"x": X, "y": Y}, None),
         ({"x": data()}, None),
-        ({"x": Batches()}, "the PyDataset begins again"),
-        ({"x": Batches(), "shuffle": False}, None),
+        ({"x": Batches()}, None),
         ({"x": tf.data.Dataset.from_tensor_slices((X, Y)).batch(4)}, "the `tf.data` pipeline"),
         (
             {"x": (batch for batch in [(X[:4], Y[:4])] * 9), "steps_per_epoch": 2},

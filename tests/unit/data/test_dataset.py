@@ -60,7 +60,7 @@ def flat(batches):
 # -- order and position
 
 
-@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("shuffle", [True, False, "blocks"])
 @pytest.mark.parametrize("drop_remainder", [True, False])
 def test_after_seek_the_batches_are_those_of_the_uninterrupted_pass(
     source, shuffle, drop_remainder

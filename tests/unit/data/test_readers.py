@@ -1,5 +1,7 @@
+import gc
 import threading
 import time
+import weakref
 
 import h5py
 import numpy as np
@@ -250,3 +252,16 @@ def test_an_error_of_example_0_is_raised_at_once():
 def test_an_example_unlike_the_first_is_named(item, message):
     with pytest.raises(tf.errors.OpError, match=message):
         list(make_dataset(Items(item), 4))
+
+
+@pytest.mark.parametrize("shuffle", [True, "blocks"])
+def test_a_source_is_freed_with_its_dataset_and_iterators(shuffle):
+    source = Items(lambda i: i)
+    freed = weakref.ref(source)
+    iterator = iter(make_dataset(source, 4, shuffle).map(lambda i: i))
+    del source
+    gc.collect()
+    assert len(list(iterator)) == 3
+    del iterator
+    gc.collect()
+    assert freed() is None

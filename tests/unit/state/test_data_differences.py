@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from distrib.errors import CheckpointMismatchError
-from distrib.state.data_differences import check_data
+from distrib.state.data_differences import PLAIN_ARRAYS, check_data
 
 DATA = {"source": "arrays", "num_examples": 64}
 
@@ -24,6 +24,16 @@ def test_the_same_data_are_taken() -> None:
 def test_other_data_are_refused(saved: Any, here: Any, difference: str) -> None:
     with pytest.raises(CheckpointMismatchError, match=difference):
         check_data(saved, here)
+
+
+def test_weights_that_old_versions_took_for_data() -> None:
+    parts = [{"path": f"[{i}]"} for i in range(3)]
+    contents = {f"[{i}]": {"crc32c": str(i)} for i in range(3)}
+    old = {"source": PLAIN_ARRAYS, "structure": parts, "contents": contents}
+    new = {**old, "structure": parts[:2], "contents": {k: contents[k] for k in ("[0]", "[1]")}}
+    check_data(old, new)
+    with pytest.raises(CheckpointMismatchError, match="structure"):
+        check_data(new, old)  # Here they are a `sample_weight`.
 
 
 KERAS_OWN = {
