@@ -65,6 +65,7 @@ def test_trains_on_batches_that_do_not_split_evenly() -> None:
     )
 
 
+@pytest.mark.exhaustive
 def test_arrays_have_the_order_of_a_dataset() -> None:
     succeed(
         """

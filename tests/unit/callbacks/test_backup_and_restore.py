@@ -532,7 +532,7 @@ def test_sparse_arrays_cannot_be_saved_within_an_epoch(tmp_path: Path) -> None:
         make().fit(SPARSE, Y, verbose=0, callbacks=[BackupAndRestore(tmp_path, save_freq=5)])
 
 
-@pytest.mark.parametrize("steps_per_epoch", [None, 3])
+@pytest.mark.parametrize("steps_per_epoch", [None, pytest.param(3, marks=pytest.mark.exhaustive)])
 def test_arrays_resume_at_the_very_step(steps_per_epoch: int | None, tmp_path: Path) -> None:
     def fit(folder: Path, *callbacks: Any) -> Any:
         model, callbacks = make(), (*callbacks, BackupAndRestore(folder))

@@ -75,7 +75,16 @@ GIVEN: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", GIVEN)
+SAMPLE = ("class weights", "a split", "lists")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in SAMPLE else pytest.param(name, marks=pytest.mark.exhaustive)
+        for name in GIVEN
+    ],
+)
 def test_the_history_is_keras_own_without_shuffling(name: str, tmp_path: Path) -> None:
     def fit(**more: Any) -> Any:
         given = {"x": X, "y": Y, **GIVEN[name]}
