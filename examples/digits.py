@@ -95,10 +95,12 @@ def main() -> None:
             metrics=["accuracy"],
         )
 
-    val = cluster.dataset((val_x, val_y), batch_size=256)
     model.fit(
-        cluster.dataset((x, y), batch_size=args.batch_size, shuffle=True, seed=args.seed),
-        validation_data=val,
+        x,
+        y,
+        batch_size=args.batch_size,
+        validation_data=(val_x, val_y),
+        validation_batch_size=256,
         epochs=args.epochs,
         callbacks=[
             BackupAndRestore(args.run, save_freq=10),
@@ -110,8 +112,8 @@ def main() -> None:
         ],
     )
 
-    _, accuracy = model.evaluate(val, verbose=0)
     if cluster.is_chief:
+        _, accuracy = model.evaluate(val_x, val_y, verbose=0)
         print(f"validation accuracy: {accuracy:.4f}")
         print(f"weights sha256: {hash_weights(model)}")
 

@@ -6,9 +6,10 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
-from distrib.data.arrays import leaves_with_paths
+from distrib.data.arrays import Array, leaves_with_paths
 from distrib.data.order import Order, Shard
 from distrib.data.sources import Source
 
@@ -29,6 +30,8 @@ class Batches:
         vary: Whether an epoch differs from the one before.
         functions: The user's code that makes the batches, by the argument or the method that it was
             passed to.
+        sources: The batches of sources that these are made of.
+        slices: Those of them that vary, if these are a part of each epoch.
     """
 
     def __init__(self, sizes: Sequence[tuple[int, int]], shard: Shard) -> None:
@@ -36,6 +39,8 @@ class Batches:
         self.shard = shard
         self.vary = True
         self.functions: dict[str, Any] = {}
+        self.sources: frozenset[Batches] = frozenset({self})
+        self.slices: frozenset[Batches] = frozenset()
 
     @property
     def num_batches(self) -> int:
@@ -57,6 +62,20 @@ class Batches:
         ends = itertools.accumulate(count for count, _ in self.sizes)
         examples = next(each for end, (_, each) in zip(ends, self.sizes, strict=True) if step < end)
         return self.shard.count(examples) * self.shard.size / examples
+
+    def places(self, steps: int) -> list[Array]:
+        """Return where the examples of each process are among those of an epoch's first steps."""
+        ranks = range(self.shard.size)
+        found: list[list[Array]] = [[np.arange(0)] for _ in ranks]
+        begin = 0
+        for count, examples in self.sizes:
+            count = min(count, steps)
+            starts = begin + examples * np.arange(count)[:, np.newaxis]
+            for rank in ranks:
+                start, stop = Shard(rank, self.shard.size).bounds(examples)
+                found[rank].append((starts + np.arange(start, stop)).ravel())
+            begin, steps = begin + count * examples, steps - count
+        return [np.concatenate(parts) for parts in found]
 
     def over(self, passes: Any) -> Any:
         """Return a `tf.data.Dataset` of batches.

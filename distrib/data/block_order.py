@@ -68,10 +68,8 @@ class BlockOrder:
 
         A power of two, so that 2, 4, 8 or 16 ranks have lanes of their own.
         """
-        lanes = 1
-        while lanes < min(_MOST_LANES, self.blocks.window // 2) and not self.order.batch_size % (
-            2 * lanes
-        ):
+        most, lanes = min(_MOST_LANES, self.blocks.window), 1
+        while 2 * lanes <= most and self.order.batch_size % (2 * lanes) == 0:
             lanes *= 2
         return lanes
 

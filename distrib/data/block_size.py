@@ -11,9 +11,10 @@ from typing import Any
 
 from distrib.data.order import Blocks
 
-_BLOCK_BYTES = 4 << 20
+_BLOCK_BYTES = 2 << 20
 _WINDOW_BYTES = 256 << 20
-_MOST_WINDOW_BLOCKS = 64
+# Even if blocks are large, so that some ranks have blocks of their own.
+_FEWEST_WINDOW_BLOCKS, _MOST_WINDOW_BLOCKS = 4, 128
 # Blocks of small data are smaller, so that they can be shuffled well.
 _FEWEST_BLOCKS = 256
 
@@ -27,7 +28,7 @@ def choose_blocks(
         num_examples: Number of its examples.
         example_bytes: Size of an example in memory.
         block_size: Number of examples that the source reads together. Defaults to `None`: what
-            makes 4 MiB, but at most a 256th of all.
+            makes 2 MiB, but at most a 256th of all.
         most: Limit of that. Defaults to `None`.
     """
     if block_size is None:
@@ -35,7 +36,7 @@ def choose_blocks(
         block_size = min(limits if most is None else [*limits, most])
     block_size = max(1, min(block_size, num_examples))
     window = _WINDOW_BYTES // max(1, block_size * example_bytes)
-    return Blocks(block_size, max(1, min(window, _MOST_WINDOW_BLOCKS)))
+    return Blocks(block_size, max(_FEWEST_WINDOW_BLOCKS, min(window, _MOST_WINDOW_BLOCKS)))
 
 
 def bytes_of(item: Any) -> int:

@@ -7,11 +7,14 @@ own shard of each global batch; all of them count the position in global batches
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from distrib.data.arguments import checked_integer
+from distrib.data.arrays import Array
 from distrib.data.batches import Batches
 from distrib.data.contents import contents_of
 from distrib.data.derived import mark
@@ -105,6 +108,47 @@ class Dataset(DatasetMethods):
         """
         count = tf.data.INFINITE_CARDINALITY if self.endless else self._batches.own_batches
         return tf.constant(count, tf.int64, name=name)
+
+    def check_order(self) -> None:
+        """Check that all passes yield the same examples in the same order.
+
+        Raises:
+            ConfigurationError: If the dataset is shuffled or repeated, or its `map` is random.
+        """
+        if self._batches.vary or self.endless:
+            raise ConfigurationError(
+                "Each pass over this cluster.dataset differs: it is shuffled or repeated, or its "
+                "`map` takes an `rng`. Pass one without."
+            )
+
+    def join(self, parts: Sequence[Array | None], steps: int | None = None) -> Array:
+        """Put what the processes have of their examples in the order of the examples.
+
+        Args:
+            parts: By process, arrays of shape `(examples of the process, ...)`, in the order of a
+                pass; `None` for a process without examples.
+            steps: Number of batches that they are of. Defaults to `None`, for all of an epoch.
+
+        Returns:
+            An array of shape `(examples, ...)`.
+
+        Raises:
+            ConfigurationError: If an array has not one row for each example.
+        """
+        every = self.num_batches
+        places = self._batches.places(every if steps is None else min(steps, every))
+        found = [part for part in parts if part is not None]
+        lengths = [0 if part is None else len(part) for part in parts]
+        if lengths != [len(each) for each in places]:
+            raise ConfigurationError(
+                f"The processes have {lengths} rows for {[len(each) for each in places]} examples; "
+                "each example needs one row."
+            )
+        whole = np.empty((sum(lengths), *found[0].shape[1:]), found[0].dtype)
+        for place, part in zip(places, parts, strict=True):
+            if part is not None:
+                whole[place] = part
+        return whole
 
     def seek(self, epoch: int, step: int) -> None:
         """Let the next pass start at a step of an epoch.

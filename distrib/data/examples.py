@@ -18,6 +18,7 @@ import numpy as np
 
 from distrib.data.arrays import Array, at, leaves_with_paths, to_arrays
 from distrib.errors import ConfigurationError
+from distrib.log import log
 
 Leaves = list[tuple[str, tuple[int, ...], np.dtype[Any]]]
 
@@ -71,12 +72,16 @@ class Examples:
         """Return raw items, as the source holds them; errors are those of the source."""
         if self._fetch_many is None:
             return [self._source[i] for i in index]
-        items = list(self._fetch_many(list(index)))
-        if len(items) != len(index):
-            raise ValueError(
-                f"`__getitems__` of {type(self._source).__name__} returned {len(items)} items for "
-                f"{len(index)} indices"
+        try:
+            items = list(self._fetch_many(list(index)))
+            if len(items) != len(index):
+                raise ValueError(f"{len(items)} items for {len(index)} indices")
+        except Exception as error:
+            log.warning(
+                f"`__getitems__` of {type(self._source).__name__} failed: {type(error).__name__}: "
+                f"{error}. Its {len(index)} examples are read one by one."
             )
+            raise
         return items
 
     def read(self, index: int, epoch: int, seed: int) -> list[Array]:

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from distrib.data.file_ranges import FileRanges, Range
 from distrib.storage.find_files import FoundFile
 
-_BLOCK_BYTES = 4 << 20
+_BLOCK_BYTES = 2 << 20
+_FEWEST_BLOCKS = 256
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 12
 
 
@@ -25,7 +26,8 @@ class FileSource:
     Attributes:
         sequential: Whether a file can only be read from its start, so that reading examples in
             random order would take about as much time for each as reading a whole file.
-        block_size: Number of consecutive examples that make a few MiB, for reading in blocks.
+        block_size: Number of consecutive examples that make a few MiB, for reading in blocks. Of
+            small data fewer, so that there are blocks enough to shuffle.
     """
 
     sequential = False
@@ -36,7 +38,8 @@ class FileSource:
         self._ranges = FileRanges(files)
         self._first: npt.NDArray[np.int64] = np.cumsum([0, *counts], dtype=np.int64)
         size = sum(file.size for file in files)
-        self.block_size = max(1, round(_BLOCK_BYTES * len(self) / max(1, size)))
+        few_mib = round(_BLOCK_BYTES * len(self) / max(1, size))
+        self.block_size = max(1, min(few_mib, len(self) // _FEWEST_BLOCKS))
 
     def __len__(self) -> int:
         """Return the number of examples in all files."""

@@ -27,6 +27,7 @@ class _Derived(Batches):
     def __init__(self, inner: Batches, sizes: Sequence[tuple[int, int]] | None = None) -> None:
         super().__init__(inner.sizes if sizes is None else sizes, inner.shard)
         self.vary, self.functions = inner.vary, inner.functions
+        self.sources, self.slices = inner.sources, inner.slices
         self._inner = inner
 
     def describe(self) -> dict[str, Any]:
@@ -74,6 +75,7 @@ class SlicedBatches(_Derived):
 
     def __init__(self, inner: Batches, start: int, stop: int) -> None:
         super().__init__(inner, _cut(inner.sizes, start, stop))
+        self.slices = inner.sources if inner.vary else frozenset()
         self._start = start
 
     def over(self, passes: Any) -> Any:
@@ -144,6 +146,8 @@ class _Combined(Batches):
     def __init__(self, parts: Sequence[Batches], sizes: Sequence[tuple[int, int]]) -> None:
         super().__init__(sizes, parts[0].shard)
         self._parts = tuple(parts)
+        self.sources = frozenset().union(*(part.sources for part in parts))
+        self.slices = frozenset().union(*(part.slices for part in parts))
         self.vary = any(part.vary for part in parts)
         self.functions = {
             f"{name} of part {number}": function

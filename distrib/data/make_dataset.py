@@ -26,6 +26,7 @@ def make_dataset(
     drop_remainder: bool = False,
     num_parallel_reads: int | None = None,
     shuffle_buffer: int | None = None,
+    pad_last_batch: bool | None = None,
     num_workers: int = 0,
     num_replicas: int | None = None,
     rank: int = 0,
@@ -49,7 +50,7 @@ def make_dataset(
         batch_size: Number of examples in a global batch, over all replicas.
         shuffle: Whether to shuffle each epoch anew, in an order derived from `seed` and the epoch
             number. Pass `True` for training data; see Notes. `"blocks"` shuffles blocks of
-            consecutive examples, and the examples of some 64 blocks among each other, so that
+            consecutive examples, and the examples of some 100 blocks among each other, so that
             files on disk and in object stores are read a few MiB at once. (In memory, and for a
             `tf.data.Dataset`, it is the same as `True`.) Defaults to `False`.
         seed: Seed of the order and of the `rng` passed to `map`, 0 to 2**63 - 1. Defaults to `0`.
@@ -65,6 +66,8 @@ def make_dataset(
             CPUs, at most 8.
         shuffle_buffer: Number of examples to shuffle among. Only for a `tf.data.Dataset`. Defaults
             to `None`: all examples, at most 10,000.
+        pad_last_batch: Whether the last batch is padded if it would leave a replica empty, as for
+            training; see Notes. Defaults to `None`, for `shuffle`.
         num_workers: Number of processes, in each rank, that run `map` and `__getitem__`. They pay
             if this code holds Python's global interpreter lock, as code in Python does; the
             examples are the same. Everything must be picklable; functions and classes of the script
@@ -110,7 +113,8 @@ def make_dataset(
         num_parallel_reads = checked_integer("num_parallel_reads", num_parallel_reads, 1)
     if shuffle_buffer is not None:
         shuffle_buffer = checked_integer("shuffle_buffer", shuffle_buffer, 1)
-    if shuffle and leaves_a_replica_empty(batch_size, num_replicas, size):
+    pads = bool(shuffle) if pad_last_batch is None else pad_last_batch
+    if pads and leaves_a_replica_empty(batch_size, num_replicas, size):
         raise ConfigurationError(
             f"`batch_size={batch_size}` does not give each of {num_replicas} replicas in {size} "
             f"{'process' if size == 1 else 'processes'} examples; choose a multiple of "
@@ -139,6 +143,7 @@ def make_dataset(
         drop_remainder=bool(drop_remainder),
         num_replicas=num_replicas,
         shard=Shard(rank, size),
+        pad_last_batch=pads,
         blocks=examples.blocks() if shuffle == "blocks" else None,
     )
     if order.num_batches == 0:

@@ -46,6 +46,10 @@ class DatasetMethods(ResumableDataset):
         """
         return self._batches.smallest >= self._batches.shard.size
 
+    def exchanges_examples_with(self, other: DatasetMethods) -> bool:
+        """Tell whether both are parts of one shuffled dataset, whose examples move between them."""
+        return bool(self._batches.slices & other._batches.slices)
+
     def _made_of(self, batches: Batches, endless: bool, same_position: bool) -> Any:
         """Return a `Dataset` of other batches."""
         raise NotImplementedError

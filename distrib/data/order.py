@@ -70,6 +70,8 @@ class Order:
         shard: This process's shard of each batch. Defaults to the whole batch.
         blocks: Sizes of blocks, if these are shuffled instead of single examples; `block_order.py`
             computes the indices then. Defaults to `None`.
+        pad_last_batch: Whether to pad a last batch that would leave a replica empty. Defaults to
+            `None`, for `shuffle`.
     """
 
     num_examples: int
@@ -80,6 +82,7 @@ class Order:
     num_replicas: int
     shard: Shard = Shard()
     blocks: Blocks | None = None
+    pad_last_batch: bool | None = None
 
     @property
     def num_batches(self) -> int:
@@ -119,13 +122,15 @@ class Order:
         """Number of examples in the last global batch, after padding.
 
         In training, batch normalization turns an empty shard into NaN. So a last batch of a
-        training set (`shuffle=True`) that would leave a replica empty is padded to a multiple of
-        the replicas, which makes all shards the same size. An evaluation would count the repeated
-        examples twice in its metrics, so its last batch is not padded: `tf.distribute` accepts an
-        empty shard in an evaluation, and a process without examples skips the batch.
+        training set (`shuffle=True`, unless `pad_last_batch` tells otherwise) that would leave a
+        replica empty is padded to a multiple of the replicas, which makes all shards the same size.
+        An evaluation would count the repeated examples twice in its metrics, so its last batch is
+        not padded: `tf.distribute` accepts an empty shard in an evaluation, and a process without
+        examples skips the batch.
         """
         size = self.last_batch_size
-        if self.shuffle and leaves_a_replica_empty(size, self.num_replicas, self.shard.size):
+        pads = self.shuffle if self.pad_last_batch is None else self.pad_last_batch
+        if pads and leaves_a_replica_empty(size, self.num_replicas, self.shard.size):
             return -(-size // self.num_replicas) * self.num_replicas
         return size
 

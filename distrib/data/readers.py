@@ -34,6 +34,7 @@ from distrib.data.workers.pickling import Pickled
 
 # Examples in a block of a source that does not say how it is read, and may hold more than it seems.
 _UNKNOWN_BLOCK = 16
+_PARALLEL_BLOCKS = 8
 
 
 class _PythonSource:
@@ -46,6 +47,8 @@ class _PythonSource:
 
     def __init__(self, num_parallel_reads: int | None) -> None:
         self._parallel = num_parallel_reads or min(8, 2 * (os.cpu_count() or 1))
+        # Fetching a block hardly needs a CPU.
+        self._parallel_blocks = num_parallel_reads or _PARALLEL_BLOCKS
 
     def blocks(self) -> Blocks | None:
         """Return the sizes for `shuffle="blocks"`; see `Source`."""
@@ -79,7 +82,7 @@ class _PythonSource:
         return self._in_parallel(_steps(passes, order), batch)
 
     def _batches_of_blocks(self, passes: Any, order: Order) -> Any:
-        blocks = BlockPasses(BlockOrder(order), _not_keeping(self.fetch_block), self._parallel)
+        blocks = BlockPasses(BlockOrder(order), _not_keeping(self.fetch_block), self._parallel_blocks)
         own_read = _not_keeping(self.read_blocks)
 
         def read(number: Any) -> list[Array]:

@@ -152,11 +152,14 @@ def element_spec_of(iterator: Any) -> Any:
 
     On several replicas, of one replica's piece.
     """
+
+    def as_in_a_step(spec: Any) -> Any:
+        if isinstance(spec, PerReplicaSpec):
+            spec = spec._component_specs[0]
+        return None if isinstance(spec, tf.NoneTensorSpec) else spec
+
     # A second `get_tf_dataset()` would copy arrays, and draw batches from a `PyDataset`.
-    spec = iterator._distributed_dataset.element_spec
-    return tf.nest.map_structure(
-        lambda each: each._component_specs[0] if isinstance(each, PerReplicaSpec) else each, spec
-    )
+    return tf.nest.map_structure(as_in_a_step, iterator._distributed_dataset.element_spec)
 
 
 @dataclass(frozen=True)

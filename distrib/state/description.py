@@ -80,7 +80,7 @@ def describe(value: Any) -> Any:
 
 def describe_class(kind: type) -> dict[str, Any]:
     """Return the name of a class, and a hash of the code that the user has written for it."""
-    own = [each for each in kind.__mro__ if not _is_library(each)]
+    own = [each for each in kind.__mro__ if not is_library(each)]
     described: dict[str, Any] = {"class": kind.__qualname__}
     if own:
         members = [member for each in own for member in sorted(vars(each).items(), key=_name_of)]
@@ -114,7 +114,7 @@ def is_user_function(value: Any) -> bool:
     """Tell whether a value is a Python function, or a partial of one, from outside of libraries."""
     if isinstance(value, functools.partial):
         return is_user_function(value.func)
-    return isinstance(value, types.FunctionType | types.MethodType) and not _is_library(value)
+    return isinstance(value, types.FunctionType | types.MethodType) and not is_library(value)
 
 
 def is_time(value: Any) -> bool:
@@ -147,7 +147,8 @@ def _is_installed(module: str) -> bool:
     return not path or module.startswith("distrib.") or any(part in path for part in _INSTALLED)
 
 
-def _is_library(value: Any) -> bool:
+def is_library(value: Any) -> bool:
+    """Tell whether a class or a function is not the user's own."""
     return _is_installed(str(getattr(value, "__module__", None)))
 
 
@@ -225,7 +226,7 @@ def _code_in(value: Any) -> Iterator[Any]:
             yield from _code_in(value.func)
         case types.FunctionType():
             yield _bytecode(value.__code__)
-            yield [repr(each) for each in value.__defaults__ or () if _is_number(each)]
+            yield [repr(each) for each in value.__defaults__ or () if is_number(each)]
             for cell in value.__closure__ or ():
                 yield from _closed_over(cell)
             yield from _code_in(getattr(value, "__wrapped__", None))
@@ -240,11 +241,12 @@ def _closed_over(cell: Any) -> Iterator[Any]:
         value = cell.cell_contents
     except ValueError:  # Not assigned yet.
         return
-    if _is_number(value) and not is_time(value):
+    if is_number(value) and not is_time(value):
         yield repr(value)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Tell whether a value is one of Python's numbers."""
     return isinstance(value, int | float)
 
 

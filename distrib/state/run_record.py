@@ -33,6 +33,7 @@ from distrib.state.description import (
     is_user_function,
 )
 from distrib.state.git_revision import git_revision
+from distrib.state.used_code import describe_used
 from distrib.state.variables import optimizers_of
 
 _TRAINING = ("x", "y", "sample_weight")
@@ -192,15 +193,14 @@ def _data(value: Any, contents_of_dataset: Callable[[Any], dict[str, Any]] | Non
 
 def _functions(functions: Mapping[str, Any]) -> dict[str, Any]:
     """Describe the user's code that makes examples; what a library does, its version tells."""
-    described = {
-        name: describe_class(each) if isinstance(each, type) else describe(each)
-        for name, each in functions.items()
-    }
-    return {
-        name: each
-        for name, each in described.items()
-        if not isinstance(functions[name], type) or "code" in each
-    }
+    described: dict[str, Any] = {}
+    for name, each in functions.items():
+        is_class = isinstance(each, type)
+        own = describe_class(each) if is_class else describe(each)
+        if not is_class or "code" in own:
+            used = describe_used(each)
+            described |= {name: own, f"{name} uses": used} if used else {name: own}
+    return described
 
 
 def _connections(config: Any) -> str:

@@ -30,7 +30,7 @@ from distrib.keras_compat.logs import plain_logs
 from distrib.log import log
 from distrib.state import codec
 from distrib.state.callback_state import SavedState, StatefulCallback, saved_states
-from distrib.state.data_differences import CONTENTS, check_data
+from distrib.state.data_differences import CONTENTS, CONVERTED, check_data
 from distrib.state.initial_state import Matches
 from distrib.state.plain_values import Rebuilder, snapshot
 from distrib.state.random_generators import random_state, set_random_state
@@ -84,7 +84,8 @@ class RunState:
         self._state = TrainingState(model, metrics=within_epochs)
         self._buffers = HostBuffers()
         # Not the contents, which may be rounded otherwise at each start.
-        kind = data and {key: value for key, value in data.items() if key != CONTENTS}
+        left_out = (CONTENTS, CONVERTED)
+        kind = data and {key: value for key, value in data.items() if key not in left_out}
         self._fingerprint = codec.digest([self._state.describe(), kind])
         self._callbacks: list[SavedState] = []
         self._optimizer = model.optimizer

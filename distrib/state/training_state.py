@@ -18,6 +18,7 @@ from distrib.state.initial_state import Matches, find_counterparts
 from distrib.state.layer_state import LayerState, LayerStates
 from distrib.state.saved_variables import (
     GROUPS,
+    METRICS,
     MODEL,
     OPTIMIZER,
     SavedVariable,
@@ -79,7 +80,8 @@ class TrainingState:
         Raises:
             CheckpointMismatchError: Names the differences.
         """
-        differences = list(differences_between(saved, self.describe()))
+        here = {**self.describe(), "variables": [s.describe() for s in self._slots_in(saved)]}
+        differences = list(differences_between(saved, here))
         if differences:
             shown = "\n".join(f"  {line}" for line in differences)
             raise CheckpointMismatchError(
@@ -155,7 +157,7 @@ class TrainingState:
         for slot, value in zip(self._slots, chiefs, strict=True):
             self._assign(slot, [value])
         if layers is not None:
-            self._load_layers(layers, [[value] for value in chiefs])
+            self._load_layers(layers, [[value] for value in chiefs], self._description)
 
     def restore(
         self,
@@ -174,19 +176,31 @@ class TrainingState:
             The names of the layers that held another vocabulary, or had learned other attributes.
         """
         values = []
-        for slot, entry in zip(self._slots, saved["variables"], strict=True):
+        for slot, entry in zip(self._slots_in(saved), saved["variables"], strict=True):
             group = arrays.get(entry["group"], {})
             values.append([group[name] for name in entry["names"]])
             self._assign(slot, values[-1])
-        return self._load_layers(layers, values)
+        return self._load_layers(layers, values, saved)
+
+    def _slots_in(self, saved: Mapping[str, Any]) -> list[SavedVariable]:
+        """Return the variables whose counterparts a checkpoint may have.
+
+        Data that were not resumed within an epoch, as arrays in old versions, were saved without
+        the metrics: an epoch resets them.
+        """
+        with_metrics = any(entry["group"] == METRICS for entry in saved["variables"])
+        return [slot for slot in self._slots if with_metrics or slot.group != METRICS]
 
     def _load_layers(
-        self, layers: Sequence[LayerState] | None, values: Sequence[list[npt.NDArray[Any]]]
+        self,
+        layers: Sequence[LayerState] | None,
+        values: Sequence[list[npt.NDArray[Any]]],
+        saved: Mapping[str, Any],
     ) -> list[str]:
         touched, replaced = self.layers.load(layers)
         # A layer may have made new variables in place of old ones.
         self._slots = collect_variables(self._model, self._metrics, self._cluster.size)
-        for slot, own in zip(self._slots, values, strict=True):
+        for slot, own in zip(self._slots_in(saved), values, strict=True):
             if id(slot.replicas[0]) in touched:
                 self._assign(slot, own)
         return replaced

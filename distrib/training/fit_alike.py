@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import keras
 
@@ -24,7 +24,7 @@ from distrib.training.fit_call import FitCall
 from distrib.training.rank_callbacks import check_callbacks, describe_callbacks
 from distrib.training.rank_comparison import CLASS, gather_aspects, plain, ranks, refuse_differences
 
-_CALL = "call"
+CALL = "call"
 _CALLBACKS = "callbacks"
 _LAYERS = "layers"
 _BATCHES = "batches"
@@ -59,16 +59,16 @@ def check_fit_alike(call: FitCall, steps: int | None) -> None:
         ConfigurationError: Says what differs, and by rank how.
     """
     aspects = {
-        _CALL: "fit",
+        CALL: "fit",
         _CALLBACKS: describe_callbacks(call.arguments["callbacks"]),
-        **{name: plain(call.arguments.get(name)) for name in _ARGUMENTS},
-        "sample_weight": call.arguments.get("sample_weight") is not None,
+        **{name: plain(call.as_given.get(name)) for name in _ARGUMENTS},
+        "sample_weight": call.as_given.get("sample_weight") is not None,
         **_describe_data(call.fingerprint_of, x=call.data, **_validation_data(call)),
         _BATCHES: steps if steps and steps > 0 else None,
         **_describe_model(call.model),
     }
     values = gather_aspects(aspects, current().collectives)
-    _check_same_call(values)
+    check_same_call(values)
     check_callbacks(values.pop(_CALLBACKS))
     contents = values.pop(_CONTENTS)
     batches = values.pop(_BATCHES)
@@ -79,35 +79,46 @@ def check_fit_alike(call: FitCall, steps: int | None) -> None:
     _check_batches(call, batches)
 
 
-def check_evaluate_alike(data: Any) -> None:
-    """Refuse an `evaluate` of shared data while another rank trains. All ranks call it together.
+def check_same_call(values: Mapping[str, list[Any]]) -> None:
+    """Refuse a `fit` on some ranks that meets an `evaluate` or a `predict` on others.
 
     Args:
-        data: What is evaluated: a cluster.dataset, or what was made from one.
+        values: As gathered, with `CALL`.
 
     Raises:
-        ConfigurationError: If another rank calls `fit`, or evaluates other data.
+        ConfigurationError: Names the ranks.
     """
-    aspects = {_CALL: "evaluate", **_describe_data(Dataset.fingerprint, x=data)}
+    calls = values[CALL]
+    if len(set(calls)) == 1:
+        return
+    first, *others = [
+        (call, ranks(rank for rank, other in enumerate(calls) if other == call))
+        for call in sorted(set(calls), key=lambda call: (call != "fit", call))
+    ]
+    rest = " and ".join(f"`model.{call}` of a cluster.dataset on {on}" for call, on in others)
+    raise ConfigurationError(
+        f"`model.{first[0]}` was called on {first[1]}, but {rest}. Every rank has a part of the "
+        "data, so all of them have to call both; if only the chief evaluates or predicts, give it "
+        "arrays."
+    )
+
+
+def check_call_alike(call: Literal["evaluate", "predict"], data: Any) -> None:
+    """Refuse a call on shared data while another rank does something else. A collective.
+
+    Args:
+        call: What this rank calls.
+        data: Its data: a cluster.dataset, or what was made from one.
+
+    Raises:
+        ConfigurationError: If another rank makes another call, or has other data.
+    """
+    aspects = {CALL: call, **_describe_data(Dataset.fingerprint, x=data)}
     values = gather_aspects(aspects, current().collectives)
-    _check_same_call(values)
+    check_same_call(values)
     contents = values.pop(_CONTENTS)
-    refuse_differences(values, _ADVICE.format(call="evaluate"))
+    refuse_differences(values, _ADVICE.format(call=call))
     _check_contents(contents)
-
-
-def _check_same_call(values: Mapping[str, list[Any]]) -> None:
-    calls = values[_CALL]
-    if len(set(calls)) > 1:
-        fits, others = (
-            ranks(rank for rank, call in enumerate(calls) if (call == "fit") == in_fit)
-            for in_fit in (True, False)
-        )
-        raise ConfigurationError(
-            f"`model.fit` was called on {fits}, but `model.evaluate` of a cluster.dataset on "
-            f"{others}. Every rank has a part of the data, so all of them have to call both; if "
-            "only the chief evaluates, give it arrays."
-        )
 
 
 def _check_contents(by_rank: list[dict[str, Any]]) -> None:

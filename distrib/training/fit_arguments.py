@@ -6,16 +6,27 @@ from collections.abc import Mapping
 from typing import Any
 
 from distrib.data.resumable import ResumableDataset
+from distrib.training.array_arguments import array_arguments
 
 
-def resumable_arguments(arguments: Mapping[str, Any], given: frozenset[str]) -> dict[str, Any]:
+def resumable_arguments(
+    model: Any, arguments: Mapping[str, Any], given: frozenset[str]
+) -> dict[str, Any]:
     """Return what to change of the arguments of a `fit` that is resumed, or that ranks share.
 
+    On several ranks all of them call it together.
+
     Args:
+        model: Compiled.
         arguments: All arguments by name, those with defaults included.
         given: Names of the arguments that the caller has passed.
+
+    Raises:
+        ConfigurationError: If the data cannot be shared between ranks.
+        ValueError: In Keras's words, if Keras would refuse the data.
     """
-    return unshuffled(arguments["x"], given)
+    changes = unshuffled(arguments["x"], given)
+    return changes | array_arguments(model, arguments)
 
 
 def unshuffled(data: Any, given: frozenset[str]) -> dict[str, Any]:

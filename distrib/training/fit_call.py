@@ -28,16 +28,25 @@ class FitCall:
     Args:
         model: The model that is trained.
         arguments: All arguments of `fit` by name, those with defaults included.
+        as_given: The same as the user has passed them, before data of other kinds became data that
+            can be resumed. Defaults to `None`: nothing was changed.
 
     Attributes:
         model: As given.
         arguments: As given.
+        as_given: As given.
         callbacks: The `FitCallbackList` of the call, which sets this itself.
     """
 
-    def __init__(self, model: Any, arguments: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        arguments: Mapping[str, Any],
+        as_given: Mapping[str, Any] | None = None,
+    ) -> None:
         self.model = model
         self.arguments = arguments
+        self.as_given = arguments if as_given is None else as_given
         self._iterator: Any = None
         self._fingerprints: dict[int, dict[str, Any]] = {}
         self.callbacks: Any = None

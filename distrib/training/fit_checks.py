@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from distrib.cluster import current
+from distrib.data.dataset import Dataset
 from distrib.errors import ConfigurationError
 from distrib.gradients.optimizer import reduction_of
 from distrib.keras_compat.layers import layers_of
@@ -46,6 +47,19 @@ def check_call(call: FitCall, schedule: SaveSchedule) -> None:
         "Pass `dataset.repeat()`, which continues through the data across epochs, or leave "
         "`steps_per_epoch` out."
     )
+
+
+def warn_about_mixed_parts(call: FitCall) -> None:
+    """Warn, on the chief, if what is trained on in one epoch is validated on in another."""
+    train, validation = call.data, call.validation_dataset
+    mixed = isinstance(train, Dataset) and validation and train.exchanges_examples_with(validation)
+    if mixed and current().is_chief:
+        warnings.warn(
+            "`x` and `validation_data` are parts of one shuffled cluster.dataset, and each epoch "
+            "divides its examples anew, so the model is validated on examples that it has been "
+            "trained on. Split the examples, before `cluster.dataset`.",
+            stacklevel=2,
+        )
 
 
 def warn_about_unsaved_callbacks(callbacks: Sequence[Any]) -> None:

@@ -12,7 +12,13 @@ from distrib.data.compare_contents import compare_contents
 from distrib.data.contents import contents_of
 from distrib.keras_compat.trainer import Arrays, arrays_of
 from distrib.log import log
-from distrib.state.data_differences import CONTENTS, PLAIN_ARRAYS, SOURCE
+from distrib.state.data_differences import (
+    CONTENTS,
+    CONVERTED,
+    PLAIN_ARRAYS,
+    SOURCE,
+    without_weights,
+)
 from distrib.training.fit_call import FitCall
 
 
@@ -23,10 +29,21 @@ def describe_data(call: FitCall) -> dict[str, Any] | None:
         JSON values, the same on all ranks but for rounding; `None` for generators, `tf.data`
         pipelines and the like.
     """
+    described: dict[str, Any]
     if call.dataset is not None:
-        return {**call.fingerprint_of(call.dataset), "batches_per_epoch": call.batches}
-    arrays = arrays_of(call.iterator)
-    return None if arrays is None else _merged(current().collectives.allgather(_describe(arrays)))
+        described = {**call.fingerprint_of(call.dataset), "batches_per_epoch": call.batches}
+        if call.as_given["x"] is call.data:
+            return described
+        described[CONVERTED] = True
+    else:
+        arrays = arrays_of(call.iterator)
+        if arrays is None:
+            return None
+        described = _merged(current().collectives.allgather(_describe(arrays)))
+    if call.as_given["class_weight"] is None:
+        return described
+    # It has become weights of the examples, but it is an argument, and may change.
+    return without_weights(described)
 
 
 def warn_if_inexact(call: FitCall, epoch: int | None) -> None:
@@ -42,12 +59,12 @@ def warn_if_inexact(call: FitCall, epoch: int | None) -> None:
     if epoch is None:
         log.info(
             f"this data is not resumed exactly: after a restart {effect}. To go on with the very "
-            "next batch, train on `cluster.dataset((x, y), batch_size=..., shuffle=True)`."
+            f"next batch, {_advice(call)}."
         )
     else:
         log.warning(
             f"resuming at epoch {epoch} on data that is not resumed exactly: {effect}, so the run "
-            "will end otherwise than without the restart. `cluster.dataset(...)` avoids that."
+            f"will end otherwise than without the restart. To avoid that, {_advice(call)}."
         )
 
 
@@ -63,6 +80,14 @@ def _effect_of_resuming(call: FitCall) -> str | None:
         again = "the PyDataset begins again, with the order of its first epochs"
         return again if own_order or call.arguments["shuffle"] else None
     return f"the {type(call.data).__name__} begins again with its first batches"
+
+
+def _advice(call: FitCall) -> str:
+    if arrays_of(call.iterator) is None:
+        return "train on `cluster.dataset((x, y), batch_size=..., shuffle=True)`"
+    if current().size > 1:
+        return "pass all arrays on every rank"
+    return "pass dense arrays (`.to_tensor()`, `tf.sparse.to_dense`, `.toarray()`)"
 
 
 def _describe(arrays: Arrays) -> dict[str, Any]:
@@ -83,7 +108,7 @@ def _describe(arrays: Arrays) -> dict[str, Any]:
 
 
 def _merged(by_rank: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return one description of what the ranks have: the same arrays, or each a shard of them."""
+    """Return one description of what the ranks have: the same arrays, or each its own."""
     contents = [described[CONTENTS] for described in by_rank]
     if all(_alike(contents[0], each) for each in contents):
         return by_rank[0]

@@ -33,7 +33,11 @@ from distrib.state.training_position import Logs, TrainingPosition
 from distrib.training.agreement import agreement
 from distrib.training.callback_list import flat_callbacks
 from distrib.training.fit_call import FitCall
-from distrib.training.fit_checks import check_call, warn_about_unsaved_callbacks
+from distrib.training.fit_checks import (
+    check_call,
+    warn_about_mixed_parts,
+    warn_about_unsaved_callbacks,
+)
 from distrib.training.fit_data import describe_data, warn_if_inexact
 from distrib.training.initialization import Initialization
 from distrib.training.preemption_exit import PreemptionExit
@@ -114,7 +118,7 @@ class FitSession:
         self._state = RunState(
             self._model,
             describe_data(call),
-            call.arguments,
+            call.as_given,
             callbacks,
             call.dataset is not None,
             call.fingerprint_of,
@@ -137,6 +141,7 @@ class FitSession:
         self._saves.begin(self._state, self._start)
         self._state.add_callbacks(callbacks, self._goal, self._call.dataset)
         warn_about_unsaved_callbacks(callbacks)
+        warn_about_mixed_parts(self._call)
         self._position = TrainingPosition(epoch=self._call.initial_epoch)
         self._checked_complete = False
         set_initial_epoch(self._model, None)

@@ -1,19 +1,22 @@
-"""The results of an epoch or an evaluation, over the data of all ranks."""
+"""The results of an epoch, an evaluation or a prediction, over the data of all ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import keras
 import numpy as np
 
 from distrib.cluster import current
+from distrib.data.dataset import Dataset
 from distrib.errors import LostPeerError
 from distrib.keras_compat.trainer import own_results
 from distrib.state.global_metrics import global_result
 from distrib.state.variables import replicas_of, statistics_of
 from distrib.training.derived_data import is_shared
+from distrib.training.fit_alike import check_call_alike
 from distrib.training.fit_call import EvaluateCall, FitCall
 
 
@@ -30,21 +33,53 @@ def shared_results(call: FitCall | EvaluateCall, logs: Mapping[str, Any]) -> Map
     in_fit = isinstance(call, FitCall) or call.in_fit
     if not in_fit and not is_shared(call.data):
         return own_results(call.model, logs)
-    with nullcontext() if in_fit else explaining_evaluate():
+    with nullcontext() if in_fit else explaining("evaluate"):
         _average_statistics(call.model)
         results, all_logs = global_result(call.model, logs, current().collectives)
     # A train step of the user's may report other things than its metrics.
     return results if sorted(all_logs[0]) == sorted(results) else logs
 
 
+def shared_predictions(
+    predict: Callable[[int | None], Any], dataset: Dataset, steps: int | None
+) -> Any:
+    """Return the predictions for all examples, in their order, on every rank. A collective.
+
+    Args:
+        predict: Returns this rank's, given a number of steps.
+        dataset: The examples.
+        steps: As passed to `predict`.
+
+    Raises:
+        ConfigurationError: If the dataset is shuffled, or the model has not one row an example.
+    """
+    with explaining("predict"):
+        check_call_alike("predict", dataset)
+        dataset.check_order()
+        limit = None if steps is None or steps >= dataset.num_batches else steps
+        own = predict(limit) if len(dataset) else None
+        parts = current().collectives.allgather(own)
+    # The chief has examples of every batch, so it has each of the model's outputs.
+    outputs = [[] if part is None else keras.tree.flatten(part) for part in parts]
+    joined = [
+        dataset.join([each[number] if each else None for each in outputs], limit)
+        for number in range(len(outputs[0]))
+    ]
+    return keras.tree.pack_sequence_as(parts[0], joined)
+
+
 @contextmanager
-def explaining_evaluate() -> Iterator[None]:
-    """Name the mistake that looks like a lost peer: the chief evaluates, the others have ended."""
+def explaining(call: str) -> Iterator[None]:
+    """Name the mistake that looks like a lost peer: the chief evaluates, the others have ended.
+
+    Args:
+        call: The method, `evaluate` or `predict`.
+    """
     try:
         yield
     except LostPeerError as error:
         raise LostPeerError(
-            f"{error} This was in `model.evaluate` of a cluster.dataset, which all ranks have to "
+            f"{error} This was in `model.{call}` of a cluster.dataset, which all ranks have to "
             "call; if only the chief does, give it arrays."
         ) from error
 

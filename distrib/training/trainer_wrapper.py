@@ -15,17 +15,18 @@ import keras
 
 from distrib.backends.horovod_keras import refuse_horovods
 from distrib.cluster import current, has_current
+from distrib.data.dataset import Dataset
 from distrib.errors import ConfigurationError
 from distrib.heartbeat import heartbeat
 from distrib.keras_compat import trainer
 from distrib.keras_compat.optimizers import chain_of
 from distrib.training.callback_list import FitCallbackList, flat_callbacks
 from distrib.training.derived_data import is_shared
-from distrib.training.fit_alike import check_evaluate_alike
+from distrib.training.fit_alike import check_call_alike
 from distrib.training.fit_arguments import resumable_arguments, unshuffled
 from distrib.training.fit_call import EvaluateCall, FitCall, call_of, fit_of, in_progress
 from distrib.training.fit_checks import check_replicas
-from distrib.training.global_results import explaining_evaluate, shared_results
+from distrib.training.global_results import explaining, shared_predictions, shared_results
 from distrib.training.multi_rank_fit import MultiRankCallbackList
 from distrib.training.resumable_fit import ResumableCallbackList, savers_in
 
@@ -45,12 +46,17 @@ def _fit(call: trainer.Call) -> Any:
     kinds = _kinds_of_list(call.arguments["callbacks"])
     if call.model.compiled:
         check_replicas(call.model)
-    if not kinds or not call.model.compiled:  # Keras raises its own error then.
+    if not call.model.compiled:  # Keras raises its own error then.
+        return call.proceed()
+    if not kinds and not _has_replicas(call.model):
         return call.proceed(**unshuffled(call.arguments["x"], call.given))
-    call.arguments |= resumable_arguments(call.arguments, call.given)
+    as_given = dict(call.arguments)
+    call.arguments |= resumable_arguments(call.model, call.arguments, call.given)
+    if not kinds:
+        return call.proceed(**call.arguments)
     if _has_ranks() and not current().is_chief:
         call.arguments["verbose"] = 0
-    fit = FitCall(call.model, call.arguments)
+    fit = FitCall(call.model, call.arguments, as_given)
     callbacks = type(FitCallbackList.__name__, kinds, {})(fit)
     with in_progress(fit):
         try:
@@ -78,6 +84,12 @@ def _has_ranks() -> bool:
     return has_current() and current().size > 1
 
 
+def _has_replicas(model: Any) -> bool:
+    """Tell whether a model has copies on several devices of this process's cluster."""
+    replicas = model.distribute_strategy.num_replicas_in_sync
+    return has_current() and 1 < replicas == current().num_replicas
+
+
 def _open_callback_list(model: Any, iterator: Any) -> None:
     """Complete the callback list of a `fit` when Keras knows how many steps an epoch has."""
     call = call_of(model)
@@ -95,20 +107,26 @@ def _open_callback_list(model: Any, iterator: Any) -> None:
 def _evaluate(call: trainer.Call) -> Any:
     in_fit = bool(call.arguments.get("_use_cached_eval_dataset"))
     if not in_fit and _has_ranks() and is_shared(call.arguments["x"]):
-        with explaining_evaluate():
-            check_evaluate_alike(call.arguments["x"])
+        with explaining("evaluate"):
+            check_call_alike("evaluate", call.arguments["x"])
     with in_progress(EvaluateCall(call.model, call.arguments["x"], in_fit)):
         return call.proceed(**({} if in_fit else _for_this_rank(call.arguments)))
 
 
 def _predict(call: trainer.Call) -> Any:
-    if _has_ranks() and is_shared(call.arguments["x"]):
+    data, changes = call.arguments["x"], _for_this_rank(call.arguments)
+    if _has_ranks() and isinstance(data, Dataset):
+        return shared_predictions(
+            lambda steps: call.proceed(**{**changes, "steps": steps}), data, call.arguments["steps"]
+        )
+    if _has_ranks() and is_shared(data):
         warnings.warn(
-            f"`predict` of a cluster.dataset returns this rank's part of each batch (rank "
-            f"{current().rank} of {current().size}). Pass arrays to predict all of them.",
+            "`predict` of what was made from a cluster.dataset returns this rank's part of each "
+            f"batch (rank {current().rank} of {current().size}). Pass the cluster.dataset itself, "
+            "or arrays, to predict all of them.",
             stacklevel=3,
         )
-    return call.proceed(**_for_this_rank(call.arguments))
+    return call.proceed(**changes)
 
 
 def _for_this_rank(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from typing import Any
 import keras
 import models
 import numpy as np
+import tensorflow as tf
 
 import distrib
 from distrib.callbacks import (
@@ -197,6 +198,7 @@ def main() -> None:
     parser.add_argument("--patience", type=int, default=2, help="of EarlyStopping (epochs)")
     parser.add_argument("--samples", type=int, default=173)
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--arrays", action="store_true", help="pass arrays to `fit` as they are")
     parser.add_argument(
         "--pace",
         type=float,
@@ -237,9 +239,15 @@ def main() -> None:
         # First one before all other callbacks, then one after them: files are hit in both states.
         callbacks.insert(number_of_kill * len(callbacks), Killer(point, int(number)))
 
+    if args.arrays:  # The same order as the dataset's.
+        tf.random.set_seed(3)
+        data = {"x": x, "y": y, "batch_size": args.batch_size, "validation_batch_size": 8}
+        data["validation_data"] = val_x, val_y
+    else:
+        data = {"x": cluster.dataset((x, y), args.batch_size, shuffle=True, seed=3)}
+        data["validation_data"] = cluster.dataset((val_x, val_y), 8)
     history = model.fit(
-        cluster.dataset((x, y), args.batch_size, shuffle=True, seed=3),
-        validation_data=cluster.dataset((val_x, val_y), 8),
+        **data,
         epochs=args.epochs,
         callbacks=callbacks,
         verbose=0,

@@ -730,14 +730,100 @@ def eager_training(cluster: Cluster) -> Any:
 
 
 @check
-def arrays_without_a_dataset(cluster: Cluster) -> Any:
+def arrays_are_shared(cluster: Cluster) -> Any:
+    x, y = data(95)  # The split leaves 6 full batches and one of 4 examples.
+    looks = ChiefLooks()
+
+    def fit(cluster: Cluster, seed: int, *callbacks: Any) -> Any:
+        model = model_of(cluster, keras.optimizers.Adam(0.05), seed=1, weighted_metrics=["AUC"])
+        keras.utils.set_random_seed(seed)
+        history = model.fit(
+            x,
+            y,
+            batch_size=12,
+            epochs=2,
+            validation_split=0.2,
+            class_weight={0: 1.0, 1: 2.0},
+            callbacks=callbacks,
+            verbose=0,
+        ).history
+        again = model.fit(x, y, steps_per_epoch=5, shuffle=False, verbose=0)
+        return {**history, "again": again.history["loss"]}
+
+    shared = fit(cluster, 1 + cluster.rank, looks)  # The chief's seed counts.
+    if cluster.is_chief:
+        folder = Path(tempfile.mkdtemp())  # With a saver one process has the same order, too.
+        alone = one_process(lambda: fit(ALONE, 1, BackupAndRestore(folder)))
+        shutil.rmtree(folder)
+        for name, values in alone.items():
+            np.testing.assert_allclose(shared[name], values, rtol=1e-4, err_msg=name)
+    return shared
+
+
+@check
+def any_number_of_arrays_can_be_trained_on(cluster: Cluster) -> Any:
+    n = 8 * cluster.size + 1  # A last batch of one example is padded.
+    x, y = data(n)
+    model = model_of(cluster, keras.optimizers.Adam(0.05))
+    return model.fit(x, y, batch_size=8, shuffle=False, validation_data=(x[:1], y[:1])).history
+
+
+@check
+def arrays_that_cannot_be_shared(cluster: Cluster) -> Any:
     x, y = data(40)
     model = model_of(cluster, keras.optimizers.Adam(0.05))
-    history = model.fit(x, y, batch_size=8, shuffle=False, validation_split=0.2, verbose=0)
-    alone = model.evaluate(x, y, verbose=0)  # Each rank may do this, or the chief alone.
-    if cluster.is_chief:
-        model.evaluate(x, y, verbose=0)
-    return history.history["val_loss"], alone
+    with pytest.raises(ConfigurationError, match=r"RaggedTensor at \[0\] on all ranks"):
+        model.fit(tf.RaggedTensor.from_tensor(x), y, verbose=0)
+    with pytest.raises(ConfigurationError, match="`batch_size` is 8 on rank 0, 9 on rank"):
+        model.fit(x, y, batch_size=8 + min(1, cluster.rank), verbose=0)
+    call = model.fit if cluster.rank else model.evaluate
+    with pytest.raises(ConfigurationError, match=r"`model\.fit` was called on rank"):
+        call(x if cluster.rank else cluster.dataset((x, y), 8), y if cluster.rank else None)
+
+
+@check
+def predictions_are_those_of_all_examples(cluster: Cluster) -> Any:
+    keras.utils.set_random_seed(1)
+    given = keras.Input((6,))
+    outputs = {"one": keras.layers.Dense(1)(given), "two": keras.layers.Dense(3)(given)}
+    model = keras.Model(given, outputs)
+    x, y = data(29)  # The last batch, of one example, is the chief's alone.
+    expected = model.predict(x, verbose=0)
+    shared = cluster.dataset((x, y), 7)
+    for steps, rows in ((None, 29), (2, 14), (5, 29)):
+        found = model.predict(shared, steps=steps, verbose=0)
+        for name, values in found.items():
+            np.testing.assert_allclose(values, expected[name][:rows], rtol=1e-5, atol=1e-6)
+    found = model.predict(cluster.dataset(x[:1], 7), verbose=0)  # Other ranks have none.
+    np.testing.assert_allclose(found["two"], expected["two"][:1], rtol=1e-5, atol=1e-6)
+    with pytest.raises(ConfigurationError, match=r"Each pass over this cluster\.dataset differs"):
+        model.predict(cluster.dataset(x, 7, shuffle=True), verbose=0)
+    with pytest.raises(ConfigurationError, match=r"The ranks differ: `x\.batch_size` is 7 on"):
+        model.predict(cluster.dataset(x, 7 + min(1, cluster.rank)), verbose=0)
+    call = model.predict if cluster.rank else model_of(cluster, "sgd").evaluate
+    with pytest.raises(ConfigurationError, match=r"but `model\.predict` of a cluster\.dataset on"):
+        call(cluster.dataset((x, y), 7), verbose=0)
+    return found["one"].tolist()
+
+
+@check
+def arrays_of_each_ranks_own(cluster: Cluster) -> Any:
+    x, y = data(40 * cluster.size)
+    mine = slice(cluster.rank, None, cluster.size)  # As scripts for Horovod divide them.
+    model = model_of(cluster, keras.optimizers.Adam(0.05))
+    steps = CountSteps()
+    history = model.fit(x[mine], y[mine], batch_size=8, verbose=0, callbacks=[steps])
+    assert steps.count == 5
+    with pytest.raises(ConfigurationError, match=r"have .* batches in an epoch"):
+        model.fit(x[cluster.rank * 8 :], y[cluster.rank * 8 :], batch_size=8, verbose=0)
+    return history.history["loss"]
+
+
+class CountSteps(keras.callbacks.Callback):
+    count = 0
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.count += 1
 
 
 class ChiefLooks(keras.callbacks.Callback):

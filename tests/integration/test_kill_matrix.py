@@ -57,6 +57,13 @@ def test_every_moment(kind: str, arguments: list[str], tmp_path: Path) -> None:
     assert killed == undisturbed(*arguments)
 
 
+@pytest.mark.slow
+def test_arrays_straight_into_fit(arguments: list[str], tmp_path: Path) -> None:
+    kills = ["in_step:10", "validation:1"]
+    killed = kill_and_finish(tmp_path / "run", kills, *arguments, "--arrays")
+    assert killed == undisturbed(*arguments)  # Trained on a `cluster.dataset`.
+
+
 def test_kills_enough() -> None:
     kills = [kill for moments in MOMENTS.values() for kill in moments if "signal" not in kill]
     assert 2 * len(kills) >= 40

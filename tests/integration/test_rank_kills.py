@@ -104,6 +104,17 @@ def test_killed_ranks_resume_exactly(backend: str, size: int, tmp_path: Path) ->
 
 
 @pytest.mark.exhaustive
+def test_killed_ranks_resume_exactly_on_arrays(backend: str, tmp_path: Path) -> None:
+    for rank, kill in KILLS[backend, 2]:
+        killed = ["--arrays", "--kill-rank", str(rank), "--kill", kill]
+        code = start(backend, 2, tmp_path / "run", *killed)
+        assert code == (EXIT_PREEMPTED if "signal" in kill else EXIT_LOST_PEER), kill
+    assert start(backend, 2, tmp_path / "run", "--arrays") == 0
+    # The same as on a `cluster.dataset`.
+    assert result(tmp_path / "run") == undisturbed(ranks=2, backend=backend)
+
+
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("backend", "model"), [("horovod", "two_optimizers"), ("multiworker", "mixed_precision")]
 )

@@ -39,6 +39,10 @@ ON_THREE = [
     "statistics_are_those_of_all_ranks",
     "metrics_are_those_of_all_the_data",
     "losses_of_batches_are_those_of_one_process",
+    "arrays_are_shared",
+    "arrays_of_each_ranks_own",
+    "any_number_of_arrays_can_be_trained_on",
+    "predictions_are_those_of_all_examples",
     "a_stop_on_one_rank_stops_all_after_the_next_batch",
 ]
 
@@ -53,6 +57,8 @@ COMMON = {
     *("early_stopping_and_plateaus_are_the_same_everywhere", "a_bad_loss_on_one_rank_stops_all"),
     *("a_stop_after_an_epoch_stops_all", "a_stop_at_the_last_batch_stops_all_after_the_epoch"),
     *("nobody_stops_without_a_reason", "shared_data_may_be_rounded_otherwise_on_each_rank"),
+    *("arrays_that_cannot_be_shared", "any_number_of_arrays_can_be_trained_on"),
+    *("arrays_of_each_ranks_own", "predictions_are_those_of_all_examples"),
     "checkpoints_within_an_epoch_hold_the_loss_of_all_ranks",
     "a_callback_list_and_an_evaluate_of_the_users_own",
     "what_methods_have_made_of_a_dataset_is_shared_as_well",

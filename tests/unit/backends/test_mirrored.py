@@ -65,6 +65,22 @@ def test_trains_on_batches_that_do_not_split_evenly() -> None:
     )
 
 
+def test_arrays_have_the_order_of_a_dataset() -> None:
+    succeed(
+        """
+        cluster = distrib.init("mirrored", devices=2)
+
+        def fit(*data, **more):
+            keras.utils.set_random_seed(3)
+            model = make(cluster.scope())
+            return model.fit(*data, epochs=3, verbose=0, **more).history
+
+        # The last batch holds a single example, which is padded for the second replica.
+        assert fit(x, y, batch_size=4) == fit(cluster.dataset((x, y), 4, shuffle=True, seed=3))
+        """
+    )
+
+
 def test_plain_arrays_and_datasets_train_too() -> None:
     succeed(
         """

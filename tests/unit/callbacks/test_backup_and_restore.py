@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import scipy.sparse
 import tensorflow as tf
 
 from distrib.callbacks import (
@@ -29,10 +30,11 @@ from distrib.errors import CheckpointMismatchError, ConfigurationError, Preempte
 from distrib.retention import KeepIf
 from distrib.save_policy.schedule import SaveSchedule
 from distrib.storage.locate import locate
-from distrib.training import run_ending
+from distrib.training import run_ending, trainer_wrapper
 
 X = np.random.default_rng(0).normal(size=(20, 3)).astype("float32")
 Y = X.sum(axis=1, keepdims=True)
+SPARSE = scipy.sparse.csr_matrix(X)
 
 
 def data(batch_size: int = 4, **kwargs: Any) -> Any:
@@ -415,7 +417,7 @@ def test_changed_data_is_refused_by_name(tmp_path: Path) -> None:
     ):
         make().fit(data(5), epochs=2, verbose=0, callbacks=[BackupAndRestore(tmp_path)])
     with pytest.raises(CheckpointMismatchError, match="this run has plain arrays"):
-        make().fit(X, Y, epochs=2, verbose=0, callbacks=[BackupAndRestore(tmp_path)])
+        make().fit(SPARSE, Y, epochs=2, verbose=0, callbacks=[BackupAndRestore(tmp_path)])
 
 
 def test_another_model_is_refused_and_nothing_changes(tmp_path: Path) -> None:
@@ -493,25 +495,79 @@ class TestChangedScript:
 
 
 @pytest.mark.usefixtures("every_save_is_waited_for")
-def test_plain_arrays_resume_at_epochs(tmp_path: Path) -> None:
+def test_sparse_arrays_resume_at_epochs(tmp_path: Path, capfd: Any) -> None:
+    def fit(*callbacks: Any) -> Any:
+        model, callbacks = make(), (*callbacks, BackupAndRestore(tmp_path))
+        return model.fit(SPARSE, Y, batch_size=4, epochs=3, verbose=0, callbacks=callbacks)
+
     with pytest.raises(Preempted):
-        make().fit(
-            X, Y, batch_size=4, epochs=3, verbose=0,
-            callbacks=[StopAt(12), BackupAndRestore(tmp_path)],
-        )  # fmt: skip
+        fit(StopAt(12))
+    assert "pass dense arrays" in capfd.readouterr().err
     as_in_a_new_process()
     assert steps(tmp_path)[-1] == 10
     recorder = Recorder()
-    history = make().fit(
-        X, Y, batch_size=4, epochs=3, verbose=0, callbacks=[recorder, BackupAndRestore(tmp_path)]
-    )
+    assert fit(recorder).epoch == [0, 1, 2]
     assert recorder.seen[0] == ("epoch", 2)
-    assert history.epoch == [0, 1, 2]
 
 
-def test_plain_arrays_cannot_be_saved_within_an_epoch(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"`save_freq` in steps .*was given ndarray"):
-        make().fit(X, Y, verbose=0, callbacks=[BackupAndRestore(tmp_path, save_freq=5)])
+def test_another_class_weight_is_a_changed_argument(tmp_path: Path, capfd: Any) -> None:
+    labels = (Y[:, 0] > 0).astype("int64")
+    for epochs, weight in enumerate((None, {0: 1.0, 1: 3.0}), start=1):
+        make().fit(
+            X, labels, epochs=epochs, class_weight=weight, verbose=0,
+            callbacks=[BackupAndRestore(tmp_path)],
+        )  # fmt: skip
+        said = capfd.readouterr().err
+        assert ("fit.class_weight" in said) == (epochs > 1)
+        as_in_a_new_process()
+    with pytest.raises(CheckpointMismatchError, match="other training data"):
+        make().fit(
+            X, labels[::-1], epochs=3, class_weight={0: 1.0, 1: 3.0}, verbose=0,
+            callbacks=[BackupAndRestore(tmp_path)],
+        )  # fmt: skip
+
+
+def test_sparse_arrays_cannot_be_saved_within_an_epoch(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"`save_freq` in steps .*was given csr_matrix"):
+        make().fit(SPARSE, Y, verbose=0, callbacks=[BackupAndRestore(tmp_path, save_freq=5)])
+
+
+@pytest.mark.parametrize("steps_per_epoch", [None, 3])
+def test_arrays_resume_at_the_very_step(steps_per_epoch: int | None, tmp_path: Path) -> None:
+    def fit(folder: Path, *callbacks: Any) -> Any:
+        model, callbacks = make(), (*callbacks, BackupAndRestore(folder))
+        options: dict[str, Any] = {"steps_per_epoch": steps_per_epoch, "callbacks": callbacks}
+        options |= {"batch_size": 4, "validation_split": 0.2, "class_weight": {0: 1.0, 1: 2.0}}
+        return model.fit(X, Y > 0, epochs=3, verbose=0, **options)
+
+    straight = fit(tmp_path / "straight")
+    for step in (1, 6):
+        with pytest.raises(Preempted):
+            fit(tmp_path, StopAt(step))
+        as_in_a_new_process()
+        assert steps(tmp_path)[-1] == step
+    assert fit(tmp_path).history == straight.history
+
+
+def test_arrays_of_a_run_that_left_them_to_keras(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    def fit(epochs: int, x: Any = X) -> Any:
+        model = make()
+        model.fit(x, Y, epochs=epochs, verbose=0, callbacks=[BackupAndRestore(tmp_path)])
+        return model
+
+    with monkeypatch.context() as patch:  # As old versions did.
+        patch.setattr(trainer_wrapper, "resumable_arguments", lambda *given: {})
+        fit(2)
+        capfd.readouterr()
+    with pytest.raises(CheckpointMismatchError, match="other examples, or in another order"):
+        fit(3, np.roll(X, 1, 0))
+    assert "left this data to Keras" not in capfd.readouterr().err
+    model = fit(3)
+    assert model.history.epoch == [0, 1, 2]
+    assert int(model.optimizer.iterations) == 3
+    assert "left this data to Keras. From here on" in capfd.readouterr().err
 
 
 def test_steps_per_epoch_needs_a_repeated_dataset(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ N = 2000
 
 
 class Records:
-    """Items that are cheap to read in blocks of 10, and a record of the reads."""
+    """Items that are cheap to read in blocks of 4, and a record of the reads."""
 
-    block_size = 10
+    block_size = 4
 
     def __init__(self, length=N, broken=(), delay=0.0):
         self.length, self.broken, self.delay = length, broken, delay
@@ -67,7 +67,7 @@ def test_a_pass_reads_every_block_once_and_leaves_nothing_behind():
     for epoch in epochs:
         assert sorted(itertools.chain(*epoch)) == list(range(N))
     assert epochs[0] != epochs[1]
-    assert 400 <= len(source.blocks) <= 400 + 2 * 18
+    assert 1000 <= len(source.blocks) <= 1000 + 2 * 18
     assert source.singles == [0]
     assert not reading_threads()
 
@@ -80,7 +80,7 @@ def test_ranks_read_their_own_blocks_only():
         dataset = new(source, rank=rank, size=4)
         source.blocks.clear()
         shards.append(rows(dataset))
-        assert len(source.blocks) <= 50 + 8
+        assert len(source.blocks) <= 125 + 8
     assert [list(itertools.chain(*parts)) for parts in zip(*shards, strict=True)] == whole
 
 
@@ -91,7 +91,7 @@ def test_a_seek_reads_the_blocks_of_the_windows_there_only():
     dataset.seek(0, 55)
     source.blocks.clear()
     assert rows(dataset) == whole[55:]
-    assert len(source.blocks) < 100
+    assert len(source.blocks) < 250
 
 
 @pytest.mark.parametrize("readers", [1, 4])
@@ -102,8 +102,8 @@ def test_few_blocks_are_read_ahead_and_an_abandoned_pass_leaves_nothing_behind(r
     batches = iter(dataset)
     next(batches)
     time.sleep(0.3)
-    # A window of 64 blocks, a quarter of it ahead; and some batches are prefetched.
-    assert len(source.blocks) <= 64 + 16 + 16
+    # A window of 128 blocks, a quarter of it ahead; and some batches are prefetched.
+    assert len(source.blocks) <= 128 + 32 + 16
     del batches
     gc.collect()
     time.sleep(0.1)
@@ -179,7 +179,7 @@ def test_data_in_memory_and_streams_are_shuffled_as_ever():
 
 def test_the_fingerprint_has_the_sizes_of_blocks_only_if_blocks_are_shuffled():
     print_ = new(Records()).fingerprint()
-    assert print_.pop("blocks") == [10, 64]
+    assert print_.pop("blocks") == [4, 128]
     assert print_ == make_dataset(Records(), 32, True, 3, map=first).fingerprint()
 
 
@@ -196,14 +196,14 @@ def test_sizes_of_blocks():
 
     large = Images()
     large.size = 1 << 20
-    assert sizes(large) == [4, 64]
+    assert sizes(large) == [2, 128]
     large.size = 100
-    assert sizes(large) == [16, 64]
+    assert sizes(large) == [16, 128]
     # Blocks of 100 MiB: fewer of them, so that memory stays bounded.
     large.size, large.block_size = 1 << 20, 100
-    assert sizes(large) == [100, 2]
+    assert sizes(large) == [100, 4]
     large.block_size = 1000
-    assert sizes(large) == [1000, 1]
+    assert sizes(large) == [1000, 4]
 
 
 def test_other_strings_are_refused():

@@ -60,7 +60,7 @@ def flat(batches):
 # -- order and position
 
 
-@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("shuffle", [True, False, "blocks"])
 @pytest.mark.parametrize("drop_remainder", [True, False])
 def test_after_seek_the_batches_are_those_of_the_uninterrupted_pass(
     source, shuffle, drop_remainder
@@ -579,3 +579,29 @@ def test_under_a_mirrored_strategy_with_deterministic_operations(tmp_path):
     script = tmp_path / "train.py"
     script.write_text(MIRRORED)
     subprocess.run(forked(script), env=environment(), check=True, timeout=300)
+
+
+@pytest.mark.parametrize("steps", [None, 2, 9])
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_what_processes_have_is_joined_in_the_order_of_the_examples(
+    size: int, steps: int | None
+) -> None:
+    x = np.arange(22).reshape(11, 2)
+    made = [make_dataset(x, 4, rank=rank, size=size) for rank in range(size)]
+    batches = [[batch.numpy() for batch in each.take(steps or 3)] for each in made]
+    parts = [np.concatenate(each) if each else None for each in batches]
+    expected = x[: 4 * (steps or 3)]
+    assert made[0].join(parts, steps).tolist() == expected.tolist()
+
+
+def test_what_cannot_be_joined() -> None:
+    made = make_dataset(np.arange(5), 3, size=2, pad_last_batch=False)
+    made.check_order()
+    assert made.join([np.arange(3), np.arange(2)]).tolist() == [0, 1, 0, 2, 1]
+    with pytest.raises(ConfigurationError, match=r"have \[3, 0\] rows for \[3, 2\] examples"):
+        made.join([np.arange(3), None])
+    for other in (make_dataset(np.arange(5), 3, shuffle=True), made.repeat()):
+        with pytest.raises(
+            ConfigurationError, match=r"Each pass over this cluster\.dataset differs"
+        ):
+            other.check_order()

@@ -58,8 +58,8 @@ def test_files_in_another_order_have_another_fingerprint(folder):
     assert contents(folder) != before
 
 
-def test_a_block_is_a_few_mib(folder, tmp_path):
-    assert TFRecordSource(folder / "*.tfrecord").block_size == round((4 << 20) / 24)
+def test_a_block_is_a_few_mib_or_a_small_part_of_small_data(folder, tmp_path):
+    assert TFRecordSource(folder / "*.tfrecord").block_size == 2000 // 256
     with tf.io.TFRecordWriter(str(tmp_path / "large.tfrecord")) as writer:
         writer.write(bytes(5 << 20))
     assert TFRecordSource(tmp_path / "large.tfrecord").block_size == 1

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -44,3 +46,47 @@ def test_a_batch_size_that_leaves_replicas_empty_is_refused_for_training():
 def test_invalid_arguments_are_refused(arguments, message):
     with pytest.raises(ConfigurationError, match=message):
         make_dataset(**{"source": (X, Y), "batch_size": 4, **arguments})
+
+
+class Numbers:
+    """A source of any length."""
+
+    def __init__(self, length):
+        self.length = length
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        return index
+
+
+@pytest.mark.parametrize("shuffle", [True, "blocks"])
+@pytest.mark.parametrize("length", [10**9, 2**33])
+def test_large_data_are_read_from_any_position(shuffle, length):
+    dataset = make_dataset(Numbers(length), 256, shuffle, 3)
+    before = tracemalloc_peak(lambda: None)
+    batches = []
+
+    def read():
+        dataset.seek(5, length // 512)
+        batches.extend(batch.numpy() for batch in dataset.take(3))
+
+    assert tracemalloc_peak(read) - before < 8 << 20
+    index = np.concatenate(batches)
+    assert len(np.unique(index)) == 3 * 256
+    assert (index.max() - index.min()) / length > 0.9
+
+
+def tracemalloc_peak(function):
+    tracemalloc.start()
+    try:
+        function()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_more_examples_than_can_be_shuffled_are_refused():
+    with pytest.raises(ConfigurationError, match=r"2\*\*48"):
+        make_dataset(Numbers(2**48 + 1), 256)

@@ -13,7 +13,11 @@ from distrib.errors import ConfigurationError
 from distrib.save_policy.schedule import SaveSchedule
 from distrib.training import fit_checks
 from distrib.training.fit_call import FitCall
-from distrib.training.fit_checks import check_call, warn_about_unsaved_callbacks
+from distrib.training.fit_checks import (
+    check_call,
+    warn_about_mixed_parts,
+    warn_about_unsaved_callbacks,
+)
 
 DATASET = make_dataset(np.arange(12), batch_size=4)
 STEPS, EPOCHS = SaveSchedule(steps=5), SaveSchedule(epochs=True)
@@ -72,6 +76,29 @@ def test_data_that_lost_their_position_are_refused(data: Any, message: str) -> N
     validated = FitCall(keras.Model(), {"x": DATASET, "validation_data": (data, None)})
     with pytest.raises(ConfigurationError, match="`validation_data` was made from"):
         check_call(validated, EPOCHS)
+
+
+SHUFFLED = make_dataset(np.arange(12), batch_size=4, shuffle=True)
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "warned"),
+    [
+        (SHUFFLED.skip(1), SHUFFLED.take(1), True),
+        (SHUFFLED.map(lambda x: x).skip(1), SHUFFLED.take(1).zip(DATASET), True),
+        (SHUFFLED, SHUFFLED.take(1), False),
+        (DATASET.skip(1), DATASET.take(1), False),
+        (SHUFFLED.skip(1), DATASET.take(1), False),
+        (np.arange(12), None, False),
+    ],
+)
+def test_parts_that_exchange_examples(train: Any, validation: Any, warned: bool) -> None:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        warn_about_mixed_parts(FitCall(keras.Model(), {"x": train, "validation_data": validation}))
+    assert ["each epoch divides its examples anew" in str(each.message) for each in said] == (
+        [True] * warned
+    )
 
 
 class Board(keras.callbacks.TensorBoard):
