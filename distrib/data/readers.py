@@ -82,7 +82,9 @@ class _PythonSource:
         return self._in_parallel(_steps(passes, order), batch)
 
     def _batches_of_blocks(self, passes: Any, order: Order) -> Any:
-        blocks = BlockPasses(BlockOrder(order), _not_keeping(self.fetch_block), self._parallel_blocks)
+        blocks = BlockPasses(
+            BlockOrder(order), _not_keeping(self.fetch_block), self._parallel_blocks
+        )
         own_read = _not_keeping(self.read_blocks)
 
         def read(number: Any) -> list[Array]:
