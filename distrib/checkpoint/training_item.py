@@ -30,7 +30,8 @@ GOAL = "goal"
 RANDOM_GENERATORS = "random generators"
 STOP_REQUEST = "stop wish"
 DATA_STATE = "data"  # Of data whose position is more than an epoch and a step.
-NOT_CALLBACKS = frozenset({RANDOM_GENERATORS, STOP_REQUEST, DATA_STATE})
+VALIDATION_STATE = "validation data"  # The same of validation data.
+NOT_CALLBACKS = frozenset({RANDOM_GENERATORS, STOP_REQUEST, DATA_STATE, VALIDATION_STATE})
 
 # Group of the arrays that belong to `STATES`, `OTHER_RANKS`, `HISTORY`, `LOGS` and `LAYERS`.
 CALLBACK_ARRAYS = "callbacks"

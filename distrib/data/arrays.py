@@ -127,6 +127,11 @@ class Rows:
         return [item for item in leaves_with_paths(self._columns) if _is_numeric(item[1])]
 
     @property
+    def is_uniform(self) -> bool:
+        """Whether all rows have the same shapes, which is unknown of lists."""
+        return not any(isinstance(leaf, list) for _, leaf in leaves_with_paths(self._columns))
+
+    @property
     def on_disk(self) -> bool:
         """Whether a column is an array on disk."""
         return any(is_on_disk(column) for _, column in leaves_with_paths(self._columns))

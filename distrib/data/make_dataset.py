@@ -57,9 +57,9 @@ def make_dataset(
         map: Python function that turns an example of the source into the example that the model
             gets. If it has a parameter `rng`, it is passed a `np.random.Generator` seeded by
             (seed, epoch, index of the example), so that augmentation is the same after a resume.
-            Called from several threads at once. A `tf.function` of TensorFlow's operations, such as
-            `tf.io.parse_single_example`, is faster than the same function in Python. Not for a
-            `tf.data.Dataset`. Defaults to `None`.
+            Called from several threads at once. Decorate a function of TensorFlow's operations with
+            `tf.function`, and it becomes part of the pipeline, which is much faster.
+            Not for a `tf.data.Dataset`. Defaults to `None`.
         drop_remainder: Whether to drop the last batch if it is not full. Defaults to `False`.
         num_parallel_reads: Number of examples (of batches, for arrays on disk) to read in
             parallel. Only for sources that Python reads. Defaults to `None`: twice the number of

@@ -43,6 +43,30 @@ class ResumableDataset(tf.data.Dataset, ABC):
     def seek(self, epoch: int, step: int) -> None:
         """Let the next pass start at a step of an epoch."""
 
+    def step_of(self, step: int, size: int) -> int:
+        """Return the step that goes on after a step of an epoch on another number of processes.
+
+        The same one, for data whose global batches do not depend on that number.
+
+        Args:
+            step: Steps of the epoch that were done.
+            size: Number of processes that did them.
+        """
+        return step
+
+    def begin_fit(self) -> None:
+        """Prepare for a `fit`. All processes call it together, before its first epoch."""
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Prepare for the passes of an epoch. All processes call it together.
+
+        Args:
+            epoch: Epoch number. An epoch that is resumed begins a second time.
+        """
+
+    def end_epoch(self) -> None:
+        """End an epoch, whose last batch is done. All processes call it together, perhaps twice."""
+
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
         """Return the properties under which equal positions mean equal batches, as JSON values."""

@@ -25,8 +25,9 @@ from distrib.data.arrays import (
     to_arrays,
 )
 from distrib.data.file_formats import source_of_files
+from distrib.data.graph_map import random_access_source
 from distrib.data.order import Blocks, Order
-from distrib.data.readers import DiskArraySource, RandomAccessSource
+from distrib.data.readers import DiskArraySource
 from distrib.data.workers.example_pool import check_workers
 from distrib.errors import ConfigurationError
 
@@ -210,7 +211,7 @@ def make_source(
     nested = isinstance(source, tuple | Mapping)
     if nested or is_in_memory(source) or is_on_disk(source):
         if map is not None:
-            return RandomAccessSource(Rows(source), map, num_parallel_reads, num_workers)
+            return random_access_source(Rows(source), map, num_parallel_reads, num_workers)
         reason = "without `map` no Python code runs for each example"
         _refuse_argument("num_workers", num_workers or None, reason)
         if any(is_on_disk(leaf) for _, leaf in leaves_with_paths(source)):
@@ -223,7 +224,7 @@ def make_source(
         return ArraySource(source)
     indexable = hasattr(source, "__len__") and hasattr(source, "__getitem__")
     if indexable and not isinstance(source, bytes):
-        return RandomAccessSource(source, map, num_parallel_reads, num_workers)
+        return random_access_source(source, map, num_parallel_reads, num_workers)
     raise ConfigurationError(
         f"`source` is a {type(source).__name__}; pass arrays (also nested in tuples and dicts), an "
         "object with `__len__` and a `__getitem__` that returns one example, a tf.data.Dataset "
@@ -239,6 +240,6 @@ def _refuse_argument(argument: str, value: Any, reason: str) -> None:
 def _refuse_batches(source: Any) -> None:
     if isinstance(source, keras.utils.PyDataset):
         raise ConfigurationError(
-            f"`source` is a PyDataset ({type(source).__name__}), whose items are batches; pass an "
-            "object with `__len__` and a `__getitem__` that returns one example."
+            f"`source` is a PyDataset ({type(source).__name__}), whose items are batches: "
+            "pass it to `fit` as it is, which shares its batches between the ranks."
         )

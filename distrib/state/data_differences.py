@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from distrib.data.compare_contents import compare_contents
+from distrib.data.py_dataset import PY_DATASET
 from distrib.errors import CheckpointMismatchError
 from distrib.log import log
 
@@ -16,6 +17,7 @@ SOURCE, CONTENTS = "source", "contents"
 PLAIN_ARRAYS = "plain arrays"
 # Path of the weights of examples in arrays that Keras has packed.
 WEIGHTS = "[2]"
+_KINDS = {PLAIN_ARRAYS: PLAIN_ARRAYS, PY_DATASET: "a PyDataset"}
 # Whether `fit` was given the data in another form, and distrib made them resumable.
 CONVERTED = "converted"
 
@@ -112,4 +114,4 @@ def _without_order(
 def _kind_of(data: Description | None) -> str:
     if data is None:
         return "data that is not a cluster.dataset"
-    return PLAIN_ARRAYS if data[SOURCE] == PLAIN_ARRAYS else "a cluster.dataset"
+    return _KINDS.get(data[SOURCE], "a cluster.dataset")

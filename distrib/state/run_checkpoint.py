@@ -51,6 +51,11 @@ class RunCheckpoint:
         """What Keras had reported."""
         return Logs(**self.get(training_item.LOGS))
 
+    @property
+    def ranks(self) -> int:
+        """Number of ranks that have saved it."""
+        return 1 + len(self.training[training_item.OTHER_RANKS])
+
     def learning_rates(self) -> list[float]:
         """Return the values of the optimizers' learning-rate variables."""
         variables = self.training[training_item.VARIABLES_STATE]["variables"]

@@ -50,6 +50,7 @@ class BeforeValidation:
 
     variables: Overrides
     callbacks: dict[str, dict[str, Any]]
+    random: dict[str, Any]
 
 
 class RunState:
@@ -92,17 +93,29 @@ class RunState:
         self._trainable = _trainable(model)
         self._goal: Callable[[], dict[str, Any]] | None = None
 
-    def add_callbacks(self, callbacks: Sequence[Any], goal: TrainingGoal, dataset: Any) -> None:
+    def add_callbacks(
+        self,
+        callbacks: Sequence[Any],
+        goal: TrainingGoal,
+        dataset: Any,
+        validation_dataset: Any = None,
+    ) -> None:
         """Add what else is saved of the `fit`.
 
         Args:
             callbacks: After their `on_train_begin`.
             goal: How far it is meant to train.
             dataset: Its training data, whose state is saved if they have any.
+            validation_dataset: The same for its validation data. Defaults to `None`.
         """
         self._callbacks = saved_states(callbacks, ids_of_variables(self._model))
-        if isinstance(dataset, StatefulCallback):
-            self._callbacks.append(SavedState(training_item.DATA_STATE, dataset, False))
+        # A validation may change both: they may be one object of the user's.
+        for name, data in (
+            (training_item.DATA_STATE, dataset),
+            (training_item.VALIDATION_STATE, validation_dataset),
+        ):
+            if isinstance(data, StatefulCallback):
+                self._callbacks.append(SavedState(name, data, True))
         self._goal = functools.partial(goal.encode, callbacks)
 
     def check(self, checkpoint: RunCheckpoint) -> None:
@@ -178,6 +191,7 @@ class RunState:
                 for state in self._callbacks
                 if state.acts_in_validation
             },
+            random_state(),
         )
 
     def capture(
@@ -268,7 +282,8 @@ class RunState:
             state.name: earlier[state.name] if state.name in earlier else state.holder.get_state()
             for state in self._callbacks
         }
-        states[training_item.RANDOM_GENERATORS] = random_state()
+        random = random_state() if before is None else before.random
+        states[training_item.RANDOM_GENERATORS] = random
         if current().step_payload is not None:
             # Some callback has asked to stop, and the ranks will agree after the next step.
             states[training_item.STOP_REQUEST] = current().step_payload.is_requested(Request.STOP)

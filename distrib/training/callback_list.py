@@ -33,6 +33,7 @@ class FitCallbackList(keras.callbacks.CallbackList):
         # Not Keras's own `__init__`, which calls `set_model` of all callbacks: see `open`.
         self._call = call
         self._batch_logs: Any = None
+        self._epoch_of_data = 0
         call.callbacks = self
 
     def open(self, steps: int | None) -> None:
@@ -67,6 +68,46 @@ class FitCallbackList(keras.callbacks.CallbackList):
             self.callbacks.append(found[0])
             found[0].set_model(self._call.model)
         self._call.model.history = found[0]
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Prepare the data, then begin the callbacks."""
+        for data in (self._call.dataset, self._call.validation_dataset):
+            if data is not None:
+                data.begin_fit()
+        super().on_train_begin(logs)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Begin the epoch, then that of the data, as Keras does."""
+        super().on_epoch_begin(epoch, logs)
+        self._epoch_of_data = epoch
+        if self._call.dataset is not None:
+            self._call.dataset.begin_epoch(epoch)
+
+    def end_training_data(self) -> None:
+        """End the epoch of the training data, before anything sees that its last batch is done.
+
+        Keras does so after the last batch. It may be called again.
+        """
+        if self._call.dataset is not None:
+            self._call.dataset.end_epoch()
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        """Let the validation data begin an epoch of their own."""
+        self.end_training_data()
+        if self._call.validation_dataset is not None:
+            self._call.validation_dataset.begin_epoch(self._epoch_of_data)
+        super().on_test_begin(logs)
+
+    def on_test_end(self, logs: Any = None) -> None:
+        """End the epoch of the validation data."""
+        if self._call.validation_dataset is not None:
+            self._call.validation_dataset.end_epoch()
+        super().on_test_end(logs)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """End the epoch of the training data, then that of the callbacks."""
+        self.end_training_data()
+        super().on_epoch_end(epoch, logs)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Keep the logs that callbacks see: on several ranks, with the loss of all of them."""

@@ -16,6 +16,7 @@ import keras
 from distrib.cluster import current
 from distrib.data.compare_contents import compare_contents
 from distrib.data.dataset import Dataset
+from distrib.data.resumable import ResumableDataset
 from distrib.errors import ConfigurationError
 from distrib.gradients.optimizer import reduction_of
 from distrib.keras_compat.layers import layers_of
@@ -152,10 +153,11 @@ def _describe_data(fingerprint_of: Callable[[Any], dict[str, Any]], **given: Any
     """Describe data by the name of their argument, and apart from that what arrays hold."""
     described: dict[str, Any] = {_CONTENTS: {}}
     for name, data in given.items():
-        if isinstance(data, Dataset):
+        if isinstance(data, ResumableDataset):
             fingerprint = fingerprint_of(data)
-            described[_CONTENTS][name] = fingerprint.pop(_CONTENTS)
-            kind = {CLASS: "a cluster.dataset", "repeat": data.endless}
+            described[_CONTENTS][name] = fingerprint.pop(_CONTENTS, {})
+            shared = "a cluster.dataset" if isinstance(data, Dataset) else type(data).__name__
+            kind = {CLASS: shared, "repeat": data.endless}
             described[name] = {**plain(fingerprint), **kind}
         else:
             described[name] = {CLASS: "data of each rank's own"}

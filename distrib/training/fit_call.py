@@ -16,7 +16,6 @@ from typing import Any
 
 import keras
 
-from distrib.data.dataset import Dataset
 from distrib.data.resumable import ResumableDataset
 from distrib.errors import ConfigurationError
 from distrib.keras_compat import trainer
@@ -91,11 +90,11 @@ class FitCall:
         return dict(self._fingerprints[id(dataset)])
 
     @property
-    def validation_dataset(self) -> Dataset | None:
+    def validation_dataset(self) -> ResumableDataset | None:
         """The validation data if it is shared between the ranks."""
         given = self.arguments["validation_data"]
         x = None if given is None else keras.utils.unpack_x_y_sample_weight(given)[0]
-        return x if isinstance(x, Dataset) else None
+        return x if isinstance(x, ResumableDataset) else None
 
     @property
     def initial_epoch(self) -> int:

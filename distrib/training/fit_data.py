@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from distrib.cluster import current
@@ -31,7 +30,7 @@ def describe_data(call: FitCall) -> dict[str, Any] | None:
     """
     described: dict[str, Any]
     if call.dataset is not None:
-        described = {**call.fingerprint_of(call.dataset), "batches_per_epoch": call.batches}
+        described = {"batches_per_epoch": call.batches, **call.fingerprint_of(call.dataset)}
         if call.as_given["x"] is call.data:
             return described
         described[CONVERTED] = True
@@ -75,10 +74,6 @@ def _effect_of_resuming(call: FitCall) -> str | None:
         return again if arrays.shuffle else None
     if isinstance(call.data, tf.data.Dataset):
         return "the `tf.data` pipeline begins again, with the order of its first pass"
-    if isinstance(call.data, keras.utils.PyDataset):
-        own_order = type(call.data).on_epoch_end is not keras.utils.PyDataset.on_epoch_end
-        again = "the PyDataset begins again, with the order of its first epochs"
-        return again if own_order or call.arguments["shuffle"] else None
     return f"the {type(call.data).__name__} begins again with its first batches"
 
 

@@ -139,7 +139,9 @@ class FitSession:
             directory, found = self._saves.location.parent.url, self._checkpoint is not None
             heartbeat.begin_run(directory, self._start, found)
         self._saves.begin(self._state, self._start)
-        self._state.add_callbacks(callbacks, self._goal, self._call.dataset)
+        self._state.add_callbacks(
+            callbacks, self._goal, self._call.dataset, self._call.validation_dataset
+        )
         warn_about_unsaved_callbacks(callbacks)
         warn_about_mixed_parts(self._call)
         self._position = TrainingPosition(epoch=self._call.initial_epoch)
@@ -171,6 +173,8 @@ class FitSession:
 
     def _resume(self, checkpoint: RunCheckpoint, callbacks: Sequence[Any]) -> None:
         self._position = position = checkpoint.position
+        if self._call.dataset is not None and position.batch:
+            position.batch = self._call.dataset.step_of(position.batch, checkpoint.ranks)
         self._saves.resumed(position.step)
         heartbeat.note(step=position.step)
         self.logs = checkpoint.logs

@@ -141,6 +141,7 @@ class ResumableCallbackList(FitCallbackList):
     def on_test_begin(self, logs: Any = None) -> None:
         """Remember what validation changes before it does."""
         self._release_stop()
+        self.end_training_data()  # Which is part of what is remembered.
         if self._session.active:
             self._session.before_validation()
         super().on_test_begin(logs)

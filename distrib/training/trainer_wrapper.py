@@ -28,6 +28,7 @@ from distrib.training.fit_call import EvaluateCall, FitCall, call_of, fit_of, in
 from distrib.training.fit_checks import check_replicas
 from distrib.training.global_results import explaining, shared_predictions, shared_results
 from distrib.training.multi_rank_fit import MultiRankCallbackList
+from distrib.training.py_dataset_arguments import py_dataset_arguments
 from distrib.training.resumable_fit import ResumableCallbackList, savers_in
 
 
@@ -54,6 +55,7 @@ def _fit(call: trainer.Call) -> Any:
     call.arguments |= resumable_arguments(call.model, call.arguments, call.given)
     if not kinds:
         return call.proceed(**call.arguments)
+    call.arguments |= py_dataset_arguments(call.arguments)  # Whose hooks a callback list calls.
     if _has_ranks() and not current().is_chief:
         call.arguments["verbose"] = 0
     fit = FitCall(call.model, call.arguments, as_given)

@@ -183,6 +183,28 @@ def digest(variables: Any) -> str:
     return sha.hexdigest()
 
 
+PY_DATASETS = ("py_dataset", "py_dataset_in_processes")
+
+
+class ShuffledBatches(keras.utils.PyDataset):
+    """Batches of arrays in an order that `on_epoch_end` shuffles."""
+
+    def __init__(self, x: Any, y: Any, batch_size: int, processes: bool) -> None:
+        super().__init__(workers=2, max_queue_size=3, use_multiprocessing=processes)
+        self.x, self.y, self.batch_size = x, y, batch_size
+        self.on_epoch_end()
+
+    def __len__(self) -> int:
+        return -(-len(self.x) // self.batch_size)
+
+    def __getitem__(self, index: int) -> Any:
+        chosen = self.indices[index * self.batch_size : (index + 1) * self.batch_size]
+        return self.x[chosen], self.y[chosen]
+
+    def on_epoch_end(self) -> None:
+        self.indices = np.random.permutation(len(self.x))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--run", type=Path, required=True)
@@ -190,6 +212,7 @@ def main() -> None:
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--devices", type=int, default=2)
     parser.add_argument("--model", default="small")
+    parser.add_argument("--data", choices=("dataset", *PY_DATASETS), default="dataset")
     parser.add_argument("--kill", action="append", default=[])
     parser.add_argument("--kill-rank", type=int, default=0, help="rank to kill")
     parser.add_argument("--save-freq", default="3")
@@ -239,7 +262,14 @@ def main() -> None:
         # First one before all other callbacks, then one after them: files are hit in both states.
         callbacks.insert(number_of_kill * len(callbacks), Killer(point, int(number)))
 
-    if args.arrays:  # The same order as the dataset's.
+    if args.data in PY_DATASETS:
+        # Seeded otherwise on every rank, as by a script that adds the rank to its seed.
+        np.random.seed(5 + cluster.rank)
+        processes = args.data == "py_dataset_in_processes"
+        train = ShuffledBatches(x, y, args.batch_size, processes)
+        val = ShuffledBatches(val_x, val_y, 8, processes)
+        data = {"x": train, "validation_data": val}
+    elif args.arrays:  # The same order as the dataset's.
         tf.random.set_seed(3)
         data = {"x": x, "y": y, "batch_size": args.batch_size, "validation_batch_size": 8}
         data["validation_data"] = val_x, val_y

@@ -1106,6 +1106,76 @@ def a_model_with_optimizers_of_its_own_is_built_from_arrays(cluster: Cluster) ->
     return uninterrupted
 
 
+class Parts(keras.utils.PyDataset):
+    """Batches of arrays; notes which ones it is asked for."""
+
+    def __init__(self, arrays: Any, batch_size: int) -> None:
+        super().__init__()
+        self.arrays, self.batch_size = arrays, batch_size
+        self.order = np.arange(len(arrays[0]))
+        self.asked: list[int] = []
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // self.batch_size)
+
+    def __getitem__(self, index: int) -> Any:
+        self.asked.append(index)
+        rows = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        return tuple(array[rows] for array in self.arrays)
+
+
+class Reshuffled(Parts):
+    def on_epoch_end(self) -> None:
+        np.random.shuffle(self.order)
+
+
+@check
+def each_rank_builds_its_own_batches_of_a_pydataset(cluster: Cluster) -> Any:
+    train, val = Parts(data(24 * cluster.size), 8), Parts(data(29), 4)
+    model = model_of(cluster, keras.optimizers.SGD(0.0), metrics=metrics())
+    history = model.fit(train, validation_data=val, epochs=2, verbose=0).history
+    steps = len(train) // cluster.size
+    asked = cluster.collectives.allgather(train.asked)
+    for end in (-steps, None):  # What comes first is for shapes, sizes and comparing the ranks.
+        epoch = [number for own in asked for number in own[:end][-steps:]]
+        assert sorted(epoch) == list(range(len(train)))
+    for batches, prefix in ((train, ""), (val, "val_")):
+        expected = model.evaluate(*batches.arrays, return_dict=True, verbose=0)
+        for name, value in expected.items():
+            np.testing.assert_allclose(history[prefix + name], [value] * 2, rtol=1e-6)
+    return [np.asarray(value).tolist() for value in history.values()]
+
+
+@check
+def a_step_on_a_pydataset_is_one_on_all_its_examples(cluster: Cluster) -> Any:
+    x, y = data(8 * cluster.size - 5)  # The last rank's batch has 3 examples.
+    model = model_of(cluster, "sgd")
+    model.fit(Parts((x, y), 8), shuffle=False, verbose=0)
+    alone = model_of(ALONE, "sgd")
+    alone.train_on_batch(x, y)
+    for mine, expected in zip(model.get_weights(), alone.get_weights(), strict=True):
+        np.testing.assert_allclose(mine, expected, rtol=1e-5, atol=1e-7)
+    return [weight.tolist() for weight in model.get_weights()]
+
+
+@check
+def a_shuffle_between_epochs_is_the_chiefs(cluster: Cluster) -> Any:
+    np.random.seed(cluster.rank)
+    train = Reshuffled(data(40), 4)
+    model_of(cluster, "sgd").fit(train, epochs=2, verbose=0)
+    return train.order.tolist()  # Which is compared.
+
+
+@check
+def pydatasets_that_differ_are_refused(cluster: Cluster) -> Any:
+    x, y = data(96)
+    own = slice(cluster.rank, None, cluster.size)
+    refused(
+        "Batch 0 of Parts is another one on rank 1 than on rank 0",
+        lambda: model_of(cluster, "sgd").fit(Parts((x[own], y[own]), 8), verbose=0),
+    )
+
+
 def main() -> None:
     cluster = distrib.init()
     report = {}

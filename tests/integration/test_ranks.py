@@ -61,6 +61,8 @@ COMMON = {
     *("arrays_of_each_ranks_own", "predictions_are_those_of_all_examples"),
     "checkpoints_within_an_epoch_hold_the_loss_of_all_ranks",
     "a_callback_list_and_an_evaluate_of_the_users_own",
+    *("a_shuffle_between_epochs_is_the_chiefs", "pydatasets_that_differ_are_refused"),
+    "a_step_on_a_pydataset_is_one_on_all_its_examples",
     "what_methods_have_made_of_a_dataset_is_shared_as_well",
 }
 DISTINCT = [check for check in CHECKS if check not in VARIATIONS]

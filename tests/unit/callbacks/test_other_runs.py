@@ -157,8 +157,7 @@ class Batches(keras.utils.PyDataset):
         ({"x": X, "y": Y}, "Keras shuffles the arrays as in the first epochs again"),
         ({"x": X, "y": Y, "shuffle": False}, None),
         ({"x": data()}, None),
-        ({"x": Batches()}, "the PyDataset begins again"),
-        ({"x": Batches(), "shuffle": False}, None),
+        ({"x": Batches()}, None),
         ({"x": tf.data.Dataset.from_tensor_slices((X, Y)).batch(4)}, "the `tf.data` pipeline"),
         (
             {"x": (batch for batch in [(X[:4], Y[:4])] * 9), "steps_per_epoch": 2},

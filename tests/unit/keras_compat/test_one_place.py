@@ -18,6 +18,7 @@ OTHERS = {
         "_cross_device_ops",
     },
     "distrib/data/dataset.py": {"_variant_tensor"},
+    "distrib/data/py_dataset.py": {"_variant_tensor"},
     "distrib/storage/locate.py": {"_get_kwargs_from_urls", "_strip_protocol"},
     "distrib/storage/uploads.py": {"_register_atexit"},
     "launch/hosts/rank_agent.py": {"_exit"},

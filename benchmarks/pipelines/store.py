@@ -1,0 +1,129 @@
+"""The records of `records.py` in an S3 server on loopback.
+
+TensorFlow has no S3 file system of its own. Its pipeline reads through fsspec from a generator, or
+copies the files to the local disk first, which counts. grain reads single records through fsspec.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import tensorflow as tf
+
+from pipelines.contenders import Contender, compare, load_grain
+from pipelines.records import FILES, distrib_contenders, grain_map, tf_data, write
+
+_HEADER, _FOOTER_SIZE = struct.Struct("<QI"), 4
+
+
+def compare_store(folder: Path, number: int, batch: int, repeats: int) -> None:
+    """Print the table."""
+    write(folder, number)
+    server, url = _start_server()
+    try:
+        filesystem = fsspec.filesystem("s3")
+        filesystem.mkdir("bench")
+        names = [f"bench/{i}.tfrecord" for i in range(FILES)]
+        for name in names:
+            filesystem.put_file(str(folder / Path(name).name), name)
+        contenders = [
+            *distrib_contenders("s3://bench/*.tfrecord", batch),
+            *_tf_data_contenders(filesystem, names, folder / "copies", batch),
+        ]
+        if load_grain():
+            through_fsspec = grain_map(FsspecRecords(filesystem, folder, names), batch)
+            contenders.append(Contender("grain through fsspec, 16 threads", lambda: through_fsspec))
+        compare(
+            f"{number} JPEG images, S3 on loopback ({url})",
+            contenders,
+            repeats,
+            servers=[server.pid],
+        )
+    finally:
+        server.kill()
+        server.wait()
+
+
+class FsspecRecords:
+    """Records of TFRecord files by random access, with known offsets."""
+
+    def __init__(self, filesystem: Any, folder: Path, names: list[str]) -> None:
+        self.filesystem = filesystem
+        self.places: list[tuple[str, int, int]] = []
+        for name in names:
+            content = (folder / Path(name).name).read_bytes()
+            position = 0
+            while position < len(content):
+                length = _HEADER.unpack_from(content, position)[0]
+                position += _HEADER.size
+                self.places.append((name, position, position + length))
+                position += length + _FOOTER_SIZE
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> bytes:
+        name, start, end = self.places[index]
+        return bytes(self.filesystem.cat_file(name, start=start, end=end))
+
+
+def _tf_data_contenders(
+    filesystem: Any, names: list[str], copies: Path, batch: int
+) -> list[Contender]:
+    def records(name: bytes) -> Iterator[bytes]:
+        with filesystem.open(name.decode(), "rb", block_size=4 << 20) as file:
+            while header := file.read(_HEADER.size):
+                yield file.read(_HEADER.unpack(header)[0])
+                file.read(_FOOTER_SIZE)
+
+    def read(name: Any) -> Any:
+        return tf.data.Dataset.from_generator(
+            records, args=[name], output_signature=tf.TensorSpec([], tf.string)
+        )
+
+    generator = tf_data(tf.data.Dataset.from_tensor_slices(names).shuffle(FILES), read, batch)
+
+    def copied() -> Any:
+        copies.mkdir(exist_ok=True)
+        paths = [str(copies / Path(name).name) for name in names]
+        filesystem.get(names, paths)
+        files = tf.data.Dataset.from_tensor_slices(paths).shuffle(FILES)
+        return tf_data(files, tf.data.TFRecordDataset, batch)
+
+    return [
+        Contender("tf.data, from_generator through fsspec", lambda: generator),
+        Contender("tf.data, copied to the disk before", copied),
+    ]
+
+
+def _start_server() -> tuple[subprocess.Popen[bytes], str]:
+    """Start moto's S3 server, to which the environment of this process then leads."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    program = "from moto.server import main; main()"
+    command = [sys.executable, "-P", "-c", program, "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    os.environ |= {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": "bench",
+        "AWS_SECRET_ACCESS_KEY": "bench",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    while server.poll() is None:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            return server, url
+        except OSError:
+            time.sleep(0.1)
+    raise SystemExit("moto's server does not start; `pip install 'moto[s3]' flask flask-cors`.")

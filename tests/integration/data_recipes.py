@@ -1,0 +1,229 @@
+"""Data of each row of the table in `docs/data.md`, all of the same examples, for `data_job.py`."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+EXAMPLES, BATCH, WIDTH = 60, 16, 12
+STEPS = 4  # of an epoch; the last batch has 12 examples
+
+
+def rows() -> tuple[Any, Any]:
+    """Return the examples: whole numbers, which each format holds exactly."""
+    rng = np.random.default_rng(1)
+    x = rng.integers(0, 256, (EXAMPLES, WIDTH)).astype("float32")
+    return x, (x.sum(axis=1) > WIDTH * 128).astype("int64") + (x[:, 0] > 128)
+
+
+def records() -> Iterator[bytes]:
+    for row, label in zip(*rows(), strict=True):
+        yield np.append(row, np.float32(label)).tobytes()
+
+
+@tf.function
+def parse(record: Any) -> Any:
+    numbers = tf.io.decode_raw(record, tf.float32)
+    return numbers[:WIDTH], tf.cast(numbers[WIDTH], tf.int64)
+
+
+def parse_in_python(record: bytes) -> Any:
+    numbers = np.frombuffer(record, np.float32)
+    return numbers[:WIDTH], np.int64(numbers[WIDTH])
+
+
+def augment(record: bytes, rng: np.random.Generator) -> Any:
+    row, label = parse_in_python(record)
+    return row + rng.normal(size=row.shape).astype(np.float32), label
+
+
+def of_member(example: dict[str, Any]) -> Any:
+    return parse_in_python(example["bin"])
+
+
+def of_image(example: Any) -> Any:
+    image, label = example
+    return np.ravel(image), np.int64(label)
+
+
+def write_files(folder: Path) -> None:
+    """Write the examples in every format."""
+    import pyarrow
+    import pyarrow.parquet
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    x, y = rows()
+    np.save(folder / "x.npy", x)
+    (folder / "raw").mkdir()
+    gzip = tf.io.TFRecordOptions(compression_type="GZIP")
+    halves = np.array_split(np.arange(EXAMPLES), 2)
+    all_records = list(records())
+    for number, half in enumerate(halves):
+        name = f"{folder}/train-{number}"
+        with (
+            tf.io.TFRecordWriter(f"{name}.tfrecord") as plain,
+            tf.io.TFRecordWriter(f"{name}.tfrecord.gz", gzip) as compressed,
+            tarfile.open(f"{name}.tar", "w") as tar,
+        ):
+            writer = ArrayRecordWriter(f"{name}.array_record", "group_size:1")
+            for i in half:
+                plain.write(all_records[i])
+                compressed.write(all_records[i])
+                writer.write(all_records[i])
+                member = tarfile.TarInfo(f"{i:04}.bin")
+                member.size = len(all_records[i])
+                tar.addfile(member, io.BytesIO(all_records[i]))
+            writer.close()
+        table = pyarrow.table({"record": [all_records[i] for i in half]})
+        pyarrow.parquet.write_table(table, f"{name}.parquet", row_group_size=8)
+    for i, (row, label) in enumerate(zip(x, y, strict=True)):
+        path = folder / "images" / str(label) / f"{i:04}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(tf.io.encode_png(row.reshape(4, 3, 1).astype("uint8")).numpy())
+
+
+class Records:
+    """Records by random access."""
+
+    def __init__(self) -> None:
+        self.records = list(records())
+
+    def __len__(self) -> int:
+        return EXAMPLES
+
+    def __getitem__(self, index: int) -> bytes:
+        return self.records[index]
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches by random access; `shuffled` ones are shuffled at the end of each epoch."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.x, self.y = rows()
+        self.order = np.arange(EXAMPLES)
+
+    def __len__(self) -> int:
+        return STEPS
+
+    def __getitem__(self, index: int) -> Any:
+        chosen = self.order[index * BATCH : (index + 1) * BATCH]
+        return self.x[chosen], self.y[chosen]
+
+
+class ShuffledBatches(Batches):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.rng = np.random.default_rng(3)
+
+    def on_epoch_end(self) -> None:
+        self.rng.shuffle(self.order)
+
+
+def batches() -> Iterator[Any]:
+    """Yield batches without end, in the same order in each epoch."""
+    x, y = rows()
+    while True:
+        for start in range(0, EXAMPLES, BATCH):
+            yield x[start : start + BATCH], y[start : start + BATCH]
+
+
+def shuffled() -> Any:
+    return tf.data.Dataset.from_tensor_slices(rows()).shuffle(50, seed=2).batch(BATCH).prefetch(1)
+
+
+def of_python() -> Any:
+    """Return a pipeline whose state TensorFlow cannot save; each pass has the same order."""
+    x, y = rows()
+    signature = tf.TensorSpec([WIDTH], tf.float32), tf.TensorSpec([], tf.int64)
+    pipeline = tf.data.Dataset.from_generator(
+        lambda: zip(x, y, strict=True), output_signature=signature
+    )
+    return pipeline.batch(BATCH).apply(tf.data.experimental.assert_cardinality(STEPS))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Arguments of `fit` for one kind of data.
+
+    Attributes:
+        fit: Returns them.
+        like: Name of the recipe that gives the same batches. Defaults to itself.
+        resume: Argument of `BackupAndRestore`, if not the default.
+    """
+
+    fit: Callable[[Any, Path], dict[str, Any]]
+    like: str | None = None
+    resume: str | None = None
+
+
+def made(source: Callable[[Path], Any], like: str | None = "arrays", **options: Any) -> Recipe:
+    """Return a recipe of `cluster.dataset`."""
+
+    def fit(cluster: Any, folder: Path) -> dict[str, Any]:
+        arguments = {"batch_size": BATCH, "shuffle": True, "seed": 3, **options}
+        return {"x": cluster.dataset(source(folder), **arguments)}
+
+    return Recipe(fit, like)
+
+
+def derived(derive: Callable[[Any], Any]) -> Recipe:
+    """Return a recipe of what a method of a `cluster.dataset` returns."""
+
+    def fit(cluster: Any, folder: Path) -> dict[str, Any]:
+        return {"x": derive(cluster.dataset(rows(), BATCH, shuffle=True, seed=3))}
+
+    return Recipe(fit)
+
+
+def fit_arrays(**options: Any) -> Recipe:
+    def fit(cluster: Any, folder: Path) -> dict[str, Any]:
+        x, y = rows()
+        return {"x": x, "y": y, "batch_size": BATCH, **options}
+
+    return Recipe(fit)
+
+
+def stream() -> Any:
+    return tf.data.Dataset.from_tensor_slices(rows())
+
+
+RECIPES: dict[str, Recipe] = {
+    "arrays": made(lambda folder: rows()),
+    "memmap": made(lambda folder: (np.load(folder / "x.npy", mmap_mode="r"), rows()[1])),
+    "random_access": made(lambda folder: Records(), map=parse_in_python),
+    "augmented": made(lambda folder: Records(), None, map=augment),
+    "tfrecord": made(lambda folder: f"{folder}/train-*.tfrecord", map=parse),
+    "array_record": made(lambda folder: f"{folder}/train-*.array_record", map=parse),
+    "parquet": made(
+        lambda folder: f"{folder}/train-*.parquet",
+        map=lambda row: parse_in_python(row["record"]),
+    ),
+    "tar": made(lambda folder: f"{folder}/train-*.tar", map=of_member),
+    "gzip": made(lambda folder: f"{folder}/train-*.tfrecord.gz", None, shuffle="blocks", map=parse),
+    "images": made(lambda folder: _image_folder(folder / "images"), None, map=of_image),
+    "stream": made(lambda folder: stream(), None, shuffle_buffer=50),
+    "blocks": made(lambda folder: f"{folder}/train-*.tfrecord", None, shuffle="blocks", map=parse),
+    "take": derived(lambda train: train.skip(1).take(2)),
+    "zip": derived(lambda train: train.zip(train).map(lambda a, b: a)),
+    "repeat": Recipe(
+        lambda cluster, folder: {
+            "x": cluster.dataset(rows(), BATCH, shuffle=True, seed=3).repeat(),
+            "steps_per_epoch": 3,
+        }
+    ),
+}
+
+
+def _image_folder(folder: Path) -> Any:
+    from distrib.data import ImageFolderSource
+
+    return ImageFolderSource(folder, color_mode="grayscale", image_size=(4, 3))

@@ -1,0 +1,110 @@
+"""Every row of the table in `docs/data.md`, killed at several moments, keeps what it promises.
+
+Rows that promise the very step must end with the weights, optimizer state and history of an
+undisturbed run, bit for bit. Sources of the same examples are compared with the same undisturbed
+run. An epoch has 6 steps; a checkpoint is due every 2 steps.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from data_recipes import RECIPES
+from harness import KILLED, environment, forked, launch
+
+from distrib.errors import EXIT_LOST_PEER
+
+JOB = Path(__file__).with_name("data_job.py")
+MOMENTS = ["middle:0", "validation:0", "epoch_begin:1", "middle:1"]
+ALL_MOMENTS = [
+    "save_committed:1",
+    "middle:0",
+    "validation:0",
+    "epoch_end:0",
+    "epoch_begin:1",
+    "middle:1",
+    "validation:1",
+    "train_end:0",
+]
+
+
+def run_job(*arguments: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
+    if ranks > 1:
+        return launch(ranks, JOB, *arguments)
+    command = forked(JOB, *arguments)
+    return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300)
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    done = run_job("--write", str(folder))
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+def result_of(
+    run: Path, files: Path, data: str, kills: list[str], *options: str, ranks: int = 1
+) -> dict[str, Any]:
+    run.mkdir()
+    arguments = ["--run", str(run), "--files", str(files), "--data", data, *options]
+    for kill in kills:
+        done = run_job(*arguments, "--kill", kill, ranks=ranks)
+        expected = KILLED if ranks == 1 else EXIT_LOST_PEER
+        assert done.returncode == expected, f"{kill} did not strike:\n{done.stderr[-4000:]}"
+    done = run_job(*arguments, ranks=ranks)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return dict(json.loads((run / "result.json").read_text()))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return the result of an undisturbed run, made once for data and options."""
+
+    @functools.cache
+    def run(like: str, *options: str, ranks: int = 1) -> dict[str, Any]:
+        folder = tmp_path_factory.mktemp("undisturbed") / "run"
+        return result_of(folder, files, like, [], *options, ranks=ranks)
+
+    def result(data: str, *options: str, ranks: int = 1) -> dict[str, Any]:
+        return run(RECIPES[data].like or data, *options, ranks=ranks)
+
+    return result
+
+
+# Each row one moment in turn: a job costs a second. The others are varied in `make exhaustive`.
+ONE_EACH = [(data, MOMENTS[i % len(MOMENTS)]) for i, data in enumerate(RECIPES)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("data", "moment"), ONE_EACH)
+def test_killed(data: str, moment: str, files: Path, undisturbed: Any, tmp_path: Path) -> None:
+    killed = result_of(tmp_path / "run", files, data, [moment])
+    assert killed == undisturbed(data)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("backend", ["local", "mirrored"])
+@pytest.mark.parametrize("data", RECIPES)
+def test_killed_again_and_again(
+    data: str, backend: str, files: Path, undisturbed: Any, tmp_path: Path
+) -> None:
+    options = "--backend", backend
+    killed = result_of(tmp_path / "run", files, data, ALL_MOMENTS, *options)
+    assert killed == undisturbed(data, *options)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("data", RECIPES)
+def test_a_killed_rank(
+    data: str, ranks: int, files: Path, undisturbed: Any, tmp_path: Path
+) -> None:
+    kills = ["middle:0", "validation:0", "middle:1"]
+    killed = result_of(tmp_path / "run", files, data, kills, "--kill-rank=1", ranks=ranks)
+    assert killed == undisturbed(data, ranks=ranks)
