@@ -21,7 +21,7 @@ from distrib.data.arrays import Array, Rows, leaves_with_paths, to_arrays
 from distrib.data.block_reader import BlockBatch
 from distrib.data.examples import Examples, takes_rng
 from distrib.data.order import Blocks, Order
-from distrib.data.readers import RandomAccessSource
+from distrib.data.readers import RandomAccessSource, not_keeping
 from distrib.errors import ConfigurationError
 
 _PARALLEL_BATCHES = 2
@@ -105,12 +105,14 @@ class GraphMapSource:
 
         # Each item makes a pipeline of one batch. `map` with `get_single_element` would optimize
         # each of these pipelines anew.
-        return self._items.batches(passes, order).interleave(
+        batches = self._items.batches(passes, order).interleave(
             batch,
             cycle_length=_PARALLEL_BATCHES,
             num_parallel_calls=_PARALLEL_BATCHES,
             deterministic=True,
         )
+        batches.source = self  # See `not_keeping`.
+        return batches
 
     def _example(self, *leaves: Any) -> Any:
         """Return the example of an item; its shapes must be those of example 0."""
@@ -126,15 +128,15 @@ class GraphMapSource:
     def _read(self, index: Any, size: int | None) -> Any:
         """Return the examples at `index` as Python reads them, which names one that fails."""
         specs = tf.nest.flatten(self.element_spec)
-
-        def read(index: Array) -> list[Array]:
-            examples = [self._examples.read(int(i), 0, 0) for i in index]
-            return [np.stack(column) for column in zip(*examples, strict=True)]
-
+        read = not_keeping(self._read_again)
         leaves = tf.numpy_function(read, [index], [spec.dtype for spec in specs], stateful=False)
         for leaf, spec in zip(leaves, specs, strict=True):
             leaf.set_shape([size, *spec.shape])
         return tf.nest.pack_sequence_as(self.element_spec, leaves)
+
+    def _read_again(self, index: Array) -> list[Array]:
+        examples = [self._examples.read(int(i), 0, 0) for i in index]
+        return [np.stack(column) for column in zip(*examples, strict=True)]
 
 
 class _RawItems(RandomAccessSource):

@@ -71,7 +71,7 @@ class _PythonSource:
         if order.blocks is not None:
             return self._batches_of_blocks(passes, order)
 
-        own_read = _not_keeping(self.read)
+        own_read = not_keeping(self.read)
 
         def read(index: Array, epoch: Any) -> list[Array]:
             return own_read(index, int(epoch), order.seed)
@@ -83,9 +83,9 @@ class _PythonSource:
 
     def _batches_of_blocks(self, passes: Any, order: Order) -> Any:
         blocks = BlockPasses(
-            BlockOrder(order), _not_keeping(self.fetch_block), self._parallel_blocks
+            BlockOrder(order), not_keeping(self.fetch_block), self._parallel_blocks
         )
-        own_read = _not_keeping(self.read_blocks)
+        own_read = not_keeping(self.read_blocks)
 
         def read(number: Any) -> list[Array]:
             return own_read(blocks.take(int(number)), order.seed)
@@ -265,7 +265,7 @@ class RandomAccessSource(_PythonSource):
         return [np.stack(column) for column in zip(*examples, strict=True)]
 
 
-def _not_keeping(method: Callable[..., Any]) -> Callable[..., Any]:
+def not_keeping(method: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that calls a method without keeping its object alive.
 
     TensorFlow never deletes the Python functions of a pipeline (`_internal_py_func` in

@@ -45,17 +45,23 @@ def parent_of(process: int) -> int:
 
 @pytest.mark.parametrize(
     ("mode", "number"),
-    [("endless", signal.SIGKILL), ("endless", signal.SIGTERM), ("stuck", signal.SIGKILL)],
+    [
+        ("forked", signal.SIGKILL),
+        ("stuck", signal.SIGKILL),
+        pytest.param("endless", signal.SIGTERM, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_workers_end_with_their_parent(tmp_path: Path, mode: str, number: int) -> None:
     job = begin(tmp_path, mode)
     wait_for(lambda: len(workers(tmp_path)) == 2)
-    if mode == "stuck":
-        wait_for((tmp_path / "stuck").exists)
+    if mode != "endless":
+        wait_for(lambda: any(tmp_path.glob("stuck")) or any(tmp_path.glob("child-*")))
     processes = workers(tmp_path)
     os.kill(parent_of(processes[0]), number)
-    job.communicate()
     wait_for(lambda: not any(map(is_alive, processes)))
+    for child in tmp_path.glob("child-*"):
+        os.kill(int(child.name.partition("-")[2]), signal.SIGKILL)
+    job.communicate()
 
 
 def test_a_killed_worker_ends_the_job_with_a_message(tmp_path: Path) -> None:

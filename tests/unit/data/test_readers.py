@@ -254,14 +254,16 @@ def test_an_example_unlike_the_first_is_named(item, message):
         list(make_dataset(Items(item), 4))
 
 
-@pytest.mark.parametrize("shuffle", [True, "blocks"])
-def test_a_source_is_freed_with_its_dataset_and_iterators(shuffle):
+@pytest.mark.parametrize(("shuffle", "in_graph"), [(True, False), ("blocks", False), (True, True)])
+def test_a_source_is_freed_with_its_dataset_and_iterators(shuffle, in_graph):
+    # A `tf.function` that lives on would keep the graphs that it was called in.
+    function = tf.function(lambda i: i) if in_graph else None
     source = Items(lambda i: i)
     freed = weakref.ref(source)
-    iterator = iter(make_dataset(source, 4, shuffle).map(lambda i: i))
+    iterator = iter(make_dataset(source, 4, shuffle, map=function).map(lambda i: i))
     del source
     gc.collect()
     assert len(list(iterator)) == 3
-    del iterator
+    del iterator, function
     gc.collect()
     assert freed() is None

@@ -168,7 +168,9 @@ def test_one_pool_for_all_passes_ends_with_the_dataset():
     wait_until(lambda: gc.collect() is not None and not pids & set(children()))
 
 
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGSEGV", "exit code 3"])
+@pytest.mark.parametrize(
+    "how", ["SIGKILL", "SIGSEGV", pytest.param("exit code 3", marks=pytest.mark.exhaustive)]
+)
 def test_a_worker_that_dies_is_named_with_its_example(how):
     parent = os.getpid()
 
