@@ -12,41 +12,24 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-
-EXAMPLES, BATCH, WIDTH = 60, 16, 12
-STEPS = 4  # of an epoch; the last batch has 12 examples
-
-
-def rows() -> tuple[Any, Any]:
-    """Return the examples: whole numbers, which each format holds exactly."""
-    rng = np.random.default_rng(1)
-    x = rng.integers(0, 256, (EXAMPLES, WIDTH)).astype("float32")
-    return x, (x.sum(axis=1) > WIDTH * 128).astype("int64") + (x[:, 0] > 128)
-
-
-def records() -> Iterator[bytes]:
-    for row, label in zip(*rows(), strict=True):
-        yield np.append(row, np.float32(label)).tobytes()
+from data_examples import (
+    BATCH,
+    EXAMPLES,
+    STEPS,
+    WIDTH,
+    Records,
+    augment,
+    of_member,
+    parse_in_python,
+    records,
+    rows,
+)
 
 
 @tf.function
 def parse(record: Any) -> Any:
     numbers = tf.io.decode_raw(record, tf.float32)
     return numbers[:WIDTH], tf.cast(numbers[WIDTH], tf.int64)
-
-
-def parse_in_python(record: bytes) -> Any:
-    numbers = np.frombuffer(record, np.float32)
-    return numbers[:WIDTH], np.int64(numbers[WIDTH])
-
-
-def augment(record: bytes, rng: np.random.Generator) -> Any:
-    row, label = parse_in_python(record)
-    return row + rng.normal(size=row.shape).astype(np.float32), label
-
-
-def of_member(example: dict[str, Any]) -> Any:
-    return parse_in_python(example["bin"])
 
 
 def of_image(example: Any) -> Any:
@@ -88,19 +71,6 @@ def write_files(folder: Path) -> None:
         path = folder / "images" / str(label) / f"{i:04}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(tf.io.encode_png(row.reshape(4, 3, 1).astype("uint8")).numpy())
-
-
-class Records:
-    """Records by random access."""
-
-    def __init__(self) -> None:
-        self.records = list(records())
-
-    def __len__(self) -> int:
-        return EXAMPLES
-
-    def __getitem__(self, index: int) -> bytes:
-        return self.records[index]
 
 
 class Batches(keras.utils.PyDataset):
@@ -184,6 +154,10 @@ def derived(derive: Callable[[Any], Any]) -> Recipe:
     return Recipe(fit)
 
 
+def fit_py_dataset(make: Callable[[], Any]) -> Recipe:
+    return Recipe(lambda cluster, folder: {"x": make()})
+
+
 def fit_arrays(**options: Any) -> Recipe:
     def fit(cluster: Any, folder: Path) -> dict[str, Any]:
         x, y = rows()
@@ -197,6 +171,16 @@ def stream() -> Any:
 
 
 RECIPES: dict[str, Recipe] = {
+    "fit_arrays": fit_arrays(),
+    "fit_arrays_split": fit_arrays(validation_split=0.2, validation_batch_size=6),
+    "fit_arrays_validation": fit_arrays(
+        validation_data=tuple(column[:30] for column in rows()), validation_batch_size=15
+    ),
+    "py_dataset": fit_py_dataset(Batches),
+    "py_dataset_shuffled": fit_py_dataset(ShuffledBatches),
+    "py_dataset_workers": fit_py_dataset(lambda: Batches(workers=2)),
+    "workers": made(lambda folder: Records(), map=parse_in_python, num_workers=2),
+    "workers_augmented": made(lambda folder: Records(), "augmented", map=augment, num_workers=2),
     "arrays": made(lambda folder: rows()),
     "memmap": made(lambda folder: (np.load(folder / "x.npy", mmap_mode="r"), rows()[1])),
     "random_access": made(lambda folder: Records(), map=parse_in_python),
