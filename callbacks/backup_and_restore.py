@@ -44,9 +44,8 @@ class BackupAndRestore(RunSaver):
     is written last. A damaged checkpoint is quarantined with a warning, and the one before is used.
     If an older attempt of the run is still alive somewhere, it can no longer save, and stops.
 
-    Training data from `cluster.dataset(...)` can be resumed at any step. Other data (arrays, a
-    plain `tf.data.Dataset`) can be resumed at the beginning of an epoch; Keras alone decides the
-    order of its samples.
+    Training data from `cluster.dataset(...)` and `tf.data` pipelines are resumed at the very step.
+    docs/data.md says what is promised of other data, and what it costs.
 
     Takes the arguments of `keras.callbacks.BackupAndRestore`, in the same order, and more by name.
     The default of `delete_checkpoint` differs.
@@ -86,6 +85,12 @@ class BackupAndRestore(RunSaver):
         restore: What to take from `initialize_from`: `("model",)`, the weights and statistics, or
             `("model", "optimizer")`, also the optimizer's state but for its learning rate. Defaults
             to `("model",)`.
+        resume: How to go on with data whose state cannot be saved: Python generators, and `tf.data`
+            pipelines that run Python or draw TensorFlow's random numbers. `"replay"` draws again,
+            and drops, all that was drawn before, so the next batch is the very next one; the time
+            for that grows with the run. `"epoch"` saves at the end of epochs only and lets the data
+            begin again, with the order of their first epoch (see docs/data.md). Defaults to
+            `"replay"`, which is never inexact where the data can be repeated.
 
     Raises:
         ConfigurationError: If an argument is invalid (here), or the directory cannot be written or
@@ -125,6 +130,7 @@ class BackupAndRestore(RunSaver):
         on_change: Literal["warn", "error", "ignore"] = "warn",
         initialize_from: str | os.PathLike[str] | None = None,
         restore: Sequence[Literal["model", "optimizer"]] = ("model",),
+        resume: Literal["replay", "epoch"] = "replay",
     ) -> None:
         super().__init__()
         install_exit_codes()
@@ -143,6 +149,9 @@ class BackupAndRestore(RunSaver):
             raise ConfigurationError(
                 f"`on_change={on_change!r}` must be 'warn', 'error' or 'ignore'."
             )
+        if resume not in ("replay", "epoch"):
+            raise ConfigurationError(f"`resume={resume!r}` must be 'replay' or 'epoch'.")
+        self.resume = resume
         self.on_change = on_change
         self.directory = locate(_one_of(backup_dir, directory), "directory", storage_options)
         self.save_freq = save_freq

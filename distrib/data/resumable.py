@@ -21,14 +21,20 @@ class ResumableDataset(tf.data.Dataset, ABC):
 
     Attributes:
         endless: Whether a pass continues with the next epoch instead of ending.
+        within_epochs: Whether a run can go on in the middle of an epoch.
+        restarts_epoch: Whether `set_state` found that an epoch in progress has to begin again.
+        is_shared: Whether the state is the same on all ranks.
     """
 
     endless: bool
+    within_epochs: bool = True
+    restarts_epoch: bool = False
+    is_shared: bool = False
 
     @property
     @abstractmethod
-    def num_batches(self) -> int:
-        """Number of global batches in a full epoch."""
+    def num_batches(self) -> int | None:
+        """Number of global batches in a full epoch; `None` until that is known."""
 
     @property
     @abstractmethod
@@ -42,6 +48,9 @@ class ResumableDataset(tf.data.Dataset, ABC):
     @abstractmethod
     def seek(self, epoch: int, step: int) -> None:
         """Let the next pass start at a step of an epoch."""
+
+    def trained(self, count: int) -> None:
+        """Take note that this many more batches have been trained on."""
 
     def step_of(self, step: int, size: int) -> int:
         """Return the step that goes on after a step of an epoch on another number of processes.

@@ -50,11 +50,13 @@ class SavedState:
         name: Its name in checkpoints, the same for the same list of callbacks.
         holder: Whose `get_state` and `set_state` are called.
         acts_in_validation: Whether a validation may change it.
+        is_shared: Whether all ranks go on with the chief's. Defaults to `False`.
     """
 
     name: str
     holder: StatefulCallback
     acts_in_validation: bool
+    is_shared: bool = False
 
 
 def saved_states(

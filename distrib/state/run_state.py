@@ -23,6 +23,7 @@ from distrib.checkpoint import training_item
 from distrib.checkpoint.saver import Content
 from distrib.cluster import current
 from distrib.data.dataset import Dataset
+from distrib.data.feed import Feed
 from distrib.errors import ConfigurationError
 from distrib.gradients.step_payload import Request
 from distrib.keras_compat.layers import layers_of
@@ -115,7 +116,9 @@ class RunState:
             (training_item.VALIDATION_STATE, validation_dataset),
         ):
             if isinstance(data, StatefulCallback):
-                self._callbacks.append(SavedState(name, data, True))
+                shared = getattr(data, "is_shared", False)
+                acts = not isinstance(data, Feed)
+                self._callbacks.append(SavedState(name, data, acts, shared))
         self._goal = functools.partial(goal.encode, callbacks)
 
     def check(self, checkpoint: RunCheckpoint) -> None:
@@ -281,6 +284,7 @@ class RunState:
         states = {
             state.name: earlier[state.name] if state.name in earlier else state.holder.get_state()
             for state in self._callbacks
+            if current().is_chief or not state.is_shared
         }
         random = random_state() if before is None else before.random
         states[training_item.RANDOM_GENERATORS] = random

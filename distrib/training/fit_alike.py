@@ -137,7 +137,7 @@ def _check_contents(by_rank: list[dict[str, Any]]) -> None:
 def _check_batches(call: FitCall, batches: list[int | None]) -> None:
     if None in batches:
         raise ConfigurationError(
-            f"It is not known how many batches {type(call.data).__name__} has, and a rank with "
+            "It is not known how many batches an epoch of this data has, and a rank with "
             "fewer than the others would leave them waiting. Pass `steps_per_epoch`, or train on "
             "`cluster.dataset(...)`."
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 from distrib.data.resumable import ResumableDataset
 from distrib.training.array_arguments import array_arguments
+from distrib.training.pipeline_arguments import pipeline_arguments
 
 
 def resumable_arguments(
@@ -26,7 +27,8 @@ def resumable_arguments(
         ValueError: In Keras's words, if Keras would refuse the data.
     """
     changes = unshuffled(arguments["x"], given)
-    return changes | array_arguments(model, arguments)
+    changes |= array_arguments(model, arguments)
+    return changes | pipeline_arguments(model, {**arguments, **changes}, given)
 
 
 def unshuffled(data: Any, given: frozenset[str]) -> dict[str, Any]:

@@ -90,6 +90,11 @@ class FitCall:
         return dict(self._fingerprints[id(dataset)])
 
     @property
+    def within_epochs(self) -> bool:
+        """Whether a run can be saved, and go on, in the middle of an epoch."""
+        return self.dataset is not None and self.dataset.within_epochs
+
+    @property
     def validation_dataset(self) -> ResumableDataset | None:
         """The validation data if it is shared between the ranks."""
         given = self.arguments["validation_data"]

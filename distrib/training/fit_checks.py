@@ -32,6 +32,11 @@ def check_call(call: FitCall, schedule: SaveSchedule) -> None:
     """
     refuse_derived(call)
     dataset, steps = call.dataset, call.steps_per_epoch
+    if dataset is not None and not dataset.within_epochs and schedule.within_epochs:
+        raise ConfigurationError(
+            "`save_freq` in steps or time needs data that can be resumed in the middle of an "
+            "epoch. Pass `resume='replay'` or `save_freq='epoch'` to BackupAndRestore."
+        )
     if dataset is None and schedule.within_epochs:
         raise ConfigurationError(
             "`save_freq` in steps or time needs data that can be resumed in the middle of an "

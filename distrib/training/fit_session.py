@@ -120,7 +120,7 @@ class FitSession:
             describe_data(call),
             call.as_given,
             callbacks,
-            call.dataset is not None,
+            call.within_epochs,
             call.fingerprint_of,
         )
         self._checkpoint = self._saves.load_newest()
@@ -179,6 +179,8 @@ class FitSession:
         heartbeat.note(step=position.step)
         self.logs = checkpoint.logs
         self._state.restore(checkpoint)
+        if self._call.dataset is not None and self._call.dataset.restarts_epoch:
+            position.batch, position.train_done = 0, False
         tell(self._ending, checkpoint, self._goal)
         if self._ending.over:
             set_initial_epoch(self._model, max(position.epoch, self._call.epochs))
@@ -205,7 +207,7 @@ class FitSession:
         dataset = self._call.dataset
         if dataset is None or self._position.train_done:
             return
-        if dataset.endless:
+        if dataset.endless and dataset.num_batches is not None:
             done = epoch * (self._call.batches or 0) + self._position.batch
             dataset.seek(*divmod(done, dataset.num_batches))
         else:
@@ -230,7 +232,10 @@ class FitSession:
 
     def after_batch(self, batch: int, logs: Mapping[str, Any] | None) -> None:
         """Count the batches up to number `batch`, and save or exit as the ranks agree."""
-        position, batches = self._position, self._call.batches
+        position = self._position
+        if self._call.dataset is not None:
+            self._call.dataset.trained(batch + 1 - position.batch)
+        batches = self._call.batches
         done = batch + 1 if batches is None else min(batch + 1, batches)
         position.step += done - position.batch
         heartbeat.note(step=position.step)
@@ -299,4 +304,4 @@ class FitSession:
 
     @property
     def _can_save_here(self) -> bool:
-        return self._call.dataset is not None or self._position.batch == 0
+        return self._call.within_epochs or self._position.batch == 0

@@ -17,6 +17,7 @@ import keras
 import numpy as np
 
 from distrib.cluster import current
+from distrib.data.feed import Feed
 from distrib.errors import ConfigurationError
 from distrib.gradients.optimizer import reduce_outside_of_loss_scaling
 from distrib.gradients.step_payload import Request
@@ -76,6 +77,8 @@ class MultiRankCallbackList(FitCallbackList):
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Set the loss weight of this rank's shard of the batch."""
+        if self._done is None:
+            self._check_same_batches()
         self._done = batch
         self._cluster.step_payload.set_share(self._share(batch))
         super().on_train_batch_begin(batch, logs)
@@ -120,6 +123,8 @@ class MultiRankCallbackList(FitCallbackList):
             ConfigurationError: If not: the others are waiting for a step that it cannot make.
         """
         steps = self._call.iterator.num_batches
+        if steps is None:
+            return
         if self._done is not None and self._done < steps and not self.model.stop_training:
             raise ConfigurationError(
                 f"Rank {self._cluster.rank} ran out of data in epoch {self._epoch + 1} after "
@@ -133,11 +138,26 @@ class MultiRankCallbackList(FitCallbackList):
         dataset = self._call.dataset
         if dataset is None:
             return 1.0
+        if dataset.num_batches is None:  # It knows the batch that comes next.
+            return dataset.share(batch)
         first = batch + self._epoch * (self._call.batches or 0) if dataset.endless else batch
         steps = range(first, first + self.model.steps_per_execution)
         shares = {dataset.share(step % dataset.num_batches) for step in steps}
         # One execution has one weight: 1 if the shares of its batches differ.
         return shares.pop() if len(shares) == 1 else 1.0
+
+    def _check_same_batches(self) -> None:
+        """Refuse to train on rows of batches that differ between the ranks."""
+        dataset = self._call.dataset
+        if not isinstance(dataset, Feed) or not dataset.is_shared:
+            return
+        if len(set(self._cluster.collectives.allgather(dataset.digest()))) > 1:
+            raise ConfigurationError(
+                "The ranks' `tf.data` pipelines yield different batches, and each rank would train "
+                "on its rows of its own. Give all ranks the same data and seeds "
+                "(`keras.utils.set_random_seed`); or, if each has its own shard, set the option "
+                "`experimental_distribute.auto_shard_policy` to `AutoShardPolicy.OFF`."
+            )
 
     def _agree_on_stop_and_learning_rate(self, stop: bool) -> bool:
         """Tell whether any rank wants to stop, and take over the chief's learning rate."""

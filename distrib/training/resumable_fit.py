@@ -15,7 +15,7 @@ goes on in the middle of an epoch:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import keras
 
@@ -28,7 +28,13 @@ from distrib.training.fit_session import FitSession
 
 
 class RunSaver(keras.callbacks.Callback):
-    """Base of `BackupAndRestore`: a marker. `ResumableCallbackList` does the saving."""
+    """Base of `BackupAndRestore`: a marker. `ResumableCallbackList` does the saving.
+
+    Attributes:
+        resume: What to do where the state of the data cannot be saved; see `BackupAndRestore`.
+    """
+
+    resume: Literal["replay", "epoch"] = "replay"
 
     def _new_session(self) -> FitSession:
         """Return what saves and resumes one `fit`, as this callback's arguments say."""
@@ -135,7 +141,9 @@ class ResumableCallbackList(FitCallbackList):
         if self._session.active:
             self._session.after_batch(batch, self._batch_logs)
             heartbeat.enter(TRAINING)
-            if self._offset and self._session.train_done:
+            # Keras learns the length of an epoch from data that run out in the train function.
+            ends_here = self._offset or self._call.iterator.num_batches is None
+            if ends_here and self._session.train_done:
                 self._force_stop(self.model.stop_training)
 
     def on_test_begin(self, logs: Any = None) -> None:

@@ -586,6 +586,63 @@ def losses_of_batches_are_those_of_one_process(cluster: Cluster) -> Any:
     return mine
 
 
+class Interrupt(keras.callbacks.Callback):
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if int(self.model.optimizer.iterations.numpy()) == self.step:
+            raise InterruptedError
+
+
+@check
+def a_tf_data_pipeline_is_shared_by_rows_and_resumed(cluster: Cluster) -> Any:
+    folder = cluster.collectives.broadcast(tempfile.mkdtemp() if cluster.is_chief else None)
+    x, y = data(93)
+
+    def train(cluster: Cluster, *callbacks: Any) -> list[float]:
+        seen = SeesLogs()
+        model = model_of(cluster, keras.optimizers.Adam(0.05))
+        batches = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(50, seed=2).batch(16)
+        model.fit(batches.prefetch(2), epochs=3, verbose=0, callbacks=[seen, *callbacks])
+        return seen.losses
+
+    backup = {"backup_dir": folder, "save_freq": 1}
+    for step in (5, 9, 13):
+        with pytest.raises(InterruptedError):
+            train(cluster, BackupAndRestore(**backup), Interrupt(step))
+    mine = train(cluster, BackupAndRestore(**backup))
+    with tempfile.TemporaryDirectory() as own:
+        theirs = one_process(lambda: train(ALONE, BackupAndRestore(own)))
+    assert len(theirs) == 18
+    np.testing.assert_allclose(mine, theirs, rtol=2e-6)
+    np.testing.assert_allclose(train(cluster), theirs, rtol=2e-6)
+    cluster.collectives.barrier()
+    if cluster.is_chief:
+        shutil.rmtree(folder)
+    return mine
+
+
+@check
+def pipelines_and_generators_that_ranks_cannot_share_are_refused(cluster: Cluster) -> Any:
+    x, y = data(32)
+
+    def fit(batches: Any, **how: Any) -> None:
+        model_of(cluster, "sgd").fit(batches, verbose=0, **how)
+
+    def pipeline(shift: int = 0, **how: Any) -> Any:
+        rows = tf.data.Dataset.from_tensor_slices((np.roll(x, shift, 0), y))
+        return rows.shuffle(8, **how).batch(4)
+
+    refused("generator cannot be shared", lambda: fit(iter([(x, y)] * 2 for _ in "a")))
+    refused("yield different batches", lambda: fit(pipeline(cluster.rank, seed=1)))
+    own = tf.data.Options()
+    own.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    fit(pipeline(cluster.rank, seed=1).with_options(own))
+    fit(pipeline(seed=cluster.rank + 1).shard(cluster.size, cluster.rank))
+
+
 @check
 def checkpoints_within_an_epoch_hold_the_loss_of_all_ranks(cluster: Cluster) -> Any:
     folder = cluster.collectives.broadcast(tempfile.mkdtemp() if cluster.is_chief else None)
@@ -967,8 +1024,8 @@ def data_that_would_leave_ranks_waiting_is_refused(cluster: Cluster) -> Any:
             batches = batches.filter(lambda x, y: True)
         model_of(cluster, "sgd").fit(batches, verbose=0, **how)
 
-    refused("batches in an epoch, and those with fewer", lambda: fit(8 - 2 * cluster.rank))
-    refused("It is not known how many batches _FilterDataset has", lambda: fit(8, unknown=True))
+    refused("`x.cardinality` is 4 on rank 0, 3 on", lambda: fit(8 - 2 * cluster.rank))
+    refused("It is not known how many batches an epoch", lambda: fit(8, unknown=True))
     fit(8, unknown=True, steps_per_epoch=4)
 
 

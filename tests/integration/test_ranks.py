@@ -39,6 +39,7 @@ ON_THREE = [
     "statistics_are_those_of_all_ranks",
     "metrics_are_those_of_all_the_data",
     "losses_of_batches_are_those_of_one_process",
+    "a_tf_data_pipeline_is_shared_by_rows_and_resumed",
     "arrays_are_shared",
     "arrays_of_each_ranks_own",
     "any_number_of_arrays_can_be_trained_on",

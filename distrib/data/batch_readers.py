@@ -1,0 +1,352 @@
+"""Reads the batches of a pipeline so that it is known which ones have been trained on.
+
+`DirectReader` lets Keras draw from the iterator in the graph, which costs nothing, where nothing
+draws ahead of the training. `ReadAhead` draws in a thread, and keeps what the training has not come
+to: strategies with several devices draw ahead, and the length of an epoch, or of its last batch,
+may be known only when the next batch is there.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import tensorflow as tf
+
+from distrib.data.passes import (
+    is_whole,
+    restore_batch,
+    restore_iterator,
+    save_batch,
+    save_iterator,
+    tensor_of,
+    with_spec,
+)
+from distrib.log import log
+
+# So many passes are drawn for a whole state at most; fewer do in any but the smallest data.
+_PASSES = 2
+# Keys of a state: of the iterator; the number of batches and ends that were drawn from it; those of
+# them that are not trained on; whether the pass that comes next has begun.
+_ITERATOR, _DRAWN, _KEPT, _BEGUN = "iterator", "drawn", "ahead", "begun"
+
+
+class BatchReader(Protocol):
+    """Reads batches, one pass after the other."""
+
+    def batches(self, begin: Callable[[], bool]) -> Any:
+        """Return a `tf.data.Dataset` of a pass: `Optional`s, the end marked by an empty one.
+
+        Args:
+            begin: Called when it is first drawn from; tells whether to go to the next pass.
+        """
+
+    def trained(self, count: int) -> None:
+        """Take note that this many more batches have been trained on."""
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what continues after the last batch that has been trained on."""
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continue from a state of any reader."""
+
+
+class DirectReader:
+    """Draws in the graph of the pipeline that Keras iterates over.
+
+    Args:
+        iterator: Of `passes_over`; its state can be saved.
+        shuffles: See `is_whole`.
+        skip_ends: Whether a pass that Keras makes goes on with the next one at its end.
+    """
+
+    def __init__(self, iterator: Any, shuffles: int, skip_ends: bool) -> None:
+        self._iterator = iterator
+        self._shuffles, self._skip_ends = shuffles, skip_ends
+        self._begun = self._untouched = False
+        # Drawn in order to capture a state, and not trained on. Keras draws them first.
+        self._kept: deque[Any] = deque()
+        self._has_kept = tf.Variable(False)
+
+    @tf.autograph.experimental.do_not_convert
+    def batches(self, begin: Callable[[], bool]) -> Any:
+        """See `BatchReader`."""
+        spec = self._iterator.element_spec
+
+        def start() -> int:
+            if begin():
+                self._begin_pass()
+            self._begun, self._untouched = True, False
+            return 0
+
+        def draw(_: Any) -> Any:
+            variant = tf.cond(
+                self._has_kept,
+                lambda: tf.ensure_shape(tf.py_function(self._take_kept, [], tf.variant), []),
+                lambda: tensor_of(self._iterator.get_next()),
+            )
+            return with_spec(variant, spec)
+
+        started = tf.data.Dataset.from_tensors(0).map(
+            lambda _: tf.ensure_shape(tf.py_function(start, [], tf.int64), [])
+        )
+        batches = started.flat_map(lambda _: tf.data.Dataset.counter().map(draw))
+        return batches.filter(lambda batch: batch.has_value()) if self._skip_ends else batches
+
+    def _take_kept(self) -> Any:
+        return tensor_of(self._draw())
+
+    def _draw(self) -> Any:
+        entry = self._kept.popleft() if self._kept else next(self._iterator)
+        self._has_kept.assign(bool(self._kept))
+        return entry
+
+    def _begin_pass(self) -> None:
+        while self._begun and self._draw().has_value():
+            pass
+
+    def trained(self, count: int) -> None:
+        """See `BatchReader`."""
+
+    def get_state(self) -> dict[str, Any]:
+        """See `BatchReader`."""
+        state = save_iterator(self._iterator)
+        while not is_whole(state, self._shuffles) and _ends_in(self._kept) < _PASSES:
+            self._kept.append(next(self._iterator))
+            state = save_iterator(self._iterator)
+        self._has_kept.assign(bool(self._kept))
+        kept = [save_batch(each) for each in self._kept]
+        return {_ITERATOR: state, _KEPT: kept, _BEGUN: self._begun}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """See `BatchReader`."""
+        if self._untouched:
+            return
+        restore_iterator(self._iterator, state[_ITERATOR])
+        spec = self._iterator.element_spec
+        self._kept = deque(restore_batch(each, spec) for each in state[_KEPT])
+        self._has_kept.assign(bool(self._kept))
+        self._begun, self._untouched = state[_BEGUN], True
+
+
+def _ends_in(entries: Iterable[Any]) -> int:
+    return sum(not entry.has_value() for entry in entries)
+
+
+class ReadAhead:
+    """Draws in a thread, a few batches ahead, and keeps those that are not trained on yet.
+
+    Between two steps it draws until it has as many as it may. So nothing is drawn while a state is
+    captured, and a generator that draws random numbers does not do so in between.
+
+    Args:
+        iterator: Of `passes_over`.
+        batch_spec: Structure of a batch.
+        savable: Whether the state of the iterator can be saved. If not, a new process draws again
+            what was drawn.
+        shuffles: See `is_whole`.
+        skip_ends: Whether a pass that Keras makes goes on with the next one at its end.
+        once: Whether the data cannot begin a second pass.
+        keep: Whether `trained` will be called. If not, batches are dropped when they are handed
+            out.
+        ahead: Number of batches to have ready between two steps. Defaults to 1.
+        share: What to make of a batch when it is handed out, and the structure of the result.
+            Defaults to `None`, for the batch itself.
+    """
+
+    def __init__(
+        self,
+        iterator: Any,
+        batch_spec: Any,
+        *,
+        savable: bool,
+        shuffles: int,
+        skip_ends: bool,
+        once: bool,
+        keep: bool,
+        ahead: int = 1,
+        share: tuple[Callable[[Any], Any], Any] | None = None,
+    ) -> None:
+        self._iterator, self._ahead = iterator, ahead
+        self._savable, self._shuffles, self._keep = savable, shuffles, keep
+        self._skip_ends, self._once = skip_ends and not once, once
+        self._share = share and share[0]
+        spec = share[1] if share else batch_spec
+        self._spec, self._end = tf.OptionalSpec(spec), tf.experimental.Optional.empty(spec)
+        self._executor = ThreadPoolExecutor(1, "distrib-read-ahead")
+        self._changed = threading.Condition()
+        # The first `_handed_out` of them have been given to the pass in progress.
+        self._entries: deque[Any] = deque()
+        self._handed_out = 0
+        self._drawn = 0
+        self._drawing = self._started = False
+        self._error: Exception | None = None
+        self._pass = 0
+        self._begun = self._untouched = False
+
+    @tf.autograph.experimental.do_not_convert
+    def batches(self, begin: Callable[[], bool]) -> Any:
+        """See `BatchReader`."""
+
+        def take(number: Any) -> Any:
+            variant = tf.py_function(self._take, [number], tf.variant)
+            return with_spec(tf.ensure_shape(variant, []), self._spec)
+
+        def start(_: Any) -> Any:
+            return tf.ensure_shape(tf.py_function(lambda: self._start(begin), [], tf.int64), [])
+
+        number = tf.data.Dataset.from_tensors(0).map(start)
+        return number.flat_map(lambda n: tf.data.Dataset.counter().map(lambda _: take(n)))
+
+    def next_batch(self) -> Any | None:
+        """Wait for the batch that the next step trains on, and return it; `None` at the end."""
+        with self._changed:
+            entry = self._wait_for(0)
+            if not entry.has_value() and not self._once:
+                entry = self._wait_for(1)
+        return entry.get_value() if entry.has_value() else None
+
+    def pass_is_over(self) -> bool:
+        """Tell whether the pass in progress has no more batches to train on."""
+        with self._changed:
+            return not self._wait_for(0).has_value()
+
+    def trained(self, count: int) -> None:
+        """See `BatchReader`."""
+        with self._changed:
+            while count > 0:
+                count -= bool(self._entries.popleft().has_value())
+                self._handed_out = max(self._handed_out - 1, 0)
+            self._draw_ahead()
+
+    def get_state(self) -> dict[str, Any]:
+        """See `BatchReader`."""
+        with self._changed:
+            self._wait_until_still()
+            iterator = self._whole_state() if self._savable else None
+            state = {
+                _DRAWN: self._drawn,
+                _KEPT: [save_batch(each) for each in self._entries],
+                _BEGUN: self._begun,
+            }
+        return state if iterator is None else {**state, _ITERATOR: iterator}
+
+    def _whole_state(self) -> dict[str, Any] | None:
+        """Return the state of the iterator; `None` if it is never whole, for very small data."""
+        state = save_iterator(self._iterator)
+        while not is_whole(state, self._shuffles):
+            if _ends_in(self._entries) > _PASSES:
+                return None
+            self._append(next(self._iterator))
+            state = save_iterator(self._iterator)
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """See `BatchReader`."""
+        if self._untouched:
+            return
+        with self._changed:
+            self._wait_until_still()
+            if self._savable and _ITERATOR in state:
+                restore_iterator(self._iterator, state[_ITERATOR])
+            else:
+                self._replay(state[_DRAWN])
+            spec = self._iterator.element_spec
+            self._entries = deque(restore_batch(each, spec) for each in state[_KEPT])
+            self._handed_out, self._drawn = 0, state.get(_DRAWN, 0)
+            self._begun, self._untouched = state[_BEGUN], True
+
+    def _replay(self, drawn: int) -> None:
+        if drawn > self._drawn:
+            log.info(f"drawing the {drawn - self._drawn} batches before once more.")
+        for _ in range(self._drawn, drawn):
+            next(self._iterator)
+
+    def _start(self, begin: Callable[[], bool]) -> int:
+        """Begin a pass, and return its number. Passes that are still open end."""
+        goes_on = not begin()
+        with self._changed:
+            self._untouched = False
+            self._handed_out = 0
+            self._pass += 1
+            if not goes_on and self._begun:
+                self._drop_to_the_end()
+            self._begun = True
+            return self._pass
+
+    def _drop_to_the_end(self) -> None:
+        while self._wait_for(0).has_value():
+            self._entries.popleft()
+        if not self._once:
+            self._entries.popleft()
+
+    def _take(self, number: Any) -> Any:
+        with self._changed:
+            if int(number) != self._pass:
+                return tensor_of(self._end)
+            entry = self._wait_for(self._handed_out)
+            while self._skip_ends and not entry.has_value():
+                self._hand_out()
+                entry = self._wait_for(self._handed_out)
+            if not entry.has_value():
+                return tensor_of(self._end)
+            self._hand_out()
+            self._draw_ahead()
+        if self._share is not None:
+            entry = tf.experimental.Optional.from_value(self._share(entry.get_value()))
+        return tensor_of(entry)
+
+    def _hand_out(self) -> None:
+        if self._keep:
+            self._handed_out += 1
+        else:
+            self._entries.popleft()
+
+    def _wait_for(self, index: int) -> Any:
+        """Return an entry when it is there. The lock is held."""
+        self._started = True
+        while len(self._entries) <= index:
+            if self._error is not None:
+                raise self._error
+            self._draw_ahead(index + 1)
+            self._changed.wait()
+        return self._entries[index]
+
+    def _wait_until_still(self) -> None:
+        if self._started:
+            self._draw_ahead()
+        self._changed.wait_for(lambda: not self._drawing)
+
+    def _draw_ahead(self, count: int = 0) -> None:
+        """Begin to draw until there are this many, or as many as there may be. The lock is held."""
+        if not self._drawing and self._error is None and self._wants(count):
+            self._drawing = True
+            self._executor.submit(self._draw, count)
+
+    def _wants(self, count: int) -> bool:
+        has, may_have = len(self._entries), max(self._ahead, self._handed_out + 1)
+        at_end = not self._skip_ends and _ends_in(self._entries) > 0
+        return has < count or (has < may_have and not at_end)
+
+    def _draw(self, count: int) -> None:
+        while True:
+            entry, failure = None, None
+            try:
+                entry = next(self._iterator)
+            except Exception as error:  # Raised where the batch is wanted.
+                failure = error
+            with self._changed:
+                if failure is None:
+                    self._append(entry)
+                self._error = failure
+                self._drawing = failure is None and self._wants(count)
+                self._changed.notify_all()
+                if not self._drawing:
+                    return
+
+    def _append(self, entry: Any) -> None:
+        self._entries.append(entry)
+        self._drawn += 1
