@@ -2,7 +2,8 @@
 
 One iterator goes through all epochs, with a mark after each, so that its state holds the order of
 the epochs to come, too. Batches and marks are `tf.experimental.Optional`s. They hold any structure
-in one tensor, ragged and sparse tensors included.
+in one tensor, ragged and sparse tensors included. The state is that of TensorFlow's operation
+`SerializeIterator`, which `tf.train.Checkpoint` uses; only private names lead to it without a file.
 """
 
 from __future__ import annotations

@@ -18,6 +18,11 @@ OTHERS = {
         "_cross_device_ops",
     },
     "distrib/data/dataset.py": {"_variant_tensor"},
+    "distrib/data/feed.py": {"_variant_tensor"},
+    "distrib/data/passes.py": {"_iterator_resource"},
+    "distrib/data/pipeline_steps.py": {
+        *("_inputs", "_functions", "_buffer_size", "_count", "_filename", "_seed", "_seed2"),
+    },
     "distrib/data/py_dataset.py": {"_variant_tensor"},
     "distrib/storage/locate.py": {"_get_kwargs_from_urls", "_strip_protocol"},
     "distrib/storage/uploads.py": {"_register_atexit"},
