@@ -1,6 +1,6 @@
 """Reads the batches of a pipeline so that it is known which ones have been trained on.
 
-`DirectReader` lets Keras draw from the iterator in the graph, which costs nothing, where nothing
+`DirectReader` lets Keras draw from the iterator in the graph, without Python, where nothing
 draws ahead of the training. `ReadAhead` draws in a thread, and keeps what the training has not come
 to: strategies with several devices draw ahead, and the length of an epoch, or of its last batch,
 may be known only when the next batch is there.
