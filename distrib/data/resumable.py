@@ -49,6 +49,10 @@ class ResumableDataset(tf.data.Dataset, ABC):
     def seek(self, epoch: int, step: int) -> None:
         """Let the next pass start at a step of an epoch."""
 
+    def exchanges_examples_with(self, other: ResumableDataset) -> bool:
+        """Tell whether both are parts of one shuffled dataset, whose examples move between them."""
+        return False
+
     def trained(self, count: int) -> None:
         """Take note that this many more batches have been trained on."""
 
