@@ -10,7 +10,8 @@ import tensorflow as tf
 from distrib import callbacks
 from distrib.data.make_dataset import make_dataset
 from distrib.data.order import Shard
-from distrib.data.py_dataset import EvaluationOrder, PyDatasetBatches
+from distrib.data.py_dataset import PyDatasetBatches
+from distrib.data.py_dataset_order import EvaluationOrder
 from distrib.errors import ConfigurationError
 from distrib.save_policy.schedule import SaveSchedule
 from distrib.training import fit_checks
