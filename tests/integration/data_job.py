@@ -21,22 +21,25 @@ from distrib.callbacks import BackupAndRestore
 from distrib.checkpoint import commit
 
 
+committed = threading.Event()
+
+
 class MiddleKiller(Killer):
     """Also kills in the middle of an epoch, after about three quarters of its steps.
 
-    At the point `middle_after_save` it waits until a checkpoint is committed.
+    At the point `middle_after_save` it waits until a checkpoint of trained weights is committed.
     """
 
     def __init__(self, point: str, number: int) -> None:
         super().__init__(point, number)
-        self.committed = threading.Event()
-        commit.publish = counted(commit.publish, 1, behind=self.committed.set)
+        # After that of step 0.
+        commit.publish = counted(commit.publish, 2, behind=committed.set)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if batch + 1 == max(1, self.params["steps"] * 3 // 4):
             self.at("middle", self.epoch)
             if self.point == "middle_after_save" and self.epoch == self.number:
-                self.committed.wait(60)
+                committed.wait(60)
                 die()
         super().on_train_batch_end(batch, logs)
 
