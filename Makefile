@@ -14,7 +14,7 @@ PROGRAMS := c++:g++ mpirun:openmpi-bin ip:iproute2 ssh:openssh-client sshd:opens
     munged:munge sbatch:slurm-client slurmctld:slurmctld slurmd:slurmd
 # The modules that decide how Horovod's wheel is built.
 WHEEL := $(addprefix launch/horovod/,recipe.py toolchain.py wheel.py)
-SOURCES := $(sort $(wildcard distrib/*.py distrib/*/*.py callbacks/*.py launch/*.py launch/*/*.py))
+SOURCES := $(sort $(wildcard distrib/*.py distrib/*/*.py distrib/*/*/*.py callbacks/*.py launch/*.py launch/*/*.py))
 
 .PHONY: setup demo test exhaustive lint chaos bench clean
 

@@ -1,18 +1,18 @@
 """Datasets of global batches that can be resumed at any step: start with `make_dataset.py`.
 
 `order.py` computes which examples make up a batch; `sources.py` and `readers.py` fetch them,
-`file_source.py` and what builds on it from files. Public: the sources of examples in files;
+`files/` from files. `pipelines/` resumes what is no such dataset. Public: the sources of files;
 `cluster.dataset` is the way to all the rest.
 """
 
 from __future__ import annotations
 
-from distrib.data.arrayrecord import ArrayRecordSource
-from distrib.data.image_folder import ImageFolderSource
-from distrib.data.parquet import ParquetSource
-from distrib.data.tar import TarSource
-from distrib.data.tfrecord import TFRecordSource
-from distrib.data.tfrecord_gzip import GzipTFRecordSource
+from distrib.data.files.arrayrecord import ArrayRecordSource
+from distrib.data.files.image_folder import ImageFolderSource
+from distrib.data.files.parquet import ParquetSource
+from distrib.data.files.tar import TarSource
+from distrib.data.files.tfrecord import TFRecordSource
+from distrib.data.files.tfrecord_gzip import GzipTFRecordSource
 
 __all__ = [
     "ArrayRecordSource",

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from distrib.data.arrays import Array
-from distrib.data.file_source import FileSource
+from distrib.data.files.source import FileSource
 
 _BLOCKS = 16
 _MAX_BYTES = 32 << 20

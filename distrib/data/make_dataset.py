@@ -10,7 +10,7 @@ from distrib.data.arguments import checked_integer
 from distrib.data.batches import SourceBatches
 from distrib.data.dataset import Dataset
 from distrib.data.examples import takes_rng
-from distrib.data.file_formats import source_of_files
+from distrib.data.files.formats import source_of_files
 from distrib.data.order import MAX_EXAMPLES, Order, Shard, leaves_a_replica_empty
 from distrib.data.sources import make_source
 from distrib.errors import ConfigurationError

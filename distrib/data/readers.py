@@ -27,7 +27,7 @@ from distrib.data.block_order import BlockOrder
 from distrib.data.block_reader import BlockBatch, BlockPasses
 from distrib.data.block_size import bytes_of, choose_blocks
 from distrib.data.examples import Examples, of_part, unreadable
-from distrib.data.file_source import FileSource
+from distrib.data.files.source import FileSource
 from distrib.data.order import Blocks, Order
 from distrib.data.workers.example_pool import ExamplePool
 from distrib.data.workers.pickling import Pickled

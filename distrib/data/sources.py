@@ -24,7 +24,7 @@ from distrib.data.arrays import (
     row_spec,
     to_arrays,
 )
-from distrib.data.file_formats import source_of_files
+from distrib.data.files.formats import source_of_files
 from distrib.data.graph_map import random_access_source
 from distrib.data.order import Blocks, Order
 from distrib.data.readers import DiskArraySource

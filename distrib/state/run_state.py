@@ -23,7 +23,7 @@ from distrib.checkpoint import training_item
 from distrib.checkpoint.saver import Content
 from distrib.cluster import current
 from distrib.data.dataset import Dataset
-from distrib.data.feed import Feed
+from distrib.data.pipelines.feed import Feed
 from distrib.errors import ConfigurationError
 from distrib.gradients.step_payload import Request
 from distrib.keras_compat.layers import layers_of

@@ -14,10 +14,11 @@ import tensorflow as tf
 from tensorflow.python.data.experimental.ops.distribute import _AutoShardDataset
 
 from distrib.cluster import current
-from distrib.data.batch_readers import BatchReader, DirectReader, ReadAhead
-from distrib.data.feed import Feed
-from distrib.data.passes import is_savable, passes_over
-from distrib.data.pipeline_steps import (
+from distrib.data.pipelines.batch_readers import BatchReader, DirectReader, ReadAhead
+from distrib.data.pipelines.feed import Feed
+from distrib.data.pipelines.passes import is_savable, passes_over
+from distrib.data.pipelines.rows import Rows, spec_of_rows
+from distrib.data.pipelines.steps import (
     Step,
     is_sharded,
     reshuffling,
@@ -28,7 +29,6 @@ from distrib.data.pipeline_steps import (
     without_repeat,
 )
 from distrib.data.resumable import ResumableDataset
-from distrib.data.rows import Rows, spec_of_rows
 from distrib.errors import ConfigurationError
 from distrib.keras_compat.data_adapters import is_iterable_of_batches, pipeline_of
 

@@ -17,7 +17,7 @@ import keras
 import numpy as np
 
 from distrib.cluster import current
-from distrib.data.feed import Feed
+from distrib.data.pipelines.feed import Feed
 from distrib.errors import ConfigurationError
 from distrib.gradients.optimizer import reduce_outside_of_loss_scaling
 from distrib.gradients.step_payload import Request

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from distrib.data.pipeline_steps import Step, buffered_bytes, steps_of, unseeded_shuffles
+from distrib.data.pipelines.steps import Step, buffered_bytes, steps_of, unseeded_shuffles
 from distrib.data.resumable import ResumableDataset
 from distrib.keras_compat.data_adapters import is_iterable_of_batches
 from distrib.training.fit_pipelines import Pipeline, Resume

@@ -18,9 +18,9 @@ OTHERS = {
         "_cross_device_ops",
     },
     "distrib/data/dataset.py": {"_variant_tensor"},
-    "distrib/data/feed.py": {"_variant_tensor"},
-    "distrib/data/passes.py": {"_iterator_resource"},
-    "distrib/data/pipeline_steps.py": {
+    "distrib/data/pipelines/feed.py": {"_variant_tensor"},
+    "distrib/data/pipelines/passes.py": {"_iterator_resource"},
+    "distrib/data/pipelines/steps.py": {
         *("_inputs", "_functions", "_buffer_size", "_count", "_filename", "_seed", "_seed2"),
     },
     "distrib/data/py_dataset.py": {"_variant_tensor"},

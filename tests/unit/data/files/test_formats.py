@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from distrib.data import GzipTFRecordSource, TFRecordSource
-from distrib.data.file_formats import source_of_files
+from distrib.data.files.formats import source_of_files
 from distrib.errors import ConfigurationError
 
 

@@ -6,8 +6,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from distrib.data.file_source import FileSource
-from distrib.data.record_index import RecordError, RecordFormat, open_index
+from distrib.data.files.record_index import RecordError, RecordFormat, open_index
+from distrib.data.files.source import FileSource
 from distrib.errors import ConfigurationError
 from distrib.storage.find_files import FoundFile
 from distrib.storage.locate import locate

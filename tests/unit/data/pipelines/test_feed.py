@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from distrib.data.batch_readers import DirectReader, ReadAhead
-from distrib.data.feed import Feed
-from distrib.data.passes import is_savable, passes_over
-from distrib.data.rows import Rows, spec_of_rows
+from distrib.data.pipelines.batch_readers import DirectReader, ReadAhead
+from distrib.data.pipelines.feed import Feed
+from distrib.data.pipelines.passes import is_savable, passes_over
+from distrib.data.pipelines.rows import Rows, spec_of_rows
 
 BATCHES, EPOCHS = 6, 3
 

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from distrib.data.range_file import RangeFile
-from distrib.data.record_index import RecordError, RecordFormat, Scanned
-from distrib.data.record_source import Paths, RecordSource
-from distrib.data.tfrecord_format import FOOTER_SIZE, HEADER_SIZE, content_length, content_of
+from distrib.data.files.range_file import RangeFile
+from distrib.data.files.record_index import RecordError, RecordFormat, Scanned
+from distrib.data.files.record_source import Paths, RecordSource
+from distrib.data.files.tfrecord_format import FOOTER_SIZE, HEADER_SIZE, content_length, content_of
 from distrib.storage.find_files import find_files
 
 _CHUNK = 1 << 20

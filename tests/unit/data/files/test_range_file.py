@@ -1,6 +1,6 @@
 import io
 
-from distrib.data.range_file import RangeFile
+from distrib.data.files.range_file import RangeFile
 
 CONTENT = bytes(range(100))
 

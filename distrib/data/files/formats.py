@@ -6,13 +6,13 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from distrib.data.arrayrecord import ArrayRecordSource
-from distrib.data.file_source import FileSource
-from distrib.data.image_folder import ImageFolderSource
-from distrib.data.parquet import ParquetSource
-from distrib.data.tar import TarSource
-from distrib.data.tfrecord import TFRecordSource
-from distrib.data.tfrecord_gzip import GzipTFRecordSource
+from distrib.data.files.arrayrecord import ArrayRecordSource
+from distrib.data.files.image_folder import ImageFolderSource
+from distrib.data.files.parquet import ParquetSource
+from distrib.data.files.source import FileSource
+from distrib.data.files.tar import TarSource
+from distrib.data.files.tfrecord import TFRecordSource
+from distrib.data.files.tfrecord_gzip import GzipTFRecordSource
 from distrib.errors import ConfigurationError
 from distrib.storage.find_files import find_files
 from distrib.storage.locate import locate

@@ -9,7 +9,7 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from distrib.data.file_ranges import FileRanges, Range
+from distrib.data.files.ranges import FileRanges, Range
 from distrib.storage.find_files import FoundFile
 
 _BLOCK_BYTES = 2 << 20

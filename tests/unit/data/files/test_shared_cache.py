@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from distrib.data.shared_cache import SharedCache
+from distrib.data.files.shared_cache import SharedCache
 
 
 def test_results_used_last_are_kept():

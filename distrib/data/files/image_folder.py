@@ -15,8 +15,8 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from distrib.data.file_ranges import FileRanges
-from distrib.data.file_source import FileSource
+from distrib.data.files.ranges import FileRanges
+from distrib.data.files.source import FileSource
 from distrib.errors import ConfigurationError
 from distrib.storage.find_files import FoundFile, find_tree
 

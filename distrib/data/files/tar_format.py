@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from distrib.data.range_file import RangeFile
-from distrib.data.record_index import RecordError, Scanned
+from distrib.data.files.range_file import RangeFile
+from distrib.data.files.record_index import RecordError, Scanned
 
 KEY = "__key__"
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)

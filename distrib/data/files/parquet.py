@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from distrib.data.file_ranges import FileRanges
-from distrib.data.file_source import FileSource
-from distrib.data.parquet_columns import check_column, check_no_null, rows_of
-from distrib.data.range_file import RangeFile
-from distrib.data.record_source import Paths
-from distrib.data.shared_cache import SharedCache
+from distrib.data.files.parquet_columns import check_column, check_no_null, rows_of
+from distrib.data.files.range_file import RangeFile
+from distrib.data.files.ranges import FileRanges
+from distrib.data.files.record_source import Paths
+from distrib.data.files.shared_cache import SharedCache
+from distrib.data.files.source import FileSource
 from distrib.errors import ConfigurationError
 from distrib.log import log
 from distrib.storage.find_files import find_files, unreadable

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from distrib.data.tfrecord_format import RecordError, content_of, record_ends
+from distrib.data.files.tfrecord_format import RecordError, content_of, record_ends
 
 RECORDS = [b"", b"a", b"bc" * 100, bytes(range(256)) * 50, b"", b"end"]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from distrib.data.pipeline_steps import (
+from distrib.data.pipelines.steps import (
     buffered_bytes,
     is_sharded,
     reshuffling,

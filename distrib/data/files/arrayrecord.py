@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from distrib.data.file_source import FileSource
-from distrib.data.local_copies import local_copies
-from distrib.data.record_source import Paths
+from distrib.data.files.local_copies import local_copies
+from distrib.data.files.record_source import Paths
+from distrib.data.files.source import FileSource
 from distrib.errors import ConfigurationError
 from distrib.storage.find_files import FoundFile, find_files
 from distrib.storage.locate import locate

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.ops import gen_dataset_ops
 
-# TensorFlow's `ExternalStatePolicy`: operations with a state are found by `pipeline_steps.py`.
+# TensorFlow's `ExternalStatePolicy`: operations with a state are found by `steps.py`.
 _IGNORE = 1
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import tensorflow as tf
 
 from distrib.data.arrays import leaves_with_paths
-from distrib.data.batch_readers import BatchReader, ReadAhead
+from distrib.data.pipelines.batch_readers import BatchReader, ReadAhead
+from distrib.data.pipelines.rows import Rows
 from distrib.data.resumable import ResumableDataset
-from distrib.data.rows import Rows
 from distrib.log import log
 
 _OF, _SEEDS = "of", "seeds"

@@ -6,9 +6,9 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from distrib.data.record_index import RecordFormat
-from distrib.data.record_source import Paths, RecordSource
-from distrib.data.tar_format import example_of, scan
+from distrib.data.files.record_index import RecordFormat
+from distrib.data.files.record_source import Paths, RecordSource
+from distrib.data.files.tar_format import example_of, scan
 from distrib.errors import ConfigurationError
 from distrib.storage.find_files import find_files
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from distrib.data.record_index import RecordFormat, Scanned
-from distrib.data.record_source import Paths, RecordSource
-from distrib.data.tfrecord_format import content_of, record_ends
+from distrib.data.files.record_index import RecordFormat, Scanned
+from distrib.data.files.record_source import Paths, RecordSource
+from distrib.data.files.tfrecord_format import content_of, record_ends
 from distrib.storage.find_files import find_files
 
 _FORMAT = RecordFormat("TFRecord", lambda *read: Scanned(record_ends(*read)))

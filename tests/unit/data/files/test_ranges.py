@@ -4,7 +4,7 @@ import pickle
 import fsspec
 import pytest
 
-from distrib.data.file_ranges import FileRanges, merge_ranges
+from distrib.data.files.ranges import FileRanges, merge_ranges
 from distrib.storage.find_files import ChangedFileError, find_files
 
 CONTENT = bytes(range(256)) * 1000

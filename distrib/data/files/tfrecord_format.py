@@ -14,7 +14,7 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from distrib.data.record_index import RecordError
+from distrib.data.files.record_index import RecordError
 
 HEADER_SIZE, FOOTER_SIZE = 12, 4
 _HEADER, _FOOTER = struct.Struct("<QI"), struct.Struct("<I")

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import tensorflow as tf
 
-from distrib.data.passes import (
+from distrib.data.pipelines.passes import (
     is_whole,
     restore_batch,
     restore_iterator,

@@ -1,7 +1,7 @@
 """The steps of a `tf.data` pipeline: what they are called, and what of them a checkpoint can hold.
 
 The pipeline's Python objects are walked, by private attributes of TensorFlow 2.21: its own graph of
-the pipeline (`DatasetToGraphV2`) would hold copies of all arrays. `test_pipeline_steps.py` notices
+the pipeline (`DatasetToGraphV2`) would hold copies of all arrays. `test_steps.py` notices
 when they change.
 """
 
