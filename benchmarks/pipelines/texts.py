@@ -1,4 +1,4 @@
-"""Texts and their token numbers, without TensorFlow, which worker processes would have to import."""
+"""Texts and their token numbers, without TensorFlow, for worker processes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def tokens(text: str) -> Any:
 
 
 def text(index: int) -> str:
-    """Return a text of 12,000 letters."""
-    return "".join(map(chr, np.random.default_rng(index).integers(97, 123, 12_000)))
+    """Return a text of 3,000 letters."""
+    return "".join(map(chr, np.random.default_rng(index).integers(97, 123, 3_000)))
 
 
 class Texts:
