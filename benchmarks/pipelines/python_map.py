@@ -61,4 +61,4 @@ def compare_python(number: int, batch: int, repeats: int) -> None:
         examples = dataset.to_iter_dataset(options).batch(batch, drop_remainder=True)
         processes = examples.mp_prefetch(grain.MultiprocessingOptions(num_workers=WORKERS))
         contenders.append(Contender("grain, mp_prefetch, 2 workers", lambda: processes, len))
-    compare(f"{number} texts, `map` in Python, 2 workers", contenders, repeats, warm=True)
+    compare(f"{number} texts, `map` in Python, 2 workers", contenders, repeats)
