@@ -8,23 +8,38 @@ from __future__ import annotations
 
 import argparse
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import data_recipes
 import keras
-from job import Killer, arm, digest
+from job import Killer, arm, counted, die, digest
 
 import distrib
 from distrib.callbacks import BackupAndRestore
+from distrib.checkpoint import commit
+
+committed = threading.Event()
 
 
 class MiddleKiller(Killer):
-    """Also kills in the middle of an epoch, after about three quarters of its steps."""
+    """Also kills in the middle of an epoch, after about three quarters of its steps.
+
+    At the point `middle_after_save` it waits until a checkpoint of trained weights is committed.
+    """
+
+    def __init__(self, point: str, number: int) -> None:
+        super().__init__(point, number)
+        # After that of step 0.
+        commit.publish = counted(commit.publish, 2, behind=committed.set)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if batch + 1 == max(1, self.params["steps"] * 3 // 4):
             self.at("middle", self.epoch)
+            if self.point == "middle_after_save" and self.epoch == self.number:
+                committed.wait(60)
+                die()
         super().on_train_batch_end(batch, logs)
 
 
@@ -65,12 +80,11 @@ def main() -> None:
     devices = 2 if args.backend == "mirrored" else None
     cluster = distrib.init(args.backend, devices=devices)
     keras.utils.set_random_seed(5)
-    recipe = data_recipes.RECIPES[args.data]
+    recipe = data_recipes.ALL[args.data]
     model = model_of(cluster)
-    options = {} if recipe.resume is None else {"resume": recipe.resume}
-    callbacks: list[Any] = [
-        BackupAndRestore(args.run / "backup", save_freq=2, keep_last=2, **options)
-    ]
+    options: dict[str, Any] = {} if recipe.resume is None else {"resume": recipe.resume}
+    options["save_freq"] = "epoch" if recipe.resume == "epoch" else 2
+    callbacks: list[Any] = [BackupAndRestore(args.run / "backup", keep_last=2, **options)]
     if args.kill and cluster.rank == args.kill_rank:
         point, number = args.kill.split(":")
         arm(point, int(number))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import tarfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,25 +99,36 @@ class ShuffledBatches(Batches):
         self.rng.shuffle(self.order)
 
 
-def batches() -> Iterator[Any]:
-    """Yield batches without end, in the same order in each epoch."""
+def batches(turned: int = 0) -> Iterator[Any]:
+    """Yield batches without end; each epoch is that of the one before, `turned` by some rows."""
     x, y = rows()
-    while True:
+    for epoch in itertools.count():
         for start in range(0, EXAMPLES, BATCH):
-            yield x[start : start + BATCH], y[start : start + BATCH]
+            chosen = (np.arange(start, min(start + BATCH, EXAMPLES)) + turned * epoch) % EXAMPLES
+            yield x[chosen], y[chosen]
 
 
 def shuffled() -> Any:
     return tf.data.Dataset.from_tensor_slices(rows()).shuffle(50, seed=2).batch(BATCH).prefetch(1)
 
 
-def of_python() -> Any:
-    """Return a pipeline whose state TensorFlow cannot save; each pass has the same order."""
+def repeated(dataset: Any) -> Any:
+    """Return a pipeline whose epochs all are the first one of another pipeline."""
+    batches = list(dataset)
+    return tf.data.Dataset.from_generator(
+        lambda: iter(batches), output_signature=dataset.element_spec
+    ).apply(tf.data.experimental.assert_cardinality(STEPS))
+
+
+def of_python(shuffle: bool) -> Any:
+    """Return a pipeline whose state TensorFlow cannot save."""
     x, y = rows()
     signature = tf.TensorSpec([WIDTH], tf.float32), tf.TensorSpec([], tf.int64)
     pipeline = tf.data.Dataset.from_generator(
         lambda: zip(x, y, strict=True), output_signature=signature
     )
+    if shuffle:
+        pipeline = pipeline.shuffle(50, seed=2)
     return pipeline.batch(BATCH).apply(tf.data.experimental.assert_cardinality(STEPS))
 
 
@@ -127,12 +139,14 @@ class Recipe:
     Attributes:
         fit: Returns them.
         like: Name of the recipe that gives the same batches. Defaults to itself.
-        resume: Argument of `BackupAndRestore`, if not the default.
+        resume: Argument of `BackupAndRestore`. Defaults to that of its own.
+        ranks: Whether several ranks can train on it.
     """
 
     fit: Callable[[Any, Path], dict[str, Any]]
     like: str | None = None
     resume: str | None = None
+    ranks: bool = True
 
 
 def made(source: Callable[[Path], Any], like: str | None = "arrays", **options: Any) -> Recipe:
@@ -158,6 +172,17 @@ def fit_py_dataset(make: Callable[[], Any]) -> Recipe:
     return Recipe(lambda cluster, folder: {"x": make()})
 
 
+def pipeline(make: Callable[[], Any], resume: str | None = None) -> Recipe:
+    return Recipe(lambda cluster, folder: {"x": make()}, resume=resume)
+
+
+def generator(turned: int, resume: str) -> Recipe:
+    def fit(cluster: Any, folder: Path) -> dict[str, Any]:
+        return {"x": batches(turned), "steps_per_epoch": STEPS}
+
+    return Recipe(fit, resume=resume, ranks=False)
+
+
 def fit_arrays(**options: Any) -> Recipe:
     def fit(cluster: Any, folder: Path) -> dict[str, Any]:
         x, y = rows()
@@ -179,6 +204,11 @@ RECIPES: dict[str, Recipe] = {
     "py_dataset": fit_py_dataset(Batches),
     "py_dataset_shuffled": fit_py_dataset(ShuffledBatches),
     "py_dataset_workers": fit_py_dataset(lambda: Batches(workers=2)),
+    "pipeline": pipeline(shuffled),
+    "pipeline_replay": pipeline(lambda: of_python(True), "replay"),
+    "pipeline_epoch": pipeline(lambda: of_python(False), "epoch"),
+    "generator_replay": generator(7, "replay"),
+    "generator_epoch": generator(0, "epoch"),
     "workers": made(lambda folder: Records(), map=parse_in_python, num_workers=2),
     "workers_augmented": made(lambda folder: Records(), "augmented", map=augment, num_workers=2),
     "arrays": made(lambda folder: rows()),
@@ -204,6 +234,42 @@ RECIPES: dict[str, Recipe] = {
             "steps_per_epoch": 3,
         }
     ),
+}
+
+# Whose epochs differ: one that is resumed has the order of the first one, as all have in `like`.
+RESUMED_IN_FIRST_ORDER: dict[str, Recipe] = {
+    "pipeline_of_epochs": replace(
+        pipeline(lambda: of_python(True), "epoch"), like="pipeline_of_first_epochs"
+    ),
+    "generator_of_epochs": replace(generator(7, "epoch"), like="generator_epoch"),
+}
+LIKE: dict[str, Recipe] = {
+    "pipeline_of_first_epochs": pipeline(lambda: repeated(of_python(True)), "epoch"),
+}
+ALL: dict[str, Recipe] = {**RECIPES, **RESUMED_IN_FIRST_ORDER, **LIKE}
+
+# The rows of the table, by their beginning, and the recipes that try them; others test the last.
+TABLE: dict[str, list[str]] = {
+    "arrays, tensors, pandas": ["fit_arrays", "fit_arrays_split", "fit_arrays_validation"],
+    "a `PyDataset`": ["py_dataset", "py_dataset_workers"],
+    "a `PyDataset` that": ["py_dataset_shuffled"],
+    "a `tf.data` pipeline whose": ["pipeline"],
+    "a `tf.data` pipeline with": ["pipeline_replay", "pipeline_epoch", "pipeline_of_epochs"],
+    "a Python generator": ["generator_replay", "generator_epoch", "generator_of_epochs"],
+    "a PyTorch": ["random_access"],
+    "arrays in memory": ["arrays"],
+    "`np.memmap`": ["memmap"],
+    "any object": ["random_access", "augmented", "workers", "workers_augmented"],
+    "a Hugging Face": ["random_access"],
+    "TFRecord files": ["tfrecord", "blocks"],
+    "TFRecord files, GZIP": ["gzip"],
+    "ArrayRecord": ["array_record"],
+    "Parquet": ["parquet"],
+    "WebDataset": ["tar"],
+    "a folder of images": ["images"],
+    "a stream": ["stream"],
+    "a `cluster.dataset` after `map`": ["take", "zip", "repeat"],
+    "a `cluster.dataset` after `filter`": [],
 }
 
 

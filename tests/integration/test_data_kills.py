@@ -8,13 +8,15 @@ run. An epoch has 6 steps; a checkpoint is due every 2 steps.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from data_recipes import RECIPES
+from data_recipes import ALL, RECIPES, RESUMED_IN_FIRST_ORDER, TABLE
 from harness import KILLED, environment, forked, launch
 
 from distrib.errors import EXIT_LOST_PEER
@@ -22,13 +24,12 @@ from distrib.errors import EXIT_LOST_PEER
 JOB = Path(__file__).with_name("data_job.py")
 MOMENTS = ["middle:0", "validation:0", "epoch_begin:1", "middle:1"]
 ALL_MOMENTS = [
-    "save_committed:1",
     "middle:0",
     "validation:0",
     "epoch_end:0",
     "epoch_begin:1",
     "middle:1",
-    "validation:1",
+    "save_committed:1",
     "train_end:0",
 ]
 
@@ -72,13 +73,31 @@ def undisturbed(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
         return result_of(folder, files, like, [], *options, ranks=ranks)
 
     def result(data: str, *options: str, ranks: int = 1) -> dict[str, Any]:
-        return run(RECIPES[data].like or data, *options, ranks=ranks)
+        return run(ALL[data].like or data, *options, ranks=ranks)
 
     return result
 
 
-# Each row one moment in turn: a job costs a second. The others are varied in `make exhaustive`.
-ONE_EACH = [(data, MOMENTS[i % len(MOMENTS)]) for i, data in enumerate(RECIPES)]
+# Each row one moment in turn: a job costs a second. `make exhaustive` tries the other moments, and
+# the rows that vary another one: in how the same examples are stored, or fetched.
+VARIED = {
+    "array_record",
+    "fit_arrays",
+    "generator_epoch",
+    "memmap",
+    "parquet",
+    "pipeline_epoch",
+    "py_dataset_workers",
+    "random_access",
+    "tar",
+    "workers",
+}
+ONE_EACH = [
+    pytest.param(
+        data, MOMENTS[i % len(MOMENTS)], marks=[pytest.mark.exhaustive] if data in VARIED else []
+    )
+    for i, data in enumerate(RECIPES)
+]
 
 
 @pytest.mark.slow
@@ -86,6 +105,23 @@ ONE_EACH = [(data, MOMENTS[i % len(MOMENTS)]) for i, data in enumerate(RECIPES)]
 def test_killed(data: str, moment: str, files: Path, undisturbed: Any, tmp_path: Path) -> None:
     killed = result_of(tmp_path / "run", files, data, [moment])
     assert killed == undisturbed(data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", RESUMED_IN_FIRST_ORDER)
+def test_resumed_at_the_epoch(data: str, files: Path, undisturbed: Any, tmp_path: Path) -> None:
+    killed = result_of(tmp_path / "run", files, data, ["middle_after_save:1"])
+    assert killed == undisturbed(data) != undisturbed("pipeline_replay")
+
+
+def test_every_row_of_the_table_is_tried() -> None:
+    lines = (Path(__file__).parents[2] / "docs" / "data.md").read_text().splitlines()
+    table = itertools.takewhile(lambda line: line.startswith("|"), lines[4:])
+    for line in table:
+        row = re.sub(r"\[|\]\(#.*?\)", "", line.split("|")[1]).strip()
+        matching = [begin for begin in TABLE if row.startswith(begin)]
+        assert matching, f"no recipe for the row: {row}"
+    assert set(ALL) >= {data for recipes in TABLE.values() for data in recipes}
 
 
 @pytest.mark.exhaustive
@@ -101,7 +137,7 @@ def test_killed_again_and_again(
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("ranks", [2, 3])
-@pytest.mark.parametrize("data", RECIPES)
+@pytest.mark.parametrize("data", [data for data in RECIPES if RECIPES[data].ranks])
 def test_a_killed_rank(
     data: str, ranks: int, files: Path, undisturbed: Any, tmp_path: Path
 ) -> None:
