@@ -103,7 +103,7 @@ KERAS_CLASSES = sorted(
 ADDED_ARGUMENTS = {
     "BackupAndRestore": [
         *("directory", "keep_last", "retention", "local_cache", "storage_options"),
-        *("on_change", "initialize_from", "restore"),
+        *("on_change", "initialize_from", "restore", "resume"),
     ],
     "CSVLogger": ["storage_options"],
     "ModelCheckpoint": ["storage_options"],

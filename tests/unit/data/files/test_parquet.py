@@ -6,7 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distrib.data import ParquetSource, parquet
+from distrib.data import ParquetSource
+from distrib.data.files import parquet
 from distrib.data.make_dataset import make_dataset
 from distrib.errors import ConfigurationError
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from distrib.data import GzipTFRecordSource, TFRecordSource, tfrecord_gzip
+from distrib.data import GzipTFRecordSource, TFRecordSource
+from distrib.data.files import tfrecord_gzip
 from distrib.data.make_dataset import make_dataset
 from distrib.errors import ConfigurationError
 

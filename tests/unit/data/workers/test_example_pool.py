@@ -102,7 +102,7 @@ def test_workers_import_neither_the_script_nor_tensorflow_and_are_no_ranks(monke
 
         return {
             "tensorflow": loaded in sys.modules,
-            "main": __main__.__file__,
+            "main": getattr(__main__, "__file__", ""),
             "path": repr(sys.path),
             "cwd": os.getcwd(),
             "environment": repr(sorted(os.environ)),
