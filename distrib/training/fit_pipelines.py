@@ -23,6 +23,7 @@ from distrib.data.pipelines.steps import (
     is_sharded,
     reshuffling,
     seeds,
+    sizes,
     steps_of,
     unsavable,
     unseeded_shuffles,
@@ -170,6 +171,7 @@ def feed_of(
         savable,
         repeatable=not pipeline.random_steps,
         within_epochs=savable or resume == "replay",
+        sizes=sizes(pipeline.steps),
     )
 
 
