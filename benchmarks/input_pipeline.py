@@ -24,16 +24,17 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from pipelines.arrays import compare_arrays
-from pipelines.python_map import compare_python
-from pipelines.records import compare_records
-from pipelines.seek import compare_seek
-from pipelines.store import compare_store
-
 PARTS = ("records", "store", "python", "seek", "arrays")
 
 
 def main() -> None:
+    # Not above: the processes of grain and Keras import this file anew.
+    from pipelines.arrays import compare_arrays
+    from pipelines.python_map import compare_python
+    from pipelines.records import compare_records
+    from pipelines.seek import compare_seek
+    from pipelines.store import compare_store
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=PARTS, action="append", help="run this part [all]")
     parser.add_argument("--images", type=int, default=1500, help="number of JPEG images [1500]")

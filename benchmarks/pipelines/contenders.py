@@ -33,7 +33,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Turn:
-    """One epoch: seconds to the first batch; examples, seconds and CPU seconds that count."""
+    """One epoch: seconds to the first batch; and examples, seconds, CPU seconds."""
 
     first: float
     examples: int
@@ -45,7 +45,6 @@ def compare(
     title: str,
     contenders: Sequence[Contender],
     repeats: int,
-    warm: bool = False,
     servers: Collection[int] = (),
 ) -> None:
     """Print the medians of contenders, and the ratio of their rate to the best one's.
@@ -54,14 +53,12 @@ def compare(
         title: Of the table.
         contenders: In the order of their turns.
         repeats: Number of epochs of each that count.
-        warm: Whether to count from the first batch on, for contenders that start processes for
-            each epoch. Defaults to `False`.
         servers: Ids of processes whose CPU seconds do not count. Defaults to none.
     """
     turns: list[list[Turn]] = [[] for _ in contenders]
     for turn in range(repeats + 1):
         for contender, taken in zip(contenders, turns, strict=True):
-            result = take_turn(contender, warm, servers)
+            result = take_turn(contender, servers)
             if turn > 0:  # The first pass builds the iterators' graphs.
                 taken.append(result)
     rates = [median(turn.examples / turn.seconds for turn in taken) for taken in turns]
@@ -77,18 +74,15 @@ def compare(
         )
 
 
-def take_turn(contender: Contender, warm: bool, servers: Collection[int] = ()) -> Turn:
+def take_turn(contender: Contender, servers: Collection[int] = ()) -> Turn:
     """Read one epoch."""
     begun, cpu = time.perf_counter(), cpu_seconds(servers)
     batches = iter(contender.epoch())
-    batch = next(batches)
+    examples = contender.size(next(batches))
     first = time.perf_counter()
-    started = first if warm else begun
-    if warm:
-        cpu = cpu_seconds(servers)
-    examples = (0 if warm else contender.size(batch)) + sum(map(contender.size, batches))
+    examples += sum(map(contender.size, batches))
     ended = time.perf_counter()
-    return Turn(first - begun, examples, ended - started, cpu_seconds(servers) - cpu)
+    return Turn(first - begun, examples, ended - begun, cpu_seconds(servers) - cpu)
 
 
 def cpu_seconds(servers: Collection[int] = ()) -> float:

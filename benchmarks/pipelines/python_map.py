@@ -9,33 +9,9 @@ import numpy as np
 
 from distrib.data.make_dataset import make_dataset
 from pipelines.contenders import Contender, compare, load_grain
+from pipelines.texts import Texts, tokens
 
 WORKERS = 2
-
-
-def tokens(text: str) -> Any:
-    """Return token numbers of a text, int64 of shape `[256]`; takes about 2 ms of Python."""
-    words: dict[str, int] = {}
-    row = [words.setdefault(text[i : i + 3], len(words)) for i in range(0, len(text) - 3)]
-    return np.array(row[:256], np.int64)
-
-
-def text(index: int) -> str:
-    """Return a text of 12,000 letters."""
-    return "".join(map(chr, np.random.default_rng(index).integers(97, 123, 12_000)))
-
-
-class Texts:
-    """Texts with random access."""
-
-    def __init__(self, number: int) -> None:
-        self.texts = [text(i) for i in range(number)]
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def __getitem__(self, index: int) -> str:
-        return self.texts[index]
 
 
 class TextBatches(keras.utils.PyDataset):
@@ -85,4 +61,4 @@ def compare_python(number: int, batch: int, repeats: int) -> None:
         examples = dataset.to_iter_dataset(options).batch(batch, drop_remainder=True)
         processes = examples.mp_prefetch(grain.MultiprocessingOptions(num_workers=WORKERS))
         contenders.append(Contender("grain, mp_prefetch, 2 workers", lambda: processes, len))
-    compare(f"{number} texts, `map` in Python, 2 workers", contenders, repeats, warm=True)
+    compare(f"{number} texts, `map` in Python, 2 workers", contenders, repeats)

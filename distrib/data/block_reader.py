@@ -127,7 +127,7 @@ class BlockPasses:
         size, window = self._order.blocks.size, self._order.blocks.window
         ahead = max(1, int(_AHEAD * window))
         blocks = _Blocks(uses, self._fetch_block, self._num_threads, ahead)
-        numbers = []
+        waiting: list[int] = []
         try:
             for step, index in self._order.batches(epoch, first_step):
                 blocks.advance(step)
@@ -136,11 +136,12 @@ class BlockPasses:
                 }
                 number = next(self._numbers)
                 self._planned[number] = BlockBatch(index, epoch, needed, size)
-                numbers.append(number)
+                # Not the numbers of all batches, of which a long epoch has many millions.
+                waiting = [*(each for each in waiting if each in self._planned), number]
                 yield number
         except GeneratorExit:
             blocks.close(cancel=True)
-            for number in numbers:
+            for number in waiting:
                 self._planned.pop(number, None)
             raise
         blocks.close(cancel=False)

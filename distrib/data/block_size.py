@@ -5,7 +5,6 @@ Sizes depend on the data only and not on the machine, because the order depends 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ _WINDOW_BYTES = 256 << 20
 _FEWEST_WINDOW_BLOCKS, _MOST_WINDOW_BLOCKS = 4, 128
 # Blocks of small data are smaller, so that they can be shuffled well.
 _FEWEST_BLOCKS = 256
+_NUMBER_BYTES = 8
 
 
 def choose_blocks(
@@ -47,4 +47,5 @@ def bytes_of(item: Any) -> int:
         return sum(bytes_of(value) for value in item)
     if isinstance(item, str | bytes):
         return len(item)
-    return int(getattr(item, "nbytes", sys.getsizeof(item)))
+    # Not `sys.getsizeof`, which differs by the version of Python.
+    return int(getattr(item, "nbytes", _NUMBER_BYTES))

@@ -11,7 +11,7 @@ import numpy as np
 def compare_contents(
     saved: Mapping[str, Any], here: Mapping[str, Any]
 ) -> Literal["same", "rounding", "other"]:
-    """Tell how two results of `contents_of`, for data of one structure, differ."""
+    """Tell how two results of `contents_of` differ; those of other paths are other data."""
     if saved.keys() != here.keys():
         return "other"
     differing = [(saved[path], here[path]) for path in here if saved[path] != here[path]]

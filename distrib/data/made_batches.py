@@ -16,7 +16,7 @@ from distrib.data.order import Shard
 from distrib.errors import ConfigurationError
 
 
-class _Derived(Batches):
+class _MadeOfOne(Batches):
     """As many batches as those that they are made of, and alike in all that is not said.
 
     Args:
@@ -40,7 +40,7 @@ class _Derived(Batches):
         return self._inner.columns
 
 
-class TransformedBatches(_Derived):
+class TransformedBatches(_MadeOfOne):
     """What a method of `tf.data.Dataset` makes of each batch by itself.
 
     Args:
@@ -64,7 +64,7 @@ class TransformedBatches(_Derived):
         return self._transformation(self._inner.over(passes))
 
 
-class SlicedBatches(_Derived):
+class SlicedBatches(_MadeOfOne):
     """A range of the batches of each epoch.
 
     Args:
@@ -93,7 +93,7 @@ class SlicedBatches(_Derived):
         return {**self._inner.describe(), "steps": [self._start, stop]}
 
 
-class EnumeratedBatches(_Derived):
+class EnumeratedBatches(_MadeOfOne):
     """Pairs of the number of a batch and the batch.
 
     Args:
@@ -116,7 +116,7 @@ class EnumeratedBatches(_Derived):
         return _by_epoch(passes, numbered)
 
 
-class CachedBatches(_Derived):
+class CachedBatches(_MadeOfOne):
     """The batches of one epoch, kept in memory for all others, which are the same.
 
     Args:
@@ -133,7 +133,7 @@ class CachedBatches(_Derived):
         return _by_epoch(passes, lambda epoch, step: self._cached.skip(step))
 
 
-class _Combined(Batches):
+class _MadeOfSeveral(Batches):
     """Batches made of several others.
 
     Args:
@@ -172,7 +172,7 @@ class _Combined(Batches):
         ]
 
 
-class ZippedBatches(_Combined):
+class ZippedBatches(_MadeOfSeveral):
     """Tuples of batches, as many as the shortest part has.
 
     Raises:
@@ -203,7 +203,7 @@ class ZippedBatches(_Combined):
         return _by_epoch(passes, zipped)
 
 
-class ConcatenatedBatches(_Combined):
+class ConcatenatedBatches(_MadeOfSeveral):
     """The batches of an epoch of one part, then those of the other part.
 
     Raises:

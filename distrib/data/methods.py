@@ -46,8 +46,10 @@ class DatasetMethods(ResumableDataset):
         """
         return self._batches.smallest >= self._batches.shard.size
 
-    def exchanges_examples_with(self, other: DatasetMethods) -> bool:
+    def exchanges_examples_with(self, other: ResumableDataset) -> bool:
         """Tell whether both are parts of one shuffled dataset, whose examples move between them."""
+        if not isinstance(other, DatasetMethods):
+            return False
         return bool(self._batches.slices & other._batches.slices)
 
     def _made_of(self, batches: Batches, endless: bool, same_position: bool) -> Any:

@@ -4,6 +4,9 @@
 round function is. Numbers below n are pairs of digits to a base of at least the root of n; a result
 of n or more is mapped again until it is smaller, which keeps the map one to one. The result depends
 on nothing but integer arithmetic, so it is the same with every version of NumPy.
+
+`order.py` has the operation of TensorFlow for its permutation, which runs in a graph. This one is
+for orders that Python computes, with another length and key for each number.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class BatchPool:
             raise ConfigurationError(
                 f"{type(py_dataset).__name__} has `use_multiprocessing=True`, but {error}"
             ) from error
-        self._pool = WorkerPool(pickled, _BuildBatch, num_workers)
+        self._pool = WorkerPool(pickled, _BuildBatch, num_workers, "batch")
         self._version = 0
         self._changes: Pickled | None = None
 

@@ -23,13 +23,16 @@ class ResumableDataset(tf.data.Dataset, ABC):
         endless: Whether a pass continues with the next epoch instead of ending.
         within_epochs: Whether a run can go on in the middle of an epoch.
         restarts_epoch: Whether `set_state` found that an epoch in progress has to begin again.
-        is_shared: Whether the state is the same on all ranks.
+        is_shared: Whether the state is the same on all ranks, because all of them draw the same
+            batches and train on rows of these.
+        acts_in_validation: Whether a validation may change the state.
     """
 
     endless: bool
     within_epochs: bool = True
     restarts_epoch: bool = False
     is_shared: bool = False
+    acts_in_validation: bool = False
 
     @property
     @abstractmethod
@@ -48,6 +51,14 @@ class ResumableDataset(tf.data.Dataset, ABC):
     @abstractmethod
     def seek(self, epoch: int, step: int) -> None:
         """Let the next pass start at a step of an epoch."""
+
+    def digest(self) -> str:
+        """Return a digest of the batch that comes next; only of data that `is_shared`."""
+        raise NotImplementedError
+
+    def exchanges_examples_with(self, other: ResumableDataset) -> bool:
+        """Tell whether both are parts of one shuffled dataset, whose examples move between them."""
+        return False
 
     def trained(self, count: int) -> None:
         """Take note that this many more batches have been trained on."""

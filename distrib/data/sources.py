@@ -8,7 +8,6 @@ also drops the examples of other processes.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -24,7 +23,6 @@ from distrib.data.arrays import (
     row_spec,
     to_arrays,
 )
-from distrib.data.files.formats import source_of_files
 from distrib.data.graph_map import random_access_source
 from distrib.data.order import Blocks, Order
 from distrib.data.readers import DiskArraySource
@@ -186,13 +184,11 @@ def make_source(
     shuffle_buffer: int | None,
     num_workers: int = 0,
 ) -> Source:
-    """Choose how to read `source`; the arguments are those of `make_dataset`.
+    """Choose how to read `source`; the arguments are those of `make_dataset`, but for paths.
 
     Raises:
         ConfigurationError: If `source` cannot be read, or an argument does not apply to it.
     """
-    if isinstance(source, str | os.PathLike):
-        source = source_of_files(source)
     if isinstance(source, tf.data.Dataset):
         if map is not None:
             raise ConfigurationError(

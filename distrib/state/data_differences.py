@@ -18,7 +18,11 @@ SOURCE, CONTENTS = "source", "contents"
 PLAIN_ARRAYS = "plain arrays"
 # Path of the weights of examples in arrays that Keras has packed.
 WEIGHTS = "[2]"
-_KINDS = {PLAIN_ARRAYS: PLAIN_ARRAYS, PY_DATASET: "a PyDataset"}
+_KINDS = {
+    PLAIN_ARRAYS: PLAIN_ARRAYS,
+    PY_DATASET: "a PyDataset",
+    "a tf.data pipeline": "a `tf.data` pipeline",
+}
 # Whether `fit` was given the data in another form, and distrib made them resumable.
 CONVERTED = "converted"
 
@@ -62,7 +66,7 @@ def _was_not_resumable(saved: Description | None, here: Description) -> bool:
 
 
 def _differences(saved: Description | None, here: Description | None) -> Iterator[str]:
-    one, other = _kind_of(saved), _kind_of(here)
+    one, other = kind_of(saved), kind_of(here)
     # Old versions saved nothing of arrays.
     if one != other and not (saved is None and other == PLAIN_ARRAYS):
         yield f"checkpoint has {one}, this run has {other}"
@@ -121,7 +125,8 @@ def _without_order(
     return one, other
 
 
-def _kind_of(data: Description | None) -> str:
+def kind_of(data: Description | None) -> str:
+    """Return what a user calls data of this description; `None` if nothing is known of them."""
     if data is None:
         return "data that is not a cluster.dataset"
     return _KINDS.get(data[SOURCE], "a cluster.dataset")

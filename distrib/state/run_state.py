@@ -23,7 +23,7 @@ from distrib.checkpoint import training_item
 from distrib.checkpoint.saver import Content
 from distrib.cluster import current
 from distrib.data.dataset import Dataset
-from distrib.data.pipelines.feed import Feed
+from distrib.data.resumable import ResumableDataset
 from distrib.errors import ConfigurationError
 from distrib.gradients.step_payload import Request
 from distrib.keras_compat.layers import layers_of
@@ -98,8 +98,8 @@ class RunState:
         self,
         callbacks: Sequence[Any],
         goal: TrainingGoal,
-        dataset: Any,
-        validation_dataset: Any = None,
+        dataset: ResumableDataset | None,
+        validation_dataset: ResumableDataset | None = None,
     ) -> None:
         """Add what else is saved of the `fit`.
 
@@ -110,15 +110,13 @@ class RunState:
             validation_dataset: The same for its validation data. Defaults to `None`.
         """
         self._callbacks = saved_states(callbacks, ids_of_variables(self._model))
-        # A validation may change both: they may be one object of the user's.
         for name, data in (
             (training_item.DATA_STATE, dataset),
             (training_item.VALIDATION_STATE, validation_dataset),
         ):
             if isinstance(data, StatefulCallback):
-                shared = getattr(data, "is_shared", False)
-                acts = not isinstance(data, Feed)
-                self._callbacks.append(SavedState(name, data, acts, shared))
+                state = SavedState(name, data, data.acts_in_validation, data.is_shared)
+                self._callbacks.append(state)
         self._goal = functools.partial(goal.encode, callbacks)
 
     def check(self, checkpoint: RunCheckpoint) -> None:

@@ -10,12 +10,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from fsspec.core import split_protocol
-
 from distrib.errors import ConfigurationError, DistribError, StoreUnavailableError
 from distrib.storage.credentials import WRITTEN_BEFORE, may_be_renewed
 from distrib.storage.errors import classify, redact_secrets, retry
-from distrib.storage.locate import locate, relocate
+from distrib.storage.locate import locate, locate_all
 from distrib.storage.location import Location, describe_error
 
 _PARALLEL_LOOKUPS = 16
@@ -96,7 +94,7 @@ def find_files(
     if not given:
         raise ConfigurationError(f"`{argument}` is empty; give the files to read.")
     patterns = [os.fspath(path) for path in given]
-    folders = _locate_all([_split_pattern(each)[0] for each in patterns], argument, storage_options)
+    folders = locate_all([_split_pattern(each)[0] for each in patterns], argument, storage_options)
     with ThreadPoolExecutor(min(_PARALLEL_LOOKUPS, len(patterns)), "distrib-find") as pool:
         results = pool.map(partial(_files_of, argument), patterns, folders)
         found = {file.location.url: file for files in results for file in files}
@@ -149,24 +147,6 @@ def unreadable(subject: str, error: Exception, location: Location) -> DistribErr
     if may_be_renewed(error, location.url):
         return StoreUnavailableError(f"{message} {WRITTEN_BEFORE}")
     return StoreUnavailableError(message) if kind.transient else ConfigurationError(message)
-
-
-def _locate_all(
-    urls: Sequence[str], argument: str, storage_options: dict[str, Any] | None
-) -> list[Location]:
-    """Locate many URLs, with one file system for all of the same server."""
-    kinds: dict[str | None, Any] = {}
-    servers: dict[tuple[str | None, str], Location] = {}
-    located = []
-    for url in urls:
-        protocol, _ = split_protocol(url)
-        if protocol not in kinds:
-            kinds[protocol] = type(locate(url, argument, storage_options).filesystem)
-        server = (protocol, str(kinds[protocol]._get_kwargs_from_urls(url)))
-        if server not in servers:
-            servers[server] = locate(url, argument, storage_options)
-        located.append(relocate(servers[server], url, argument))
-    return located
 
 
 def _files_of(argument: str, pattern: str, location: Location) -> list[FoundFile]:

@@ -10,6 +10,7 @@ import difflib
 import inspect
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -80,6 +81,30 @@ def relocate(location: Location, url: str, argument: str) -> Location:
     shown = f"`{argument}={url!r}`"
     _check_single_path(url, shown)
     return replace(location, path=_path_in(location.filesystem, url, shown))
+
+
+def locate_all(
+    urls: Sequence[str], argument: str, storage_options: dict[str, Any] | None = None
+) -> list[Location]:
+    """Turn many paths or URLs into `Location`s, with one file system for all of a server.
+
+    Args:
+        urls: As for `locate`.
+        argument: See `locate`.
+        storage_options: See `locate`. Defaults to none.
+    """
+    kinds: dict[str | None, Any] = {}
+    servers: dict[tuple[str | None, str], Location] = {}
+    located = []
+    for url in urls:
+        protocol, _ = split_protocol(url)
+        if protocol not in kinds:
+            kinds[protocol] = type(locate(url, argument, storage_options).filesystem)
+        server = (protocol, str(kinds[protocol]._get_kwargs_from_urls(url)))
+        if server not in servers:
+            servers[server] = locate(url, argument, storage_options)
+        located.append(relocate(servers[server], url, argument))
+    return located
 
 
 def _locate_remote(text: str, protocol: str, shown: str, options: dict[str, Any]) -> Location:

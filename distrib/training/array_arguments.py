@@ -215,7 +215,6 @@ def _all_have(by_rank: list[dict[str, Any] | None]) -> bool:
     return first is not None and all(
         each is not None
         and each["examples"] == first["examples"]
-        and each["contents"].keys() == first["contents"].keys()
         and compare_contents(first["contents"], each["contents"]) != "other"
         for each in by_rank
     )

@@ -20,6 +20,7 @@ from distrib.data.resumable import ResumableDataset
 from distrib.errors import ConfigurationError
 from distrib.gradients.optimizer import reduction_of
 from distrib.keras_compat.layers import layers_of
+from distrib.state.data_differences import kind_of
 from distrib.state.variables import optimizers_of
 from distrib.training.fit_call import FitCall
 from distrib.training.rank_callbacks import check_callbacks, describe_callbacks
@@ -156,8 +157,7 @@ def _describe_data(fingerprint_of: Callable[[Any], dict[str, Any]], **given: Any
         if isinstance(data, ResumableDataset):
             fingerprint = fingerprint_of(data)
             described[_CONTENTS][name] = fingerprint.pop(_CONTENTS, {})
-            shared = "a cluster.dataset" if isinstance(data, Dataset) else type(data).__name__
-            kind = {CLASS: shared, "repeat": data.endless}
+            kind = {CLASS: kind_of(fingerprint), "repeat": data.endless}
             described[name] = {**plain(fingerprint), **kind}
         else:
             described[name] = {CLASS: "data of each rank's own"}

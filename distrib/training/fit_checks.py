@@ -12,7 +12,6 @@ from typing import Any
 import tensorflow as tf
 
 from distrib.cluster import current
-from distrib.data.dataset import Dataset
 from distrib.errors import ConfigurationError
 from distrib.gradients.optimizer import reduction_of
 from distrib.keras_compat.layers import layers_of
@@ -56,9 +55,10 @@ def check_call(call: FitCall, schedule: SaveSchedule) -> None:
 
 def warn_about_mixed_parts(call: FitCall) -> None:
     """Warn, on the chief, if what is trained on in one epoch is validated on in another."""
-    train, validation = call.data, call.validation_dataset
-    mixed = isinstance(train, Dataset) and validation and train.exchanges_examples_with(validation)
-    if mixed and current().is_chief:
+    train, validation = call.dataset, call.validation_dataset
+    if train is None or validation is None or not current().is_chief:
+        return
+    if train.exchanges_examples_with(validation):
         warnings.warn(
             "`x` and `validation_data` are parts of one shuffled cluster.dataset, and each epoch "
             "divides its examples anew, so the model is validated on examples that it has been "

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import tensorflow as tf
-
 from distrib.cluster import current
 from distrib.data.compare_contents import compare_contents
 from distrib.data.contents import contents_of
@@ -18,6 +16,7 @@ from distrib.state.data_differences import (
     SOURCE,
     without_weights,
 )
+from distrib.state.training_position import TrainingPosition
 from distrib.training.fit_call import FitCall
 
 
@@ -25,8 +24,8 @@ def describe_data(call: FitCall) -> dict[str, Any] | None:
     """Return a description by which other training data are recognized. A collective.
 
     Returns:
-        JSON values, the same on all ranks but for rounding; `None` for generators, `tf.data`
-        pipelines and the like.
+        JSON values, the same on all ranks but for rounding; `None` for what Keras alone can read,
+        such as a `tf.distribute.DistributedDataset`.
     """
     described: dict[str, Any]
     if call.dataset is not None:
@@ -67,13 +66,32 @@ def warn_if_inexact(call: FitCall, epoch: int | None) -> None:
         )
 
 
+def restart_epoch(call: FitCall, position: TrainingPosition, ranks: int) -> None:
+    """Begin the epoch in progress again, and say so, if its data cannot go on in the middle.
+
+    An epoch that only lacks its validation is left as it is.
+
+    Args:
+        call: The `fit`, whose data have been restored.
+        position: Of the checkpoint; changed if the epoch begins again.
+        ranks: Number of ranks that have saved it.
+    """
+    if call.dataset is None or not call.dataset.restarts_epoch:
+        return
+    if position.batch and not position.train_done:
+        log.warning(
+            f"the checkpoint is from {ranks} ranks, each with other batches of its own than here, "
+            f"so epoch {position.epoch + 1} begins again: its first {position.batch} batches are "
+            "trained on twice."
+        )
+        position.batch = 0
+
+
 def _effect_of_resuming(call: FitCall) -> str | None:
     arrays = arrays_of(call.iterator)
     if arrays is not None:
         again = "Keras shuffles the arrays as in the first epochs again"
         return again if arrays.shuffle else None
-    if isinstance(call.data, tf.data.Dataset):
-        return "the `tf.data` pipeline begins again, with the order of its first pass"
     return f"the {type(call.data).__name__} begins again with its first batches"
 
 
@@ -105,7 +123,7 @@ def _describe(arrays: Arrays) -> dict[str, Any]:
 def _merged(by_rank: list[dict[str, Any]]) -> dict[str, Any]:
     """Return one description of what the ranks have: the same arrays, or each its own."""
     contents = [described[CONTENTS] for described in by_rank]
-    if all(_alike(contents[0], each) for each in contents):
+    if all(compare_contents(contents[0], each) != "other" for each in contents):
         return by_rank[0]
     return {
         **by_rank[0],
@@ -116,10 +134,6 @@ def _merged(by_rank: list[dict[str, Any]]) -> dict[str, Any]:
             for path, column in columns.items()
         },
     }
-
-
-def _alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return one.keys() == other.keys() and compare_contents(one, other) != "other"
 
 
 def _dtype_name(leaf: Any) -> str:

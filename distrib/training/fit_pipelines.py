@@ -1,6 +1,7 @@
 """Makes a `Feed` of the `tf.data` pipeline, generator or other iterable that `fit` was given.
 
 What is promised of it, and why that is not more, is said before training (`pipeline_notes.py`).
+TensorFlow 2.21 shards a pipeline by its options with the private `_AutoShardDataset` only.
 """
 
 from __future__ import annotations

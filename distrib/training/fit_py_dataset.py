@@ -14,7 +14,8 @@ import keras
 from distrib.collectives import Collectives
 from distrib.data.compare_contents import compare_contents
 from distrib.data.contents import contents_of
-from distrib.data.py_dataset import BatchOrder, EvaluationOrder, PyDatasetBatches, num_batches_of
+from distrib.data.py_dataset import PyDatasetBatches, num_batches_of
+from distrib.data.py_dataset_order import BatchOrder, EvaluationOrder
 from distrib.errors import ConfigurationError
 from distrib.log import log
 from distrib.state import codec
@@ -34,6 +35,8 @@ class FitPyDataset(PyDatasetBatches):
         seed: Seed of the order, 0 to 2**63 - 1; the chief's counts.
         collectives: Of the job.
     """
+
+    acts_in_validation = True  # Training and validation data may be one object of the user's.
 
     def __init__(
         self,
@@ -62,6 +65,7 @@ class FitPyDataset(PyDatasetBatches):
             self._warn_about_random_batches()
         if self.order.shard.size > 1:
             self._check_ranks(None if is_random else first)
+            self.share(0)  # It builds batches, which may not be done beside the threads of a pass.
 
     def begin_epoch(self, epoch: int) -> None:
         """Call `on_epoch_begin`.
@@ -138,7 +142,7 @@ class FitPyDataset(PyDatasetBatches):
         """Refuse ranks that have other data, also shards that the script has made."""
         chiefs, *others = self._collectives.allgather(first)
         for rank, theirs in enumerate(others, start=1):
-            if chiefs and theirs and _differ(chiefs, theirs):
+            if chiefs and theirs and compare_contents(chiefs, theirs) == "other":
                 raise ConfigurationError(
                     f"Batch 0 of {type(self.py_dataset).__name__} is another one on rank {rank} "
                     "than on rank 0. Pass all batches on every rank, in the same order (seed what "
@@ -152,7 +156,3 @@ class FitPyDataset(PyDatasetBatches):
             "without the restart. Draw random numbers from `np.random.default_rng((seed, "
             "self.epoch, index))`, and count `self.epoch` up in `on_epoch_end`."
         )
-
-
-def _differ(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return one.keys() != other.keys() or compare_contents(one, other) == "other"

@@ -38,7 +38,7 @@ from distrib.training.fit_checks import (
     warn_about_mixed_parts,
     warn_about_unsaved_callbacks,
 )
-from distrib.training.fit_data import describe_data, warn_if_inexact
+from distrib.training.fit_data import describe_data, restart_epoch, warn_if_inexact
 from distrib.training.initialization import Initialization
 from distrib.training.preemption_exit import PreemptionExit
 from distrib.training.run_ending import RunEnding, ending_of, note_end, tell
@@ -179,8 +179,7 @@ class FitSession:
         heartbeat.note(step=position.step)
         self.logs = checkpoint.logs
         self._state.restore(checkpoint)
-        if self._call.dataset is not None and self._call.dataset.restarts_epoch:
-            position.batch, position.train_done = 0, False
+        restart_epoch(self._call, position, checkpoint.ranks)
         tell(self._ending, checkpoint, self._goal)
         if self._ending.over:
             set_initial_epoch(self._model, max(position.epoch, self._call.epochs))

@@ -10,7 +10,8 @@ import keras
 
 from distrib.cluster import current
 from distrib.data.order import Shard
-from distrib.data.py_dataset import BatchOrder, EvaluationOrder, num_batches_of, steps_of_pass
+from distrib.data.py_dataset import num_batches_of
+from distrib.data.py_dataset_order import BatchOrder, EvaluationOrder, steps_of_pass
 from distrib.errors import ConfigurationError
 from distrib.log import log
 from distrib.training.fit_py_dataset import FitPyDataset

@@ -44,11 +44,10 @@ def install() -> None:
 def _fit(call: trainer.Call) -> Any:
     optimizers = chain_of(getattr(call.model, "optimizer", None))
     refuse_horovods(optimizers, flat_callbacks(call.arguments["callbacks"]))
-    kinds = _kinds_of_list(call.arguments["callbacks"])
-    if call.model.compiled:
-        check_replicas(call.model)
     if not call.model.compiled:  # Keras raises its own error then.
         return call.proceed()
+    check_replicas(call.model)
+    kinds = _kinds_of_list(call.arguments["callbacks"])
     if not kinds and not _has_replicas(call.model):
         return call.proceed(**unshuffled(call.arguments["x"], call.given))
     as_given = dict(call.arguments)

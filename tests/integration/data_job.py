@@ -20,7 +20,6 @@ import distrib
 from distrib.callbacks import BackupAndRestore
 from distrib.checkpoint import commit
 
-
 committed = threading.Event()
 
 

@@ -78,8 +78,26 @@ def undisturbed(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return result
 
 
-# Each row one moment in turn: a job costs a second. The others are varied in `make exhaustive`.
-ONE_EACH = [(data, MOMENTS[i % len(MOMENTS)]) for i, data in enumerate(RECIPES)]
+# Each row one moment in turn: a job costs a second. `make exhaustive` tries the other moments, and
+# the rows that vary another one: in how the same examples are stored, or fetched.
+VARIED = {
+    "array_record",
+    "fit_arrays",
+    "generator_epoch",
+    "memmap",
+    "parquet",
+    "pipeline_epoch",
+    "py_dataset_workers",
+    "random_access",
+    "tar",
+    "workers",
+}
+ONE_EACH = [
+    pytest.param(
+        data, MOMENTS[i % len(MOMENTS)], marks=[pytest.mark.exhaustive] if data in VARIED else []
+    )
+    for i, data in enumerate(RECIPES)
+]
 
 
 @pytest.mark.slow

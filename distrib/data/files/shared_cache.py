@@ -30,7 +30,7 @@ class SharedCache(Generic[Key, Value]):
         return SharedCache, (self._max_bytes, self._size_of)
 
     def get(self, key: Key, compute: Callable[[], Value]) -> Value:
-        """Return the result for a key, from `compute` unless it is kept; so are no errors."""
+        """Return the result for a key, from `compute` unless it is kept. Errors are not kept."""
         with self._lock:
             result = self._results.get(key)
             is_mine = result is None

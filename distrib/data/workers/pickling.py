@@ -97,9 +97,9 @@ def _dumps(value: Any, buffers: list[pickle.PickleBuffer]) -> bytes:
 def _explain(parts: Mapping[str, Any], error: Exception) -> str:
     path, error = _culprit(parts, error)
     return (
-        f"`{path}` cannot be sent to the processes of `num_workers`: {type(error).__name__}: "
-        f"{error}. Make it at its first use in `map` or `__getitem__` (each process then has its "
-        "own) and leave it out in `__getstate__`, or use `num_workers=0`."
+        f"`{path}` cannot be sent to worker processes: {type(error).__name__}: {error}. Make it at "
+        "its first use in `map` or `__getitem__` (each process then has its own) and leave it out "
+        "in `__getstate__`, or do without worker processes."
     )
 
 

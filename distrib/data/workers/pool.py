@@ -210,8 +210,10 @@ def _end_all() -> None:
 
 
 def _close_all() -> None:
-    # Otherwise a forked process would keep the workers alive that outlive this one.
     for pool in list(_pools):
+        # A thread that the forked process does not have may hold the lock.
+        pool._state.lock, pool._state.ended = threading.RLock(), "This process was forked."
+        # Otherwise it would keep the workers alive that outlive this one.
         for worker in pool._state.workers:
             worker.close()
 

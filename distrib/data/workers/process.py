@@ -20,7 +20,7 @@ from distrib.data.workers.pickling import Pickled
 # Seconds that a worker has for ending by itself, and for its death to be complete.
 _END_SECONDS = 1.0
 _CAUSES = {
-    "SIGKILL": "Linux does so if memory runs out: try fewer `num_workers`.",
+    "SIGKILL": "Linux does so if memory runs out: try fewer workers.",
     "SIGSEGV": "Compiled code that it called has crashed.",
 }
 

@@ -2,6 +2,7 @@ import gc
 import itertools
 import threading
 import time
+import tracemalloc
 import weakref
 
 import h5py
@@ -9,7 +10,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from distrib.data.block_order import BlockOrder
+from distrib.data.block_reader import BlockPasses
 from distrib.data.make_dataset import make_dataset
+from distrib.data.order import Blocks, Order
 from distrib.errors import ConfigurationError
 
 N = 2000
@@ -73,6 +77,22 @@ def test_a_pass_reads_every_block_once_and_leaves_nothing_behind():
     assert not reading_threads()
 
 
+def test_a_long_epoch_takes_no_memory_for_batches_that_are_done():
+    order = Order(9000, 2, True, 0, False, 1, blocks=Blocks(4, 8))
+    passes = BlockPasses(BlockOrder(order), lambda start, stop: None, 1)
+    plan = passes.plan(0, 0)
+    tracemalloc.start()
+    try:
+        for number in itertools.islice(plan, 4000):
+            passes.take(number)
+        snapshot = tracemalloc.take_snapshot()
+    finally:
+        tracemalloc.stop()
+    kept = snapshot.filter_traces([tracemalloc.Filter(True, "*block_reader.py")])
+    assert sum(each.size for each in kept.statistics("filename")) < 50_000
+    plan.close()
+
+
 def test_ranks_read_their_own_blocks_only():
     whole = rows(new(Records()))
     shards = []
@@ -107,8 +127,9 @@ def test_few_blocks_are_read_ahead_and_an_abandoned_pass_leaves_nothing_behind(r
     assert len(source.blocks) <= 128 + 32 + 16
     del batches
     gc.collect()
-    time.sleep(0.1)
-    assert not reading_threads()
+    for thread in reading_threads():
+        thread.join(30)
+        assert not thread.is_alive()
     assert not any("BlockBatch" in type(thing).__name__ for thing in gc.get_objects())
 
 

@@ -1,6 +1,7 @@
 """With a class that is not Keras's, whose workers would import it."""
 
 import os
+import signal
 import sys
 import threading
 from typing import Any
@@ -24,6 +25,8 @@ class Batches:
     def __getitem__(self, index: int) -> Any:
         if index == 9:
             raise KeyError("no such picture")
+        if index == 13:
+            os.kill(os.getpid(), signal.SIGKILL)
         return {"x": np.full(3, index * self.factor)}, [os.getpid(), None]
 
 
@@ -39,6 +42,8 @@ def test_batches_come_from_another_process_which_learns_what_has_changed() -> No
         pool.build(9)
     assert "in __getitem__" in str(raised.value)
     assert "KeyError: 'no such picture'" in str(raised.value)
+    with pytest.raises(RuntimeError, match="killed by SIGKILL at batch 13"):
+        pool.build(13)
 
 
 def test_what_cannot_be_sent_is_named() -> None:

@@ -19,6 +19,8 @@ def test_the_same_data_are_taken() -> None:
         (DATA, {**DATA, "num_examples": 65}, "num_examples: checkpoint has 64, this run has 65"),
         (DATA, None, "checkpoint has a cluster.dataset, this run has data that is not"),
         (None, DATA, "checkpoint has data that is not a cluster.dataset, this run has a"),
+        ({"source": "PyDataset"}, DATA, "checkpoint has a PyDataset, this run has a cluster.dat"),
+        (DATA, {"source": "a tf.data pipeline"}, "this run has a `tf.data` pipeline"),
     ],
 )
 def test_other_data_are_refused(saved: Any, here: Any, difference: str) -> None:

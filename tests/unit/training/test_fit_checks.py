@@ -9,6 +9,9 @@ import tensorflow as tf
 
 from distrib import callbacks
 from distrib.data.make_dataset import make_dataset
+from distrib.data.order import Shard
+from distrib.data.py_dataset import PyDatasetBatches
+from distrib.data.py_dataset_order import EvaluationOrder
 from distrib.errors import ConfigurationError
 from distrib.save_policy.schedule import SaveSchedule
 from distrib.training import fit_checks
@@ -81,6 +84,17 @@ def test_data_that_lost_their_position_are_refused(data: Any, message: str) -> N
 SHUFFLED = make_dataset(np.arange(12), batch_size=4, shuffle=True)
 
 
+class OwnBatches(keras.utils.PyDataset):
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> Any:
+        return np.arange(4)
+
+
+PY_DATASET = PyDatasetBatches(OwnBatches(), EvaluationOrder(3, Shard()))
+
+
 @pytest.mark.parametrize(
     ("train", "validation", "warned"),
     [
@@ -90,6 +104,8 @@ SHUFFLED = make_dataset(np.arange(12), batch_size=4, shuffle=True)
         (DATASET.skip(1), DATASET.take(1), False),
         (SHUFFLED.skip(1), DATASET.take(1), False),
         (np.arange(12), None, False),
+        (SHUFFLED, PY_DATASET, False),
+        (PY_DATASET, SHUFFLED, False),
     ],
 )
 def test_parts_that_exchange_examples(train: Any, validation: Any, warned: bool) -> None:

@@ -1,7 +1,9 @@
 import copy
+import gc
 import os
 import signal
 import sys
+import threading
 
 import cloudpickle
 import numpy as np
@@ -54,3 +56,26 @@ def test_requests_and_results_of_any_size_and_structure():
     for index in (9, 1):  # Then the pool has ended, with the same reason.
         with pytest.raises(RuntimeError, match=r"of 2 .*was killed by SIGKILL at batch 9\."):
             result_of(index, addends[0])
+
+
+def test_a_forked_process_can_delete_a_pool_whose_lock_was_held():
+    pool = WorkerPool(Pickled({}), Task, 1)
+    held, done = threading.Event(), threading.Event()
+
+    def hold(lock):
+        with lock:
+            held.set()
+            done.wait()
+
+    thread = threading.Thread(target=hold, args=(pool._state.lock,))
+    thread.start()
+    held.wait()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # Ends a process that hangs.
+        del pool
+        gc.collect()
+        os._exit(0)
+    done.set()
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
