@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from distrib.data.compare_contents import compare_contents
+from distrib.data.pipelines.feed import RANKS, SIZES
 from distrib.data.py_dataset import PY_DATASET
 from distrib.errors import CheckpointMismatchError
 from distrib.log import log
@@ -71,7 +72,7 @@ def _differences(saved: Description | None, here: Description | None) -> Iterato
         yield f"checkpoint has {one}, this run has {other}"
     if saved is None or here is None or one != other:
         return
-    keys = sorted({*saved, *here} - {CONTENTS, CONVERTED})
+    keys = sorted({*saved, *here} - _not_compared(saved, here))
     changed = [key for key in keys if saved.get(key) != here.get(key)]
     for key in changed:
         yield f"{key}: checkpoint has {saved.get(key)}, this run has {here.get(key)}"
@@ -86,6 +87,15 @@ def _differences(saved: Description | None, here: Description | None) -> Iterato
                 "the training data differs from the checkpoint's by rounding, so the run may not "
                 "end the same as without the restart; save the preprocessed data, and load it."
             )
+
+
+def _not_compared(saved: Description, here: Description) -> set[str]:
+    ignored = {CONTENTS, CONVERTED, RANKS}
+    if saved.get(RANKS) != here.get(RANKS):  # The parts of more ranks are smaller.
+        ignored |= {"batches_per_epoch", "cardinality", SIZES}
+    if saved.get(SIZES) is None:  # As in checkpoints of old versions.
+        ignored.add(SIZES)
+    return ignored
 
 
 def _paths(data: Description) -> list[str]:

@@ -24,6 +24,7 @@ from distrib.data.pipelines.steps import (
     is_sharded,
     reshuffling,
     seeds,
+    sizes,
     steps_of,
     unsavable,
     unseeded_shuffles,
@@ -171,6 +172,7 @@ def feed_of(
         savable,
         repeatable=not pipeline.random_steps,
         within_epochs=savable or resume == "replay",
+        sizes=sizes(pipeline.steps),
     )
 
 

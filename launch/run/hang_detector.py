@@ -70,17 +70,25 @@ class HangDetector:
 
     Args:
         timeouts: After which the job hangs.
+        earlier: The `runs` of the attempt before. A script may skip a `fit` that has finished, and
+            its steps count nevertheless. Defaults to none.
 
     Attributes:
+        runs: How far each `fit` came, by directory.
         last_heartbeats: By rank.
         progress: As far as heartbeats have reported it.
     """
 
-    def __init__(self, timeouts: HangTimeouts) -> None:
+    def __init__(
+        self, timeouts: HangTimeouts, earlier: Mapping[str, Progress] | None = None
+    ) -> None:
         self._timeouts = timeouts
+        self.runs = {
+            directory: Progress(run.committed, run.committed)
+            for directory, run in (earlier or {}).items()
+        }
         self.last_heartbeats: dict[int, RankHeartbeat] = {}
         self.progress = Progress()
-        self._runs: dict[str, Progress] = {}
         self._began = time.monotonic()
         self._window: dict[int, RankHeartbeat] = {}
         self._slow: set[int] = set()
@@ -91,8 +99,8 @@ class HangDetector:
         trained = self.progress.trained or facts["phase"] == TRAINING
         self.progress = replace(self.progress, trained=trained)
         if "committed" in facts:  # Only the chief reports it.
-            self._runs[facts["run"]] = Progress(facts["resumed"], facts["committed"])
-            runs = self._runs.values()
+            self.runs[facts["run"]] = Progress(facts["resumed"], facts["committed"])
+            runs = self.runs.values()
             self.progress = Progress(
                 sum(run.resumed for run in runs), sum(run.committed for run in runs), trained
             )

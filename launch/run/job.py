@@ -25,7 +25,7 @@ from ..process.launcher_context import LauncherContext
 from . import rendezvous
 from .error_text import ErrorText, find_error, last_line
 from .failure import RankExit
-from .hang_detector import HangDetector, HangTimeouts
+from .hang_detector import HangDetector, HangTimeouts, Progress
 from .output import Display
 from .restarts import Decision, Failure, Restarts
 from .run_directories import RunDirectories
@@ -68,6 +68,7 @@ class Job:
         self._options = options
         self._restarts = Restarts(options.attempts)
         self._runs = RunDirectories()
+        self._progress: Mapping[str, Progress] = {}  # Of each `fit`, by directory.
 
     def run(self) -> int:
         """Run the job to its end, and return the exit code."""
@@ -91,8 +92,9 @@ class Job:
             placements = allocation.placements
             noise = startup_noise.of_ranks([placement.host.is_local for placement in placements])
             display = Display(self._options.output_dir, len(placements), noise)
-            detector = HangDetector(self._options.timeouts)
+            detector = HangDetector(self._options.timeouts, self._progress)
             result = self._attempt(allocation, display, detector)
+            self._progress = detector.runs
             failure = _describe(result.cause, display, detector)
             decision = self._restarts.decide(
                 result, detector.progress, failure, self._context.signals.stop_requested

@@ -19,6 +19,9 @@ from distrib.data.resumable import ResumableDataset
 from distrib.log import log
 
 _OF, _SEEDS = "of", "seeds"
+# Keys of a fingerprint: the number of ranks that read data of their own, `None` if they share them;
+# sizes of batches and sources.
+RANKS, SIZES = "ranks", "sizes"
 
 
 class Feed(ResumableDataset):
@@ -36,6 +39,7 @@ class Feed(ResumableDataset):
         savable: Whether the state of the pipeline can be saved. Defaults to `True`.
         repeatable: Whether floats are the same on all ranks that run it. Defaults to `True`.
         within_epochs: Whether a run can go on in the middle of an epoch. Defaults to `True`.
+        sizes: Of its batches and sources, in words. Defaults to none.
     """
 
     def __init__(
@@ -51,12 +55,13 @@ class Feed(ResumableDataset):
         savable: bool = True,
         repeatable: bool = True,
         within_epochs: bool = True,
+        sizes: Sequence[str] = (),
     ) -> None:
         self.savable, self._repeatable = savable, repeatable
         self.endless, self.within_epochs = endless, within_epochs
         self._pipeline, self._reader, self._rows, self._shard = pipeline, reader, rows, shard
         self._element_spec, self.is_shared = element_spec, rows is not None
-        self._steps, self._seeds = list(steps), list(seeds)
+        self._steps, self._seeds, self._sizes = list(steps), list(seeds), list(sizes)
         self._batches = int(pipeline.cardinality())
         self._step = 0
         self._length: int | None = None  # Of an epoch whose end has been seen.
@@ -153,6 +158,8 @@ class Feed(ResumableDataset):
             ],
             "cardinality": None if own else self._batches,
             "steps": self._steps,
+            SIZES: None if own else self._sizes,
+            RANKS: self._shard and self._shard[1],
         }
 
     def _begin_pass(self) -> bool:

@@ -131,6 +131,18 @@ def seeds(steps: list[Step]) -> list[int]:
     return [seed for step in steps if step.kind == "shuffle" for seed in _seed_of(step)]
 
 
+def sizes(steps: list[Step]) -> list[str]:
+    """Return the sizes of batches, and of sources whose size is known, in words."""
+    found = []
+    for step in steps:
+        elements = int(step.dataset.cardinality())
+        if step.kind in ("batch", "padded_batch"):
+            found.append(f"{step.kind}: {int(step.dataset._batch_size)}")
+        elif not step.dataset._inputs() and elements >= 0:
+            found.append(f"{step.kind}: {elements} elements")
+    return found
+
+
 def buffered_bytes(step: Step) -> int:
     """Return the size of the elements that a step keeps in memory; 0 if that cannot be told."""
     if step.kind == "shuffle":

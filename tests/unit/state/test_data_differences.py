@@ -28,6 +28,23 @@ def test_other_data_are_refused(saved: Any, here: Any, difference: str) -> None:
         check_data(saved, here)
 
 
+PIPELINE = {"source": "a tf.data pipeline", "batches_per_epoch": 6, "sizes": ["batch: 8"]}
+
+
+def test_sizes_of_a_pipeline_that_an_old_version_did_not_save() -> None:
+    check_data({"source": "a tf.data pipeline", "batches_per_epoch": 6}, PIPELINE)
+    with pytest.raises(CheckpointMismatchError, match="sizes: checkpoint has"):
+        check_data(PIPELINE, {**PIPELINE, "sizes": ["batch: 4"]})
+
+
+def test_parts_of_data_that_each_rank_reads_itself_have_another_length_on_more_ranks() -> None:
+    own = {**PIPELINE, "sizes": None, "ranks": 2}
+    check_data(PIPELINE, {**own, "batches_per_epoch": 3})
+    check_data(own, {**own, "batches_per_epoch": 4, "ranks": 3})
+    with pytest.raises(CheckpointMismatchError, match="batches_per_epoch"):
+        check_data(own, {**own, "batches_per_epoch": 4})
+
+
 def test_weights_that_old_versions_took_for_data() -> None:
     parts = [{"path": f"[{i}]"} for i in range(3)]
     contents = {f"[{i}]": {"crc32c": str(i)} for i in range(3)}

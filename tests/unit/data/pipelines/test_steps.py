@@ -12,6 +12,7 @@ from distrib.data.pipelines.steps import (
     buffered_bytes,
     is_sharded,
     reshuffling,
+    sizes,
     steps_of,
     unsavable,
     unseeded_shuffles,
@@ -77,6 +78,12 @@ def test_seeds_and_shards() -> None:
     assert reshuffling(steps_of(numbers().shuffle(3).batch(2).shuffle(2))) == 2
     assert is_sharded(steps_of(numbers().shard(2, 1).map(abs)))
     assert not is_sharded(steps_of(numbers()))
+
+
+def test_sizes_of_batches_and_sources() -> None:
+    files = tf.data.Dataset.from_tensor_slices(["a", "b"])
+    records = files.interleave(tf.data.TFRecordDataset).repeat(2).batch(4).prefetch(1)
+    assert sizes(steps_of(records)) == ["tensor_slice: 2 elements", "batch: 4"]
 
 
 def test_size_of_buffers() -> None:

@@ -122,6 +122,15 @@ def test_the_chief_reports_progress() -> None:
     assert detector.progress == Progress(5, 9, trained=True), "undone by the second `fit`"
 
 
+def test_a_fit_that_the_next_attempt_skips_still_counts() -> None:
+    before = HangDetector(HangTimeouts())
+    before.record(0, {"phase": TRAINING, "run": "a", "resumed": 0, "committed": 60})
+    before.record(0, {"phase": TRAINING, "run": "b", "resumed": 0, "committed": 4})
+    detector = HangDetector(HangTimeouts(), before.runs)
+    detector.record(0, {"phase": TRAINING, "run": "b", "resumed": 4, "committed": 9})
+    assert detector.progress == Progress(64, 69, trained=True)
+
+
 def after(seconds: float, clock: Clock, detector: HangDetector, *wait_seconds: float) -> str | None:
     clock.now += seconds
     for rank, total in enumerate(wait_seconds):
