@@ -10,6 +10,7 @@
 | python | texts, by a `map` in Python, with 2 worker processes |
 | seek | the first batch from the middle of 10 GB |
 | arrays | arrays in memory and on disk, and objects with random access |
+| steps | a pipeline in `fit`, a step of 1 ms at a time |
 
 The contenders take turns in one process, so other load on the machine affects all of them; compare
 the ratios.
@@ -24,7 +25,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-PARTS = ("records", "store", "python", "seek", "arrays")
+PARTS = ("records", "store", "python", "seek", "arrays", "steps")
 
 
 def main() -> None:
@@ -33,6 +34,7 @@ def main() -> None:
     from pipelines.python_map import compare_python
     from pipelines.records import compare_records
     from pipelines.seek import compare_seek
+    from pipelines.step_cost import compare_steps
     from pipelines.store import compare_store
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -56,6 +58,8 @@ def main() -> None:
                 compare_python(args.texts, batch, repeats)
             elif part == "seek":
                 compare_seek(folder, args.gigabytes, batch)
+            elif part == "steps":
+                compare_steps(repeats)
             else:
                 compare_arrays(folder, args.examples, batch, repeats)
 

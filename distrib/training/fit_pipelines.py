@@ -15,9 +15,10 @@ import tensorflow as tf
 from tensorflow.python.data.experimental.ops.distribute import _AutoShardDataset
 
 from distrib.cluster import current
-from distrib.data.pipelines.batch_readers import BatchReader, DirectReader, ReadAhead
+from distrib.data.pipelines.batch_readers import BatchReader, ReadAhead
+from distrib.data.pipelines.direct_reader import DirectReader
 from distrib.data.pipelines.feed import Feed
-from distrib.data.pipelines.passes import is_savable, passes_over
+from distrib.data.pipelines.passes import Passes
 from distrib.data.pipelines.rows import Rows, spec_of_rows
 from distrib.data.pipelines.steps import (
     Step,
@@ -132,25 +133,27 @@ def feed_of(
     count = int(batches.cardinality())
     without_end = pipeline.repeats or count == tf.data.INFINITE_CARDINALITY
     endless = without_end or steps not in (None, count)
-    iterator = iter(passes_over(batches, pipeline.once))
-    savable = not pipeline.why_not_savable and is_savable(iterator)
+    passes = Passes(batches, pipeline.once)
+    savable = not pipeline.why_not_savable and passes.is_savable()
     if any(step.kind.startswith("data_service") for step in pipeline.steps):
         savable = False
         _refuse_service(resume)
     draws_ahead = arguments["class_weight"] is not None or _has_strategy(model)
     shuffles = reshuffling(pipeline.steps)
-    known = count == tf.data.INFINITE_CARDINALITY or count >= _SMALL
+    # Keras draws so many at once, at the end of an epoch too.
+    even = endless or count % model.steps_per_execution == 0
+    known = even and (count == tf.data.INFINITE_CARDINALITY or count >= _SMALL)
     reader: BatchReader
     spec = batches.element_spec
     if known and not draws_ahead and not pipeline.once and not pipeline.rows and savable:
-        reader = DirectReader(iterator, shuffles, endless)
+        reader = DirectReader(passes, shuffles, endless)
     else:
         share = None
         if pipeline.rows is not None:
             spec = spec_of_rows(batches)
             share = (pipeline.rows.of, spec)
         reader = ReadAhead(
-            iterator,
+            passes,
             batches.element_spec,
             savable=savable,
             shuffles=shuffles,

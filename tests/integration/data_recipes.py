@@ -112,6 +112,12 @@ def shuffled() -> Any:
     return tf.data.Dataset.from_tensor_slices(rows()).shuffle(50, seed=2).batch(BATCH).prefetch(1)
 
 
+def long() -> Any:
+    """Return a pipeline that is long enough for Keras to draw from its iterator."""
+    examples = tf.data.Dataset.from_tensor_slices(rows()).repeat(18)
+    return examples.shuffle(50, seed=2).batch(BATCH).prefetch(3)
+
+
 def repeated(dataset: Any) -> Any:
     """Return a pipeline whose epochs all are the first one of another pipeline."""
     batches = list(dataset)
@@ -205,6 +211,7 @@ RECIPES: dict[str, Recipe] = {
     "py_dataset_shuffled": fit_py_dataset(ShuffledBatches),
     "py_dataset_workers": fit_py_dataset(lambda: Batches(workers=2)),
     "pipeline": pipeline(shuffled),
+    "pipeline_long": pipeline(long),
     "pipeline_replay": pipeline(lambda: of_python(True), "replay"),
     "pipeline_epoch": pipeline(lambda: of_python(False), "epoch"),
     "generator_replay": generator(7, "replay"),
@@ -253,7 +260,7 @@ TABLE: dict[str, list[str]] = {
     "arrays, tensors, pandas": ["fit_arrays", "fit_arrays_split", "fit_arrays_validation"],
     "a `PyDataset`": ["py_dataset", "py_dataset_workers"],
     "a `PyDataset` that": ["py_dataset_shuffled"],
-    "a `tf.data` pipeline whose": ["pipeline"],
+    "a `tf.data` pipeline whose": ["pipeline", "pipeline_long"],
     "a `tf.data` pipeline with": ["pipeline_replay", "pipeline_epoch", "pipeline_of_epochs"],
     "a Python generator": ["generator_replay", "generator_epoch", "generator_of_epochs"],
     "a PyTorch": ["random_access"],

@@ -1,5 +1,5 @@
 """`tf.data` pipelines and generators that `fit` is given: start with `feed.py`.
 
-`batch_readers.py` draws the batches and saves the iterator's state; `steps.py` finds out what of a
-pipeline can be saved.
+`direct_reader.py` and `batch_readers.py` draw the batches and save the iterator's state; `steps.py`
+finds out what of a pipeline can be saved.
 """

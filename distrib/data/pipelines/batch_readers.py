@@ -1,7 +1,7 @@
 """Reads the batches of a pipeline so that it is known which ones have been trained on.
 
-`DirectReader` lets Keras draw from the iterator in the graph, without Python, where nothing
-draws ahead of the training. `ReadAhead` draws in a thread, and keeps what the training has not come
+`direct_reader.py` lets Keras draw from the pipeline itself, where nothing draws ahead of the
+training. `ReadAhead` draws in a thread, and keeps what the training has not come
 to: strategies with several devices draw ahead, and the length of an epoch, or of its last batch,
 may be known only when the next batch is there.
 """
@@ -17,28 +17,27 @@ from typing import Any, Protocol
 import tensorflow as tf
 
 from distrib.data.pipelines.passes import (
+    Passes,
     is_whole,
     restore_batch,
-    restore_iterator,
     save_batch,
-    save_iterator,
     tensor_of,
     with_spec,
 )
 from distrib.log import log
 
 # So many passes are drawn for a whole state at most; fewer do in any but the smallest data.
-_PASSES = 2
+PASSES = 2
 # Keys of a state: of the iterator; the number of batches and ends that were drawn from it; those of
 # them that are not trained on; whether the pass that comes next has begun.
-_ITERATOR, _DRAWN, _KEPT, _BEGUN = "iterator", "drawn", "ahead", "begun"
+ITERATOR, DRAWN, KEPT, BEGUN = "iterator", "drawn", "ahead", "begun"
 
 
 class BatchReader(Protocol):
     """Reads batches, one pass after the other."""
 
     def batches(self, begin: Callable[[], bool]) -> Any:
-        """Return a `tf.data.Dataset` of a pass: `Optional`s, the end marked by an empty one.
+        """Return a `tf.data.Dataset` of a pass.
 
         Args:
             begin: Called when it is first drawn from; tells whether to go to the next pass.
@@ -54,88 +53,6 @@ class BatchReader(Protocol):
         """Continue from a state of any reader."""
 
 
-class DirectReader:
-    """Draws in the graph of the pipeline that Keras iterates over.
-
-    Args:
-        iterator: Of `passes_over`; its state can be saved.
-        shuffles: See `is_whole`.
-        skip_ends: Whether a pass that Keras makes goes on with the next one at its end.
-    """
-
-    def __init__(self, iterator: Any, shuffles: int, skip_ends: bool) -> None:
-        self._iterator = iterator
-        self._shuffles, self._skip_ends = shuffles, skip_ends
-        self._begun = self._untouched = False
-        # Drawn in order to capture a state, and not trained on. Keras draws them first.
-        self._kept: deque[Any] = deque()
-        self._has_kept = tf.Variable(False)
-
-    @tf.autograph.experimental.do_not_convert
-    def batches(self, begin: Callable[[], bool]) -> Any:
-        """See `BatchReader`."""
-        spec = self._iterator.element_spec
-
-        def start() -> int:
-            if begin():
-                self._begin_pass()
-            self._begun, self._untouched = True, False
-            return 0
-
-        def draw(_: Any) -> Any:
-            variant = tf.cond(
-                self._has_kept,
-                lambda: tf.ensure_shape(tf.py_function(self._take_kept, [], tf.variant), []),
-                lambda: tensor_of(self._iterator.get_next()),
-            )
-            return with_spec(variant, spec)
-
-        started = tf.data.Dataset.from_tensors(0).map(
-            lambda _: tf.ensure_shape(tf.py_function(start, [], tf.int64), [])
-        )
-        batches = started.flat_map(lambda _: tf.data.Dataset.counter().map(draw))
-        return batches.filter(lambda batch: batch.has_value()) if self._skip_ends else batches
-
-    def _take_kept(self) -> Any:
-        return tensor_of(self._draw())
-
-    def _draw(self) -> Any:
-        entry = self._kept.popleft() if self._kept else next(self._iterator)
-        self._has_kept.assign(bool(self._kept))
-        return entry
-
-    def _begin_pass(self) -> None:
-        while self._begun and self._draw().has_value():
-            pass
-
-    def trained(self, count: int) -> None:
-        """See `BatchReader`."""
-
-    def get_state(self) -> dict[str, Any]:
-        """See `BatchReader`."""
-        state = save_iterator(self._iterator)
-        while not is_whole(state, self._shuffles) and _ends_in(self._kept) < _PASSES:
-            self._kept.append(next(self._iterator))
-            state = save_iterator(self._iterator)
-        self._has_kept.assign(bool(self._kept))
-        kept = [save_batch(each) for each in self._kept]
-        return {_ITERATOR: state, _KEPT: kept, _BEGUN: self._begun}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """See `BatchReader`."""
-        if self._untouched:
-            return
-        restore_iterator(self._iterator, state[_ITERATOR])
-        spec = self._iterator.element_spec
-        self._kept = deque(restore_batch(each, spec) for each in state[_KEPT])
-        self._has_kept.assign(bool(self._kept))
-        self._begun, self._untouched = state[_BEGUN], True
-
-
-def _ends_in(entries: Iterable[Any]) -> int:
-    return sum(not entry.has_value() for entry in entries)
-
-
 class ReadAhead:
     """Draws in a thread, a few batches ahead, and keeps those that are not trained on yet.
 
@@ -143,7 +60,7 @@ class ReadAhead:
     captured, and a generator that draws random numbers does not do so in between.
 
     Args:
-        iterator: Of `passes_over`.
+        passes: Over a pipeline.
         batch_spec: Structure of a batch.
         savable: Whether the state of the iterator can be saved. If not, a new process draws again
             what was drawn.
@@ -159,7 +76,7 @@ class ReadAhead:
 
     def __init__(
         self,
-        iterator: Any,
+        passes: Passes,
         batch_spec: Any,
         *,
         savable: bool,
@@ -170,7 +87,7 @@ class ReadAhead:
         ahead: int = 1,
         share: tuple[Callable[[Any], Any], Any] | None = None,
     ) -> None:
-        self._iterator, self._ahead = iterator, ahead
+        self._passes, self._ahead = passes, ahead
         self._savable, self._shuffles, self._keep = savable, shuffles, keep
         self._skip_ends, self._once = skip_ends and not once, once
         self._share = share and share[0]
@@ -199,7 +116,9 @@ class ReadAhead:
             return tf.ensure_shape(tf.py_function(lambda: self._start(begin), [], tf.int64), [])
 
         number = tf.data.Dataset.from_tensors(0).map(start)
-        return number.flat_map(lambda n: tf.data.Dataset.counter().map(lambda _: take(n)))
+        return _unwrapped(
+            number.flat_map(lambda n: tf.data.Dataset.counter().map(lambda _: take(n)))
+        )
 
     def next_batch(self) -> Any | None:
         """Wait for the batch that the next step trains on, and return it; `None` at the end."""
@@ -228,20 +147,20 @@ class ReadAhead:
             self._wait_until_still()
             iterator = self._whole_state() if self._savable else None
             state = {
-                _DRAWN: self._drawn,
-                _KEPT: [save_batch(each) for each in self._entries],
-                _BEGUN: self._begun,
+                DRAWN: self._drawn,
+                KEPT: [save_batch(each) for each in self._entries],
+                BEGUN: self._begun,
             }
-        return state if iterator is None else {**state, _ITERATOR: iterator}
+        return state if iterator is None else {**state, ITERATOR: iterator}
 
     def _whole_state(self) -> dict[str, Any] | None:
         """Return the state of the iterator; `None` if it is never whole, for very small data."""
-        state = save_iterator(self._iterator)
+        state = self._passes.save()
         while not is_whole(state, self._shuffles):
-            if _ends_in(self._entries) > _PASSES:
+            if ends_in(self._entries) > PASSES:
                 return None
-            self._append(next(self._iterator))
-            state = save_iterator(self._iterator)
+            self._append(next(self._passes))
+            state = self._passes.save()
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -250,20 +169,20 @@ class ReadAhead:
             return
         with self._changed:
             self._wait_until_still()
-            if self._savable and _ITERATOR in state:
-                restore_iterator(self._iterator, state[_ITERATOR])
+            if self._savable and ITERATOR in state:
+                self._passes.restore(state[ITERATOR])
             else:
-                self._replay(state[_DRAWN])
-            spec = self._iterator.element_spec
-            self._entries = deque(restore_batch(each, spec) for each in state[_KEPT])
-            self._handed_out, self._drawn = 0, state.get(_DRAWN, 0)
-            self._begun, self._untouched = state[_BEGUN], True
+                self._replay(state[DRAWN])
+            spec = self._passes.entry_spec
+            self._entries = deque(restore_batch(each, spec) for each in state[KEPT])
+            self._handed_out, self._drawn = 0, state.get(DRAWN, 0)
+            self._begun, self._untouched = state[BEGUN], True
 
     def _replay(self, drawn: int) -> None:
         if drawn > self._drawn:
             log.info(f"drawing the {drawn - self._drawn} batches before once more.")
         for _ in range(self._drawn, drawn):
-            next(self._iterator)
+            next(self._passes)
 
     def _start(self, begin: Callable[[], bool]) -> int:
         """Begin a pass, and return its number. Passes that are still open end."""
@@ -328,14 +247,14 @@ class ReadAhead:
 
     def _wants(self, count: int) -> bool:
         has, may_have = len(self._entries), max(self._ahead, self._handed_out + 1)
-        at_end = not self._skip_ends and _ends_in(self._entries) > 0
+        at_end = not self._skip_ends and ends_in(self._entries) > 0
         return has < count or (has < may_have and not at_end)
 
     def _draw(self, count: int) -> None:
         while True:
             entry, failure = None, None
             try:
-                entry = next(self._iterator)
+                entry = next(self._passes)
             except Exception as error:  # Raised where the batch is wanted.
                 failure = error
             with self._changed:
@@ -350,3 +269,14 @@ class ReadAhead:
     def _append(self, entry: Any) -> None:
         self._entries.append(entry)
         self._drawn += 1
+
+
+def ends_in(entries: Iterable[Any]) -> int:
+    """Return the number of ends of passes."""
+    return sum(not entry.has_value() for entry in entries)
+
+
+@tf.autograph.experimental.do_not_convert
+def _unwrapped(batches: Any) -> Any:
+    present = batches.take_while(lambda batch: batch.has_value())
+    return present.map(lambda batch: batch.get_value())

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from distrib.data.arrays import leaves_with_paths
 from distrib.data.pipelines.batch_readers import BatchReader, ReadAhead
+from distrib.data.pipelines.direct_reader import DirectReader
 from distrib.data.pipelines.rows import Rows
 from distrib.data.resumable import ResumableDataset
 from distrib.log import log
@@ -69,11 +70,17 @@ class Feed(ResumableDataset):
         options = tf.data.Options()
         options.deterministic = True
         options.autotune.enabled = False  # See `Dataset`.
-        self._inner = _unwrapped(reader.batches(self._begin_pass)).with_options(options)
+        self._inner = reader.batches(self._begin_pass).with_options(options)
         super().__init__(self._inner._variant_tensor)
 
     def _inputs(self) -> list[Any]:
         return [self._inner]
+
+    def __iter__(self) -> Any:
+        """Return an iterator over a pass, or over all if its reader is a `DirectReader`."""
+        if isinstance(self._reader, DirectReader):
+            return self._reader.iterator
+        return super().__iter__()
 
     @property
     def element_spec(self) -> Any:
@@ -118,6 +125,8 @@ class Feed(ResumableDataset):
         """Let the next pass be a new one, or go on with that of the restored state."""
         self._step, self._length = step, None
         self._continues = step > 0
+        if isinstance(self._reader, DirectReader) and self._begin_pass():
+            self._reader.begin_pass()
 
     def trained(self, count: int) -> None:
         """See `ResumableDataset`."""
@@ -165,9 +174,3 @@ class Feed(ResumableDataset):
     def _begin_pass(self) -> bool:
         continues, self._continues = self._continues, False
         return not (continues or self.endless)
-
-
-@tf.autograph.experimental.do_not_convert
-def _unwrapped(batches: Any) -> Any:
-    present = batches.take_while(lambda batch: batch.has_value())
-    return present.map(lambda batch: batch.get_value())

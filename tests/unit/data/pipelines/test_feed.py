@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from distrib.data.pipelines.batch_readers import DirectReader, ReadAhead
+from distrib.data.pipelines.batch_readers import ReadAhead
+from distrib.data.pipelines.direct_reader import DirectReader
 from distrib.data.pipelines.feed import Feed
-from distrib.data.pipelines.passes import is_savable, passes_over
+from distrib.data.pipelines.passes import Passes
 from distrib.data.pipelines.rows import Rows, spec_of_rows
 
 BATCHES, EPOCHS = 6, 3
@@ -31,14 +32,14 @@ def from_python() -> Any:
 
 
 def feed(pipeline: Any, kind: str, shuffles: int, endless: bool = False) -> Feed:
-    iterator = iter(passes_over(pipeline))
+    passes = Passes(pipeline)
     savable = kind != "replay"
-    assert savable or not is_savable(iterator) or shuffles == 0
+    assert savable or not passes.is_savable() or shuffles == 0
     if kind == "direct":
-        reader: Any = DirectReader(iterator, shuffles, endless)
+        reader: Any = DirectReader(passes, shuffles, endless)
     else:
         reader = ReadAhead(
-            iterator,
+            passes,
             pipeline.element_spec,
             savable=savable,
             shuffles=shuffles,
@@ -90,6 +91,42 @@ def test_goes_on_with_the_very_next_batch(
         rest = train(second, epoch, end) if end < BATCHES else []
         assert rest == epochs[epoch][end:]
         assert train(second, epoch + 1) == epochs[epoch + 1]
+
+
+def test_saving_does_not_change_what_is_drawn_in_the_graph() -> None:
+    def long() -> Any:
+        return tf.data.Dataset.range(280).shuffle(500, seed=3).batch(4).prefetch(10)
+
+    @tf.function  # type: ignore[untyped-decorator]
+    def draw(iterator: Any) -> Any:
+        return next(iterator)
+
+    def epochs(data: Feed, first: int, saved: Callable[[int], None]) -> list[Any]:
+        seen = []
+        for epoch in range(first, EPOCHS):
+            data.seek(epoch, 0)
+            iterator = iter(data)
+            for step in range(70):
+                seen.append(draw(iterator).numpy().tolist())
+                data.trained(1)
+                saved(epoch * 70 + step + 1)
+        return seen
+
+    expected = epochs(feed(long(), "direct", 1), 0, lambda step: None)
+    states: dict[int, Any] = {}
+    data = feed(long(), "direct", 1)
+
+    def save(step: int) -> None:
+        if step % 70 in (0, 20, 61, 65, 66, 69):
+            states[step] = data.get_state()
+
+    assert epochs(data, 0, save) == expected
+    assert max(len(state["ahead"]) for state in states.values()) > 2
+    for kind in ("direct", "ahead"):
+        second = feed(long(), kind, 1)
+        second.set_state(states[66])
+        assert train(second, 0, 66, 70) == expected[66:70]
+        assert train(second, 1, end=70) == expected[70:140]
 
 
 def test_an_endless_pass_goes_through_all_epochs() -> None:
