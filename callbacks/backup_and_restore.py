@@ -44,8 +44,8 @@ class BackupAndRestore(RunSaver):
     is written last. A damaged checkpoint is quarantined with a warning, and the one before is used.
     If an older attempt of the run is still alive somewhere, it can no longer save, and stops.
 
-    Training data from `cluster.dataset(...)` and `tf.data` pipelines are resumed at the very step.
-    docs/data.md says what is promised of other data, and what it costs.
+    Arrays, a `PyDataset`, `tf.data` pipelines and `cluster.dataset(...)` are resumed at the very
+    step. docs/data.md says what is promised of other data, and what it costs; see `resume`.
 
     Takes the arguments of `keras.callbacks.BackupAndRestore`, in the same order, and more by name.
     The default of `delete_checkpoint` differs.

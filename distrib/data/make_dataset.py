@@ -123,6 +123,8 @@ def make_dataset(
     if isinstance(source, Dataset):
         raise ConfigurationError("`source` is a dataset of batches already; use it as it is.")
     num_workers = checked_integer("num_workers", num_workers, 0)
+    if map is not None and not callable(map):
+        raise ConfigurationError(f"`map={map!r}` must be a function of one example.")
     if isinstance(source, str | os.PathLike):
         source = source_of_files(source)
     if shuffle is True and getattr(source, "sequential", False):

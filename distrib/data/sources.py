@@ -25,6 +25,7 @@ from distrib.data.arrays import (
 )
 from distrib.data.graph_map import random_access_source
 from distrib.data.order import Blocks, Order
+from distrib.data.pipelines.steps import steps_of
 from distrib.data.readers import DiskArraySource
 from distrib.data.workers.example_pool import check_workers
 from distrib.errors import ConfigurationError
@@ -131,6 +132,12 @@ class StreamSource:
                 f"`source` is a tf.data.Dataset {length}, but an epoch needs a known length; use "
                 "`.take(n)`, or `.apply(tf.data.experimental.assert_cardinality(n))` if you know "
                 "that it has n examples."
+            )
+        if _holds_batches(dataset):
+            raise ConfigurationError(
+                "`source` is a tf.data.Dataset of batches, but single examples are needed: leave "
+                "`batch` out, or pass the dataset to `fit` as it is. If a batch is one example, "
+                "such as a window of a text, pass `drop_remainder=True` to `batch`."
             )
         if self.num_examples == 0:
             raise ConfigurationError("`source` is a tf.data.Dataset without examples.")
@@ -239,3 +246,15 @@ def _refuse_batches(source: Any) -> None:
             f"`source` is a PyDataset ({type(source).__name__}), whose items are batches: "
             "pass it to `fit` as it is, which shares its batches between the ranks."
         )
+
+
+def _holds_batches(dataset: Any) -> bool:
+    """Whether a `batch` is the last step that forms the elements, and may leave a short one."""
+    if not all(
+        isinstance(spec, tf.TensorSpec) and spec.shape.rank and spec.shape[0] is None
+        for spec in tf.nest.flatten(dataset.element_spec)
+    ):
+        return False
+    passing = ("map", "cache", "prefetch", "options")
+    kinds = [step.kind for step in steps_of(dataset) if step.kind not in passing]
+    return kinds[-1] in ("batch", "padded_batch")

@@ -136,11 +136,15 @@ def _check_contents(by_rank: list[dict[str, Any]]) -> None:
 
 
 def _check_batches(call: FitCall, batches: list[int | None]) -> None:
+    shared = call.dataset is not None and call.dataset.is_shared
+    if shared and not any(batches):
+        return  # All ranks reach the end of the same pipeline after the same batch.
     if None in batches:
         raise ConfigurationError(
             "It is not known how many batches an epoch of this data has, and a rank with "
-            "fewer than the others would leave them waiting. Pass `steps_per_epoch`, or train on "
-            "`cluster.dataset(...)`."
+            "fewer than the others would leave them waiting. Pass `steps_per_epoch`, add "
+            "`.apply(tf.data.experimental.assert_cardinality(batches))` to a `tf.data` pipeline, "
+            "or train on `cluster.dataset(...)`."
         )
     if len(set(batches)) > 1:
         raise ConfigurationError(

@@ -48,6 +48,8 @@ class MultiRankCallbackList(FitCallbackList):
         self._epoch = 0
         # Batches of the epoch that are done; `None` before the first one begins.
         self._done: int | None = None
+        # Batches of an epoch. Keras itself makes up a number when an epoch of unknown length ends.
+        self._steps: int | None = None
         reduce_outside_of_loss_scaling(call.model.optimizer)
         check_ranks(call)
 
@@ -55,6 +57,7 @@ class MultiRankCallbackList(FitCallbackList):
         """Refuse a `fit` that differs between ranks, before any other collective hangs on it."""
         heartbeat.enter(STARTING)
         check_fit_alike(self._call, steps)
+        self._steps = steps
         super().open(steps)
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -121,7 +124,7 @@ class MultiRankCallbackList(FitCallbackList):
         Raises:
             ConfigurationError: If not: the others are waiting for a step that it cannot make.
         """
-        steps = self._call.iterator.num_batches
+        steps = self._steps
         if steps is None:
             return
         if self._done is not None and self._done < steps and not self.model.stop_training:

@@ -71,22 +71,23 @@ def _on_resume(pipeline: Pipeline, savable: bool, resume: Resume) -> Iterator[st
         if unseeded:
             yield (
                 f"`{unseeded[0]}` has no seed: a restart goes on with the very next batch, and "
-                "later epochs have another random order than without it."
+                "later epochs have another random order than without it. Pass `seed=...`, or call "
+                "`keras.utils.set_random_seed(...)` first."
             )
         return
-    why = f"{' and '.join(pipeline.why_not_savable)}, which"
-    if not pipeline.is_of_tf_data:
-        why = f"the state of a {pipeline.kind} is one that"
+    why = f"a checkpoint cannot hold the state of a {pipeline.kind}"
+    if pipeline.is_of_tf_data:
+        why = f"{' and '.join(pipeline.why_not_savable)}, so a checkpoint cannot hold its state"
     if resume == "epoch":
         yield (
-            f"{why} a checkpoint cannot hold: checkpoints are saved at the end of epochs, and "
+            f"{why}: checkpoints are saved at the end of epochs, and "
             f"after a restart the {pipeline.kind} begins again, with the order of its first epoch."
         )
         return
     yield (
-        f"{why} a checkpoint cannot hold: after a restart all batches that were drawn before are "
-        "drawn again and dropped. BackupAndRestore(..., resume='epoch') begins the data again "
-        "instead."
+        f"{why}: after a restart all batches so far are drawn again and dropped, which takes as "
+        "long as drawing them took. With `BackupAndRestore(..., resume='epoch')` a restart begins "
+        "the epoch again instead."
     )
     random = [*pipeline.random_steps, *unseeded]
     if random:

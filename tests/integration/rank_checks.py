@@ -1022,11 +1022,14 @@ def data_that_would_leave_ranks_waiting_is_refused(cluster: Cluster) -> Any:
         batches = tf.data.Dataset.from_tensor_slices((x[:rows], y[:rows])).batch(2)
         if how.pop("unknown", False):
             batches = batches.filter(lambda x, y: True)
+        if how.pop("own", False):
+            batches = batches.shard(cluster.size, cluster.rank)
         model_of(cluster, "sgd").fit(batches, verbose=0, **how)
 
     refused("`x.cardinality` is 4 on rank 0, 3 on", lambda: fit(8 - 2 * cluster.rank))
-    refused("It is not known how many batches an epoch", lambda: fit(8, unknown=True))
-    fit(8, unknown=True, steps_per_epoch=4)
+    refused("It is not known how many batches an epoch", lambda: fit(8, unknown=True, own=True))
+    fit(8, unknown=True, own=True, steps_per_epoch=2)
+    fit(8, unknown=True)  # All ranks reach its end after the same batch.
 
 
 @check

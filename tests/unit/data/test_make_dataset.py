@@ -29,6 +29,7 @@ def test_a_batch_size_that_leaves_replicas_empty_is_refused_for_training():
         ({"seed": -1}, "seed=-1"),
         ({"seed": 2**63}, "seed=9223372036854775808"),
         ({"seed": None}, "seed=None"),
+        ({"map": 3}, "map=3.*function"),
         ({"num_parallel_reads": 0}, "num_parallel_reads=0"),
         ({"num_parallel_reads": 2}, "num_parallel_reads=2.*in memory"),
         ({"shuffle_buffer": 5}, "shuffle_buffer=5.*tf.data.Dataset"),

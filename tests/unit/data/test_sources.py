@@ -160,11 +160,18 @@ def test_a_pydataset_is_refused():
             {},
             "RaggedTensorSpec",
         ),
+        (tf.data.Dataset.range(9).batch(4).map(lambda i: i + 1).prefetch(1), {}, "of batches"),
+        (tf.data.Dataset.range(9).padded_batch(4), {}, "of batches"),
     ],
 )
 def test_streams_without_a_known_length_or_dense_tensors_are_refused(stream, arguments, message):
     with pytest.raises(ConfigurationError, match=message):
         make_dataset(stream, 4, **arguments)
+
+
+def test_a_stream_of_windows_has_windows_as_examples() -> None:
+    windows = tf.data.Dataset.range(12).batch(3, drop_remainder=True)
+    assert next(iter(make_dataset(windows, batch_size=2))).shape == (2, 3)
 
 
 def test_a_stream_of_asserted_length():

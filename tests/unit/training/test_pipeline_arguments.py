@@ -100,7 +100,7 @@ def test_what_is_promised_is_said_before_training(
     with caplog.at_level("INFO", "distrib"):
         assert "cannot hold" not in said(shuffled)
         text = said(random_pipeline)
-        assert "`map` has a state of its own (RandomUniform), which a checkpoint" in text
+        assert "`map` has a state of its own (RandomUniform), so a checkpoint" in text
         assert "not resumed exactly: `map` draws other random numbers" in text
         assert "saved at the end of epochs" in said(random_pipeline, resume="epoch")
     large = pipeline_in(tf.data.Dataset.range(10**9).shuffle(10**8, seed=1))
