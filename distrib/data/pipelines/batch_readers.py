@@ -100,7 +100,7 @@ class ReadAhead:
         self._handed_out = 0
         self._drawn = 0
         self._drawing = self._started = False
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._pass = 0
         self._begun = self._untouched = False
 
@@ -206,10 +206,10 @@ class ReadAhead:
         with self._changed:
             if int(number) != self._pass:
                 return tensor_of(self._end)
-            entry = self._wait_for(self._handed_out)
+            entry = self._wait_for()
             while self._skip_ends and not entry.has_value():
                 self._hand_out()
-                entry = self._wait_for(self._handed_out)
+                entry = self._wait_for()
             if not entry.has_value():
                 return tensor_of(self._end)
             self._hand_out()
@@ -224,15 +224,20 @@ class ReadAhead:
         else:
             self._entries.popleft()
 
-    def _wait_for(self, index: int) -> Any:
-        """Return an entry when it is there. The lock is held."""
+    def _wait_for(self, index: int | None = None) -> Any:
+        """Return an entry when it is there. The lock is held.
+
+        Args:
+            index: Of the entry. Defaults to `None`, for the next one to hand out, which `trained`
+                may move in the meantime.
+        """
         self._started = True
-        while len(self._entries) <= index:
+        while len(self._entries) <= (place := self._handed_out if index is None else index):
             if self._error is not None:
                 raise self._error
-            self._draw_ahead(index + 1)
+            self._draw_ahead(place + 1)
             self._changed.wait()
-        return self._entries[index]
+        return self._entries[place]
 
     def _wait_until_still(self) -> None:
         if self._started:
@@ -255,7 +260,7 @@ class ReadAhead:
             entry, failure = None, None
             try:
                 entry = next(self._passes)
-            except Exception as error:  # Raised where the batch is wanted.
+            except BaseException as error:  # Raised where the batch is wanted.
                 failure = error
             with self._changed:
                 if failure is None:

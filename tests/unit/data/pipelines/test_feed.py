@@ -1,7 +1,10 @@
 """Batches of a pipeline after its state was saved and restored, by each kind of reader."""
 
 import itertools
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -173,3 +176,28 @@ def test_rows_of_all_ranks_are_the_batch() -> None:
     assert Rows(2, 3).share(tf.range(2)) == 0
     pipeline = tf.data.Dataset.from_tensors(batch)
     assert spec_of_rows(pipeline)["x"].shape.as_list() == [None]
+
+
+def test_a_step_that_ends_while_the_next_batch_is_waited_for_skips_none():
+    gate = threading.Event()
+
+    def numbers() -> Iterator[int]:
+        yield 0
+        gate.wait()
+        yield from (1, 2, 3)
+
+    signature = tf.TensorSpec([], tf.int64)
+    generated = tf.data.Dataset.from_generator(numbers, output_signature=signature)
+    pipeline = generated.apply(tf.data.experimental.assert_cardinality(4)).batch(1)
+    data = feed(pipeline, "replay", 0)
+    data.seek(0, 0)
+    batches = iter(data)
+    seen = [int(next(batches)[0])]
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(lambda: int(next(batches)[0]))  # As a strategy draws.
+        while not data._reader._changed._waiters and not ahead.done():
+            time.sleep(0.01)
+        data.trained(1)
+        gate.set()
+        seen.append(ahead.result())
+    assert [*seen, *(int(batch[0]) for batch in batches)] == [0, 1, 2, 3]
