@@ -2,42 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
 
+from distrib.data.order import Shard
 
-@dataclass(frozen=True)
-class Rows:
-    """The rows of a rank: contiguous, in the order of the ranks, the first ones have one more.
 
-    A rank without any row gets the first one, which counts nothing; see `share`.
+class Rows(Shard):
+    """The rows of a rank.
 
-    Attributes:
-        rank: From 0.
-        size: Number of ranks.
+    A rank without any row gets the first one. It counts nothing in the gradients (see `share`), but
+    metrics count it once more.
     """
-
-    rank: int
-    size: int
 
     def of(self, batch: Any) -> Any:
         """Return this rank's rows of a batch, of any structure."""
-        number = _rows_in(batch)
-        count = self._count(number)
-        begin = self.rank * (number // self.size) + min(self.rank, number % self.size)
-        if count == 0:
-            begin, count = 0, 1
-        return tf.nest.map_structure(lambda each: _slice(each, begin, count), batch)
+        begin, end = self.bounds(_rows_in(batch))
+        if begin == end:
+            begin, end = 0, 1
+        return tf.nest.map_structure(lambda each: _slice(each, begin, end - begin), batch)
 
     def share(self, batch: Any) -> float:
         """Return the number of this rank's rows, relative to an equal share."""
         number = _rows_in(batch)
-        return self._count(number) * self.size / number if number else 1.0
-
-    def _count(self, number: int) -> int:
-        return number // self.size + (self.rank < number % self.size)
+        return self.count(number) * self.size / number if number else 1.0
 
 
 @tf.autograph.experimental.do_not_convert
