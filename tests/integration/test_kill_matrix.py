@@ -57,6 +57,7 @@ def test_every_moment(kind: str, arguments: list[str], tmp_path: Path) -> None:
     assert killed == undisturbed(*arguments)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_arrays_straight_into_fit(arguments: list[str], tmp_path: Path) -> None:
     killed = kill_and_finish(tmp_path / "run", ["in_step:15"], *arguments, "--arrays")

@@ -60,8 +60,17 @@ def flat(batches):
 # -- order and position
 
 
-@pytest.mark.parametrize("shuffle", [True, False, "blocks"])
-@pytest.mark.parametrize("drop_remainder", [True, False])
+@pytest.mark.parametrize(
+    ("shuffle", "drop_remainder"),
+    [
+        (True, False),
+        (False, True),
+        ("blocks", False),
+        pytest.param(True, True, marks=pytest.mark.exhaustive),
+        pytest.param(False, False, marks=pytest.mark.exhaustive),
+        pytest.param("blocks", True, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_after_seek_the_batches_are_those_of_the_uninterrupted_pass(
     source, shuffle, drop_remainder
 ):

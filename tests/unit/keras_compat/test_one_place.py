@@ -22,7 +22,8 @@ OTHERS = {
     "distrib/data/pipelines/feed.py": {"_variant_tensor"},
     "distrib/data/pipelines/passes.py": {"_iterator_resource"},
     "distrib/data/pipelines/steps.py": {
-        *("_inputs", "_functions", "_buffer_size", "_count", "_filename", "_seed", "_seed2"),
+        *("_inputs", "_functions", "_batch_size", "_buffer_size"),
+        *("_count", "_filename", "_seed", "_seed2"),
     },
     "distrib/data/py_dataset.py": {"_variant_tensor"},
     "distrib/storage/locate.py": {"_get_kwargs_from_urls", "_strip_protocol"},

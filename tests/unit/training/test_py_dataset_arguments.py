@@ -118,6 +118,7 @@ def test_hooks_and_batches_come_as_keras_calls_them(tmp_path: Path) -> None:
     assert by_distrib == ["end", 0, 0, *by_keras[1:]]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("count", "steps"), [(None, 4), (7, 3)], ids=["endless", "part of a pass"])
 def test_given_steps_go_on_from_epoch_to_epoch(
     count: int | None, steps: int, tmp_path: Path
@@ -129,6 +130,7 @@ def test_given_steps_go_on_from_epoch_to_epoch(
     assert_same(fit(tmp_path / "run", Batches(count), seed=None, **how), calm)
 
 
+@pytest.mark.exhaustive
 def test_one_object_for_training_and_validation(tmp_path: Path) -> None:
     def train(run: str, kill: int | None = None, seed: int | None = 1) -> keras.Model:
         both = Batches(3)

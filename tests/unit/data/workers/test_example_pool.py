@@ -78,7 +78,7 @@ def augment(item, rng):
     return {"text": item["s"], "noise": noise, "rest": (item["i"], item["z"], item["l"])}
 
 
-@pytest.mark.parametrize("shuffle", [True, "blocks"])
+@pytest.mark.parametrize("shuffle", ["blocks", pytest.param(True, marks=pytest.mark.exhaustive)])
 def test_the_same_bits_as_without_workers(shuffle):
     def passes(num_workers, **kwargs):
         dataset = make_dataset(
