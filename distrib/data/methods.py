@@ -192,9 +192,7 @@ class DatasetMethods(ResumableDataset):
         """
         if self.endless:
             return super().take(count, name)
-        count = int(count)
-        stop = self.num_batches if count < 0 else min(count, self.num_batches)
-        return self._slice(f"take({count})", 0, stop)
+        return self._slice(f"take({int(count)})", 0, self._clipped(count))
 
     def skip(self, count: Any, name: str | None = None) -> Any:
         """Return a dataset without the first batches of every epoch; it can be resumed at any step.
@@ -211,9 +209,7 @@ class DatasetMethods(ResumableDataset):
         """
         if self.endless:
             return super().skip(count, name)
-        count = int(count)
-        start = self.num_batches if count < 0 else min(count, self.num_batches)
-        return self._slice(f"skip({count})", start, self.num_batches)
+        return self._slice(f"skip({int(count)})", self._clipped(count), self.num_batches)
 
     def zip(self, *datasets: Any, name: str | None = None) -> Any:
         """Return tuples of the batches of this dataset and of others, step by step.
@@ -278,6 +274,10 @@ class DatasetMethods(ResumableDataset):
 
     def _like_this(self, batches: Batches) -> Any:
         return self._made_of(batches, self.endless, same_position=True)
+
+    def _clipped(self, count: Any) -> int:
+        """Return the number of batches that `take` and `skip` mean; -1 is all."""
+        return self.num_batches if int(count) < 0 else min(int(count), self.num_batches)
 
     def _slice(self, call: str, start: int, stop: int) -> Any:
         if start == stop:

@@ -9,7 +9,7 @@ from typing import Any
 from distrib.data.files.record_index import RecordError, RecordFormat, open_index
 from distrib.data.files.source import FileSource
 from distrib.errors import ConfigurationError
-from distrib.storage.find_files import FoundFile
+from distrib.storage.find_files import find_files
 from distrib.storage.locate import locate
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -19,19 +19,20 @@ class RecordSource(FileSource):
     """Base of such sources.
 
     Args:
-        files: To read.
+        paths: Paths, URLs or patterns of the files to read, one or a list.
         format: Of the files.
         index_dir: Folder for the index, or `None`; see `open_index`.
-        storage_options: For the file system of `index_dir`, if that is a URL.
+        storage_options: For the file system of the files, and of `index_dir` if that is a URL.
     """
 
     def __init__(
         self,
-        files: Sequence[FoundFile],
+        paths: Paths,
         format: RecordFormat,
         index_dir: str | os.PathLike[str] | None,
         storage_options: dict[str, Any] | None,
     ) -> None:
+        files = find_files(paths, "paths", storage_options)
         folder = None
         if index_dir is not None:
             remote = "://" in os.fspath(index_dir)

@@ -10,7 +10,6 @@ from distrib.data.files.record_index import RecordFormat
 from distrib.data.files.record_source import Paths, RecordSource
 from distrib.data.files.tar_format import example_of, scan
 from distrib.errors import ConfigurationError
-from distrib.storage.find_files import find_files
 
 _FORMAT = RecordFormat("tar", scan)
 
@@ -58,8 +57,7 @@ class TarSource(RecordSource):
         index_dir: str | os.PathLike[str] | None = None,
         storage_options: dict[str, Any] | None = None,
     ) -> None:
-        files = find_files(paths, "paths", storage_options)
-        super().__init__(files, _FORMAT, index_dir, storage_options)
+        super().__init__(paths, _FORMAT, index_dir, storage_options)
         self._check_members(set(optional))
 
     def _parse(self, content: bytes, offset: int) -> dict[str, bytes | str]:

@@ -8,7 +8,6 @@ from typing import Any
 from distrib.data.files.record_index import RecordFormat, Scanned
 from distrib.data.files.record_source import Paths, RecordSource
 from distrib.data.files.tfrecord_format import content_of, record_ends
-from distrib.storage.find_files import find_files
 
 _FORMAT = RecordFormat("TFRecord", lambda *read: Scanned(record_ends(*read)))
 
@@ -58,8 +57,7 @@ class TFRecordSource(RecordSource):
         index_dir: str | os.PathLike[str] | None = None,
         storage_options: dict[str, Any] | None = None,
     ) -> None:
-        files = find_files(paths, "paths", storage_options)
-        super().__init__(files, _FORMAT, index_dir, storage_options)
+        super().__init__(paths, _FORMAT, index_dir, storage_options)
 
     def _parse(self, content: bytes, offset: int) -> bytes:
         return content_of(content, offset)

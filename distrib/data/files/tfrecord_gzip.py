@@ -23,7 +23,6 @@ from distrib.data.files.range_file import RangeFile
 from distrib.data.files.record_index import RecordError, RecordFormat, Scanned
 from distrib.data.files.record_source import Paths, RecordSource
 from distrib.data.files.tfrecord_format import FOOTER_SIZE, HEADER_SIZE, content_length, content_of
-from distrib.storage.find_files import find_files
 
 _CHUNK = 1 << 20
 # Decompressed bytes that a reader keeps, and files that are read at the same time.
@@ -74,8 +73,7 @@ class GzipTFRecordSource(RecordSource):
         index_dir: str | os.PathLike[str] | None = None,
         storage_options: dict[str, Any] | None = None,
     ) -> None:
-        files = find_files(paths, "paths", storage_options)
-        super().__init__(files, _FORMAT, index_dir, storage_options)
+        super().__init__(paths, _FORMAT, index_dir, storage_options)
         # A block costs as much as its file, so a block is a file if all hold equally many records,
         # as shards do; otherwise it is as long as the longest, and few blocks touch three files.
         self.block_size = max(self._index.counts)
