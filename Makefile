@@ -14,7 +14,7 @@ PROGRAMS := c++:g++ mpirun:openmpi-bin ip:iproute2 ssh:openssh-client sshd:opens
     munged:munge sbatch:slurm-client slurmctld:slurmctld slurmd:slurmd
 # The modules that decide how Horovod's wheel is built.
 WHEEL := $(addprefix launch/horovod/,recipe.py toolchain.py wheel.py)
-SOURCES := $(sort $(wildcard distrib/*.py distrib/*/*.py distrib/*/*/*.py callbacks/*.py launch/*.py launch/*/*.py))
+SOURCES := $(sort $(wildcard launch/*/*.h distrib/*.py distrib/*/*.py distrib/*/*/*.py callbacks/*.py launch/*.py launch/*/*.py))
 
 .PHONY: setup demo test exhaustive lint chaos bench clean
 
@@ -43,7 +43,7 @@ setup: .venv/installed .venv/linked .venv/horovod
 FORCE:
 
 .venv/horovod: .venv/installed $(WHEEL) | .venv/linked .venv/programs
-	$(BIN)/distrib horovod build --cache .cache/horovod
+	$(BIN)/distrib horovod build --no-gpu --cache .cache/horovod
 	touch $@
 
 .venv/programs: | .venv/bin/python

@@ -29,6 +29,8 @@ BUILD_VARIABLE = re.compile(
     "HOROVOD_(WITH|WITHOUT|GPU|NCCL|CUDA|ROCM|NVTX|BUILD|ALLOW_MIXED|SKIP|LOCAL)(_.*)?"
     "|HOROVOD_(CPU_OPERATIONS|DEBUG)|CXX|CXXFLAGS|LDFLAGS|CPLUS_INCLUDE_PATH"
 )
+# Which operations on tensors in GPU memory Horovod gets, such as HOROVOD_GPU_OPERATIONS.
+GPU_VARIABLE = re.compile("HOROVOD_GPU_.+")
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Recipe:
         libc: Name and version.
         mpi: Path of the MPI compiler; empty without MPI.
         flags: Environment variables that the build reads.
+        cuda: Versions of the parts of a build for GPUs; `None` in a build for CPUs.
     """
 
     horovod: str
@@ -50,25 +53,23 @@ class Recipe:
     libc: str
     mpi: str
     flags: Mapping[str, str]
+    cuda: Mapping[str, str] | None = None
 
     @property
     def key(self) -> str:
         """Name of the wheel's folder in a cache."""
-        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        inputs = {name: value for name, value in asdict(self).items() if value is not None}
+        digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
         return f"{self.horovod}-tensorflow-{self.tensorflow}-{self.python}-{digest[:12]}"
 
-    @property
-    def is_for_gpu(self) -> bool:
-        """Whether Horovod reduces tensors in GPU memory."""
-        return any(name.startswith("HOROVOD_GPU") for name in self.flags)
 
-
-def recipe_for(environment: Mapping[str, str]) -> Recipe:
+def recipe_for(environment: Mapping[str, str], cuda: Mapping[str, str] | None = None) -> Recipe:
     """Return the recipe of this Python environment's wheel.
 
     Args:
         environment: Its build flags are kept; others get their defaults. MPI is built in if its
             compiler is on the `PATH`.
+        cuda: Versions of the parts of a build for GPUs. Defaults to `None`: a build for CPUs.
 
     Raises:
         ConfigurationError: If TensorFlow is not installed.
@@ -79,6 +80,8 @@ def recipe_for(environment: Mapping[str, str]) -> Recipe:
         verb, _, part = flag.removeprefix("HOROVOD_").partition("_")
         if f"HOROVOD_{'WITHOUT' if verb == 'WITH' else 'WITH'}_{part}" not in flags:
             flags.setdefault(flag, "1")
+    if cuda and not any(GPU_VARIABLE.fullmatch(name) for name in flags):
+        flags["HOROVOD_GPU_OPERATIONS"] = "NCCL"
     return Recipe(
         horovod=VERSION,
         tensorflow=tensorflow_distribution().version,
@@ -86,6 +89,7 @@ def recipe_for(environment: Mapping[str, str]) -> Recipe:
         libc="-".join(platform.libc_ver()),
         mpi=mpicxx if "HOROVOD_WITH_MPI" in flags else "",
         flags=flags,
+        cuda=cuda,
     )
 
 

@@ -2,7 +2,8 @@
 
 Horovod's newest release is older than the TensorFlow that it has to work with, and its build stops
 at headers that TensorFlow has moved. A CPU build uses nothing that these headers declare, so empty
-files in their old places are enough. The source distribution stays as published.
+files in their old places are enough. In a GPU build one of them holds `cuda_adapter.h`. The source
+distribution stays as published.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ from pathlib import Path
 
 from distrib.errors import ConfigurationError
 
+from .cuda import Cuda
+from .cuda_toolkit import adapter, cuda_variables
 from .recipe import Recipe, tensorflow_distribution
 
-# Headers of XLA that Horovod 0.28.1 includes and TensorFlow 2.21 has elsewhere; all uses stand
-# under `#if HAVE_GPU`.
+# Headers of XLA that Horovod 0.28.1 includes; all uses stand under `#if HAVE_GPU`. TensorFlow 2.21
+# has the first elsewhere, and those of the others that it has come before these files.
+ADAPTED_HEADER = "client/xla_builder.h"
 MOVED_HEADERS = (
-    "client/xla_builder.h",
+    ADAPTED_HEADER,
     "service/custom_call_target_registry.h",
     "service/hlo.pb.h",
     "shape.h",
@@ -65,27 +69,31 @@ def find_tools(environment: Mapping[str, str]) -> dict[str, str]:
     return {"HOROVOD_CMAKE": str(cmake)}
 
 
-def build_variables(recipe: Recipe, scratch: Path) -> dict[str, str]:
+def build_variables(recipe: Recipe, scratch: Path, cuda: Cuda | None = None) -> dict[str, str]:
     """Return the variables of the build, besides its tools.
 
     Args:
         recipe: Of the wheel.
-        scratch: Folder for temporary files and, in a CPU build, for the empty headers.
+        scratch: Folder for temporary files.
+        cuda: What a build for GPUs uses. Defaults to `None`: a build for CPUs.
+
+    Raises:
+        ConfigurationError: If a CUDA compiler cannot be installed.
     """
     include = Path(str(tensorflow_distribution().locate_file("tensorflow/include")))
     external = include / "external"
-    folders = [external / "highwayhash", external / "farmhash_archive" / "src"]
-    if not recipe.is_for_gpu:
-        folders.append(scratch / "moved")
-        for name in MOVED_HEADERS:
-            header = scratch / "moved" / "tensorflow" / "compiler" / "xla" / name
-            header.parent.mkdir(parents=True, exist_ok=True)
-            header.touch()
+    moved = scratch / "moved"
+    folders = [external / "highwayhash", external / "farmhash_archive" / "src", moved]
+    for name in MOVED_HEADERS:
+        header = moved / "tensorflow" / "compiler" / "xla" / name
+        header.parent.mkdir(parents=True, exist_ok=True)
+        header.write_text(adapter() if cuda and name == ADAPTED_HEADER else "")
     given = recipe.flags.get("CPLUS_INCLUDE_PATH")
     cores = len(os.sched_getaffinity(0))
     jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(min(MAX_JOBS, cores))
     return {
         **recipe.flags,
+        **(cuda_variables(cuda, scratch, recipe.flags) if cuda else {}),
         "CPLUS_INCLUDE_PATH": ":".join([*([given] if given else []), *map(str, folders)]),
         # Gloo requires CMake 2.8, which CMake 4 refuses unless told that 3.5 will do.
         "CMAKE_POLICY_VERSION_MINIMUM": "3.5",

@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -24,6 +23,9 @@ from tempfile import TemporaryDirectory
 from distrib.errors import ConfigurationError
 from distrib.storage.file_lock import acquire_lock
 
+from .cuda import Cuda
+from .linkage import check_linkage
+from .pip import pip
 from .recipe import SHA256, VERSION, Recipe
 from .toolchain import build_variables, find_tools
 
@@ -31,13 +33,16 @@ ERROR_LINE = re.compile(r"error: |CMake Error|Error: ")
 MAX_ERROR_LINES, LAST_LINES, MAX_COLUMNS = 8, 12, 300
 
 
-def cached_wheel(recipe: Recipe, cache: Path, force: bool = False) -> Path:
+def cached_wheel(
+    recipe: Recipe, cache: Path, force: bool = False, cuda: Cuda | None = None
+) -> Path:
     """Return the path of a sound wheel, and build it unless the cache has it.
 
     Args:
         recipe: Of the wheel.
         cache: Folder of all wheels; made if it is missing.
         force: Whether to build even if the cache has the wheel. Defaults to `False`.
+        cuda: What a build for GPUs uses. Defaults to `None`: a build for CPUs.
 
     Raises:
         ConfigurationError: If a tool is missing, the build fails, or the cache cannot be written.
@@ -55,12 +60,7 @@ def cached_wheel(recipe: Recipe, cache: Path, force: bool = False) -> Path:
                 print(f"reusing {wheel}", flush=True)
                 return wheel
             print(f"{wheel} is damaged; building it again", flush=True)
-        return _build(recipe, folder)
-
-
-def pip(*arguments: str) -> list[str]:
-    """Return the command that runs this Python's pip."""
-    return [sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", *arguments]
+        return _build(recipe, folder, cuda)
 
 
 def relevant_log_lines(text: str) -> str:
@@ -89,7 +89,7 @@ def _is_sound(wheel: Path) -> bool:
         return False
 
 
-def _build(recipe: Recipe, folder: Path) -> Path:
+def _build(recipe: Recipe, folder: Path, cuda: Cuda | None) -> Path:
     tools = find_tools(os.environ)
     for orphan in folder.glob("scratch-*"):  # Of a build that was killed.
         shutil.rmtree(orphan)
@@ -103,13 +103,16 @@ def _build(recipe: Recipe, folder: Path) -> Path:
     )
     with TemporaryDirectory(prefix="scratch-", dir=folder, ignore_cleanup_errors=True) as name:
         scratch = Path(name)
-        code = _run_pip_wheel(scratch, {**tools, **build_variables(recipe, scratch)}, log)
+        variables = build_variables(recipe, scratch, cuda)
+        code = _run_pip_wheel(scratch, {**tools, **variables}, log)
         made = list(scratch.glob("*.whl"))
         if code != 0 or not made:
             raise ConfigurationError(
                 f"building Horovod {VERSION} failed (exit code {code}). The end of {log}:\n"
                 + relevant_log_lines(log.read_text(errors="replace"))
             )
+        if cuda:
+            check_linkage(made[0], scratch)
         wheel = made[0].replace(folder / made[0].name)
     print(f"built {wheel}", flush=True)
     return wheel

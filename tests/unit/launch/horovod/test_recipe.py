@@ -3,7 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from distrib.launch.horovod.recipe import recipe_for
+from distrib.launch.horovod.recipe import Recipe, recipe_for
+
+CUDA = {"nvcc": "12.6.85", "runtime": "12.6", "nccl": "2.32.3", "run_path": "/usr/lib"}
 
 
 @pytest.mark.parametrize(
@@ -15,6 +17,7 @@ from distrib.launch.horovod.recipe import recipe_for
         {"libc": "glibc-9.99"},
         {"mpi": "/opt/mpi/bin/mpicxx"},
         {"flags": {"HOROVOD_WITH_GLOO": "1"}},
+        {"cuda": CUDA},
     ],
 )
 def test_each_input_of_a_wheel_changes_its_key(change: dict[str, object]) -> None:
@@ -33,8 +36,23 @@ def test_flags_in_the_environment_are_kept() -> None:
     wanted = recipe_for(given)
     assert given.items() <= wanted.flags.items()
     assert wanted.flags["HOROVOD_WITH_GLOO"] == "1"
-    assert wanted.is_for_gpu
-    assert not recipe_for({}).is_for_gpu
+
+
+def test_cached_wheels_for_cpus_keep_their_names() -> None:
+    old = Recipe("0.28.1", "2.21.0", "cpython-311-x86_64-linux-gnu", "glibc-2.36", "", {"A": "1"})
+    assert old.key == "0.28.1-tensorflow-2.21.0-cpython-311-x86_64-linux-gnu-89055f6c4664"
+
+
+@pytest.mark.parametrize("name", sorted(CUDA))
+def test_each_part_of_a_build_for_gpus_changes_its_key(name: str) -> None:
+    assert recipe_for({}, CUDA).key != recipe_for({}, {**CUDA, name: "other"}).key
+
+
+def test_gpus_reduce_by_nccl_unless_flags_say_otherwise() -> None:
+    assert recipe_for({}, CUDA).flags["HOROVOD_GPU_OPERATIONS"] == "NCCL"
+    given = {"HOROVOD_GPU_ALLREDUCE": "NCCL"}
+    assert "HOROVOD_GPU_OPERATIONS" not in recipe_for(given, CUDA).flags
+    assert "HOROVOD_GPU_OPERATIONS" not in recipe_for({}).flags
 
 
 def test_a_flag_replaces_the_contrary_default() -> None:

@@ -9,7 +9,9 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import gpu_parts
 import pytest
 
 # Records its environment, runs the test's own code, and writes a wheel.
@@ -17,10 +19,20 @@ PIP = """
 import json, os, signal, sys, time, zipfile
 from pathlib import Path
 
+if "--target" in sys.argv:
+    nvcc = Path(sys.argv[sys.argv.index("--target") + 1], "nvidia/cu13/bin/nvcc")
+    nvcc.parent.mkdir(parents=True)
+    nvcc.touch()
+    sys.exit({installs})
 folder = Path(sys.argv[sys.argv.index("--wheel-dir") + 1])
-headers = [str(path.relative_to(folder)) for path in folder.rglob("*.h")]
+moved = folder / "moved/tensorflow/compiler/xla"
+headers = {{str(path.relative_to(moved)): path.read_text() for path in moved.rglob("*.h")}}
+home = Path(os.environ.get("HOROVOD_CUDA_HOME", "/none"))
+toolkit = [str(path.relative_to(home)) for path in home.rglob("*") if path.is_file()]
+nccl = Path(os.environ.get("HOROVOD_NCCL_LIB", "/none"), "libnccl.so").is_file()
 with open({record!r}, "a") as record:
-    json.dump({{"environment": dict(os.environ), "headers": sorted(headers)}}, record)
+    seen = {{"environment": dict(os.environ), "headers": headers, "toolkit": toolkit}}
+    json.dump({{**seen, "nccl": nccl}}, record)
     record.write("\\n")
 {middle}
 with zipfile.ZipFile(folder / "horovod-0.28.1-none.whl", "w") as archive:
@@ -33,13 +45,14 @@ class Builder:
     """The command, with a fake pip."""
 
     folder: Path
+    installs: int = 0  # The exit code of `pip install`.
 
     @property
     def cache(self) -> Path:
         return self.folder / "cache"
 
     @property
-    def builds(self) -> list[dict[str, dict[str, str]]]:
+    def builds(self) -> list[dict[str, Any]]:
         record = self.folder / "record"
         return [json.loads(line) for line in record.read_text().splitlines()]
 
@@ -49,10 +62,12 @@ class Builder:
         package = self.folder / "path" / "pip"
         package.mkdir(parents=True, exist_ok=True)
         (package / "__init__.py").touch()  # Without it, the real one would be found.
-        program = PIP.format(record=str(self.folder / "record"), middle=middle)
+        program = PIP.format(
+            record=str(self.folder / "record"), middle=middle, installs=self.installs
+        )
         (package / "__main__.py").write_text(program)
         # If Python finds the real pip all the same, that finds nothing to build.
-        path = {"PYTHONPATH": str(package.parent), "PIP_NO_INDEX": "1"}
+        path = {"PYTHONPATH": f"{package.parent}:{self.folder}/site", "PIP_NO_INDEX": "1"}
         command = [sys.executable, "-P", "-m", "distrib.launch.cli", "horovod", "build"]
         return subprocess.Popen(
             [*command, "--no-install", f"--cache={self.cache}", *options],
@@ -93,17 +108,54 @@ def test_the_build_sees_the_flags_and_the_moved_headers(builder: Builder) -> Non
     paths = environment["CPLUS_INCLUDE_PATH"].split(":")
     assert paths[-1].endswith("moved")
     assert all(Path(path).is_dir() for path in paths[:-1])
-    assert "moved/tensorflow/compiler/xla/shape.h" in build["headers"]
+    assert build["headers"]["shape.h"] == build["headers"]["client/xla_builder.h"] == ""
     assert f"built {builder.wheel()}" in output
 
 
-def test_a_gpu_build_gets_the_given_headers_and_no_empty_ones(builder: Builder) -> None:
-    given = {"HOROVOD_GPU_OPERATIONS": "NCCL", "CPLUS_INCLUDE_PATH": "/real"}
-    code, output = builder.run(environment=given)
+def test_a_build_for_gpus_sees_the_toolkit_and_nccl(builder: Builder, tmp_path: Path) -> None:
+    gpu_parts.packages(gpu_parts.tensorflow(tmp_path / "site"))
+    toolkit = gpu_parts.toolkit(tmp_path / "cuda", "12.6.85")
+    given = {"HOROVOD_CUDA_HOME": str(toolkit), "LDFLAGS": "-Wl,--mine"}
+    code, output = builder.run("--gpu", environment=given)
     assert code == 0, output
     (build,) = builder.builds
-    assert build["headers"] == []
-    assert build["environment"]["CPLUS_INCLUDE_PATH"].startswith("/real:")
+    environment = build["environment"]
+    assert environment["HOROVOD_GPU_OPERATIONS"] == "NCCL"
+    assert environment["CUDACXX"] == f"{toolkit}/bin/nvcc"
+    assert environment["PATH"].startswith(f"{toolkit}/bin:")
+    assert build["nccl"]
+    runtime = f"-Wl,--whole-archive {toolkit}/lib64/libcudart_static.a -Wl,--no-whole-archive"
+    assert environment["LDFLAGS"].startswith(runtime)
+    assert "-Wl,-rpath,$ORIGIN/../../nvidia/nccl/lib" in environment["LDFLAGS"]
+    assert environment["LDFLAGS"].endswith(" -Wl,--mine")
+    assert "AsGpuStreamValue" in build["headers"]["client/xla_builder.h"]
+    assert build["headers"]["shape.h"] == ""
+    assert builder.run("--gpu", environment=given) == (0, f"reusing {builder.wheel()}\n")
+
+
+def test_a_toolkit_is_put_together_of_the_package_index(builder: Builder, tmp_path: Path) -> None:
+    gpu_parts.packages(gpu_parts.tensorflow(tmp_path / "site"))
+    code, output = builder.run("--gpu")
+    assert code == 0, output
+    assert "installing nvcc 13." in output
+    (build,) = builder.builds
+    parts = [
+        "bin/nvcc",
+        "include/cuda_runtime_api.h",
+        "lib64/libcudart.so",
+        "lib64/libcudart.so.12",
+    ]
+    assert {*parts, "lib64/libcudart.so.12", "lib64/libcudart_static.a"} == set(build["toolkit"])
+    assert build["environment"]["HOROVOD_BUILD_CUDA_CC_LIST"].startswith("75,80,")
+
+
+def test_a_compiler_that_cannot_be_installed_is_an_error(builder: Builder, tmp_path: Path) -> None:
+    gpu_parts.packages(gpu_parts.tensorflow(tmp_path / "site"))
+    builder.installs = 1
+    code, output = builder.run("--gpu")
+    assert code == 78
+    assert "pip cannot install a CUDA compiler (nvidia-cuda-nvcc==13." in output
+    assert "HOROVOD_CUDA_HOME" in output
 
 
 def test_a_wheel_is_built_once_and_reused_without_a_compiler(
