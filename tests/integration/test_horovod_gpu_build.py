@@ -25,7 +25,7 @@ LOADED = """
 import horovod.tensorflow as hvd
 print("nccl", hvd.nccl_built())
 for line in open("/proc/self/maps"):
-    if "libnccl" in line or "libcudart" in line:
+    if "libnccl" in line:
         print(line.split()[-1])
 """
 
@@ -87,23 +87,26 @@ def test_the_library_finds_nccl_in_its_environment(python: Path, library: Path) 
     dynamic = run("readelf", "-d", library)
     assert "[libnccl.so.2]" in dynamic
     assert "$ORIGIN/../../nvidia/nccl/lib" in dynamic
-    first, *paths = run(python, "-P", "-c", LOADED).splitlines()[-2:]
-    assert int(first.removeprefix("nccl ")) >= 22707
+    loaded = run(python, "-P", "-c", LOADED)
+    assert int(re.findall(r"^nccl (\d+)$", loaded, re.MULTILINE)[0]) >= 22707
     nccl = library.parents[2] / "nvidia" / "nccl" / "lib" / "libnccl.so.2"
+    paths = re.findall(r"^/.*libnccl.*$", loaded, re.MULTILINE)
     assert {Path(path).resolve() for path in paths} == {nccl.resolve()}
 
 
 def test_the_library_holds_the_runtime_that_tensorflow_uses(library: Path) -> None:
     undefined = run("nm", "-D", "--undefined-only", library)
     assert not re.findall(r"\b(?:__)?cuda[A-Z]\w*", undefined)
-    # Versions of the runtime differ in some of their internal names.
+    # Each version of the runtime has internal names that others have not.
     internal = re.compile(r"libcudart_static_[0-9a-f]{40}")
     runtime = library.parents[2] / "nvidia" / "cuda_runtime" / "lib" / "libcudart_static.a"
-    assert set(internal.findall(run("nm", library))) == set(internal.findall(run("nm", runtime)))
+    linked = set(internal.findall(run("nm", library)))
+    assert len(linked) > 1000
+    assert linked <= set(internal.findall(run("nm", runtime)))
 
 
 def test_nccl_has_every_function_that_the_library_calls(library: Path) -> None:
     called = re.findall(r" U (nccl\w+)", run("nm", "-D", "--undefined-only", library))
     nccl = library.parents[2] / "nvidia" / "nccl" / "lib" / "libnccl.so.2"
     assert "ncclAllReduce" in called
-    assert set(called) <= set(re.findall(r" T (nccl\w+)", run("nm", "-D", "--defined-only", nccl)))
+    assert set(called) <= set(re.findall(r" W (nccl\w+)", run("nm", "-D", "--defined-only", nccl)))
