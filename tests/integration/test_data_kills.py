@@ -93,8 +93,9 @@ VARIED = {
     "validation_shuffled_twice",
     "workers",
 }
-# Where the state is another one than at the beginning only after a validation.
+# Where the state is another one than at the beginning only after an epoch or a validation.
 MOMENT = {
+    "py_dataset_shuffled": "middle:1",
     "validation": "validation:1",
     "validation_shuffled_twice": "validation:1",
 }
