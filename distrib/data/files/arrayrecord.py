@@ -66,7 +66,7 @@ class ArrayRecordSource(FileSource):
             self._readers = list(pool.map(_open, files))
         super().__init__(FileRanges(files), [len(reader) for reader in self._readers])
         if len(self) == 0:
-            raise ConfigurationError(f"`paths={paths!r}`: the files have no records.")
+            raise ConfigurationError("`paths`: the ArrayRecord files have no records.")
 
     def __getitems__(self, indices: Sequence[int]) -> list[bytes]:
         """Return the records at `indices`; see `FileSource`."""

@@ -82,7 +82,7 @@ class ParquetSource(FileSource):
         ]
         super().__init__(self._ranges, [footer.num_rows for footer in self._footers])
         if len(self) == 0:
-            raise ConfigurationError(f"`paths={paths!r}`: the files have no rows.")
+            raise ConfigurationError("`paths`: the Parquet files have no rows.")
         self._columns = self._check_columns(columns)
         self._cache: SharedCache[tuple[int, int], Any] = SharedCache(_KEPT_BYTES, _size_of)
         self.block_size = max(int(np.diff(groups).max(initial=1)) for groups in self._groups)
