@@ -124,7 +124,7 @@ def measure_job(coordinator: Coordinator, count: int, slots: int) -> None:
         coordinator.end_rank(LOST_PEER)
         time.sleep(REJOIN_SECONDS)
         hosts.join([lost])
-        hosts.serve(lambda: hosts.started == 2 * ranks)
+        hosts.serve(lambda: hosts.training == ranks)
 
     def finish() -> None:
         hosts.end_ranks(0)
@@ -133,7 +133,7 @@ def measure_job(coordinator: Coordinator, count: int, slots: int) -> None:
 
     wait_for_port(coordinator.port)
     phase(join)
-    phase(lambda: hosts.serve(lambda: hosts.started == ranks))
+    phase(lambda: hosts.serve(lambda: hosts.training == ranks))
     phase(lambda: hosts.train(TRAINING_SECONDS, HEARTBEAT_SECONDS))
     phase(restart)
     memory = coordinator.status("VmHWM") / 1024

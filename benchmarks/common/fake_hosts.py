@@ -56,7 +56,7 @@ class FakeHosts:
     Attributes:
         hosts: All of them.
         surveys: How many requests for a host's network have been answered.
-        started: How many ranks were told what to run.
+        training: How many ranks were told what to run, and have not ended.
     """
 
     def __init__(self, address: tuple[str, int], count: int, slots: int) -> None:
@@ -66,7 +66,7 @@ class FakeHosts:
         self._done: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._spec: dict[socket.socket, bytes] = {}
         self.hosts = [FakeHost(f"h{number}", slots) for number in range(1, count + 1)]
-        self.surveys = self.started = 0
+        self.surveys = self.training = 0
 
     def join(self, hosts: list[FakeHost]) -> None:
         """Connect hosts to the coordinator."""
@@ -181,10 +181,15 @@ class FakeHosts:
             if not data.endswith(b"\n"):
                 return
             del self._spec[rank]
-            self.started += 1
+            self.training += 1
             rank.sendall(MARK)
+        elif data.strip():  # A signal.
+            rank.sendall(frame(EXIT, b"%d" % (128 + int(data.split()[0]))))
+            host.ranks.remove(rank)
+            self._close(rank)
 
     def _close(self, rank: socket.socket) -> None:
+        self.training -= rank not in self._spec
         self._spec.pop(rank, None)
         self._selector.unregister(rank)
         rank.close()

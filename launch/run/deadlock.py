@@ -56,12 +56,13 @@ class DeadlockDetector:
             finished: The ranks that have ended with exit code 0.
         """
         waiting = [p for p in running if self._waits_for(p) > DEADLOCK_SECONDS]
-        first = min(finished, key=lambda p: self._number(p.rank), default=None)
-        for placement in waiting if first is not None else ():
-            if self._number(first.rank) < self._number(placement.rank):
+        if waiting and finished:
+            first = min(finished, key=lambda p: self._number(p.rank))
+            last = max(waiting, key=lambda p: self._number(p.rank))
+            if self._number(first.rank) < self._number(last.rank):
                 return (
-                    f"{name(first)} has ended with exit code 0, but {name(placement)} waits "
-                    f"for it {self.place_of(placement.rank)}"
+                    f"{name(first)} has ended with exit code 0, but {name(last)} waits "
+                    f"for it {self.place_of(last.rank)}"
                 )
         numbers = {self._number(placement.rank) for placement in waiting}
         collectives = {self._collective(p.rank): p for p in waiting}

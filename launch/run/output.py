@@ -16,6 +16,7 @@ from pathlib import Path
 from distrib.startup_noise import StartupNoise
 
 from ..hosts.names import rank_numbers
+from ..process.open_files import reserve_files
 from ..process.terminal import DISK_FULL_ERRORS, STDERR, STDOUT, is_same_output, write
 
 PARTIAL_LINE_SECONDS = 0.2
@@ -106,6 +107,7 @@ class Display:
         self._logs = []
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
+            reserve_files(size)
             paths = (folder / f"rank-{rank}.log" for rank in range(size))
             self._logs = [self._files.enter_context(path.open("ab", 0)) for path in paths]
         self._disk_full_reported = False
@@ -117,6 +119,8 @@ class Display:
         self._streams = {STDOUT: stream, STDERR: stream if is_same_output() else OutputStream()}
         self._held: list[tuple[int, bytes]] = []
         self._may_hold = True
+        self._shown: set[int] = set()  # Ranks whose errors are shown, once the cause is known.
+        self._hidden: set[int] = set()
 
     def receive(self, chunks: Sequence[tuple[int, int, bytes]]) -> None:
         """Take what the ranks wrote at one moment.
@@ -137,7 +141,7 @@ class Display:
                 self._tails[rank] = (self._tails[rank] + data)[-TAIL_BYTES:]
             if fd == STDERR and self.held_since is not None:
                 self._held.append((rank, data))
-            else:
+            elif fd == STDOUT or self._may_hold or self._may_show(rank):
                 self._show(rank, fd, data)
 
     def _append(self, rank: int, data: bytes) -> None:
@@ -184,25 +188,34 @@ class Display:
             held.setdefault(rank, []).append(data)
         self._held.clear()
         same: dict[bytes, list[int]] = {}
-        hidden = []
-        shown = 0
         for rank, chunks in held.items():
             error = _error_in(chunks)
             if error in same:
                 same[error].append(rank)
-            elif shown == MAX_SHOWN_RANKS:
-                hidden.append(rank)
-            else:
+            elif chunks and self._may_show(rank):
                 if error:
                     same[error] = [rank]
-                shown += bool(chunks)
                 for data in chunks:
                     self._show(rank, STDERR, data)
         for first, *others in same.values():
             if others:
                 self.log(f"the same error on {rank_numbers(others)} as on rank {first}")
-        if hidden:
-            self.log(f"{rank_numbers(hidden)} wrote more; --output-dir keeps it in files")
+        if cause is None:
+            self._forget_shown()
+
+    def _may_show(self, rank: int) -> bool:
+        """Return whether a rank is among the first that have written errors of one moment."""
+        if rank in self._shown or len(self._shown) < MAX_SHOWN_RANKS:
+            self._shown.add(rank)
+            return True
+        self._hidden.add(rank)
+        return False
+
+    def _forget_shown(self) -> None:
+        if self._hidden:
+            self.log(f"{rank_numbers(self._hidden)} wrote errors too; --output-dir keeps them in files")
+        self._shown.clear()
+        self._hidden.clear()
 
     def flush(self) -> None:
         """Show lines that have waited long enough; to be called several times a second."""
