@@ -125,6 +125,7 @@ def measure_job(coordinator: Coordinator, count: int, slots: int) -> None:
         time.sleep(REJOIN_SECONDS)
         hosts.join([lost])
         hosts.serve(lambda: hosts.training == ranks)
+        assert f" on {lost.name} was lost".encode() in coordinator.output, "another host is blamed"
 
     def finish() -> None:
         hosts.end_ranks(0)

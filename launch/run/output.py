@@ -213,7 +213,7 @@ class Display:
 
     def _forget_shown(self) -> None:
         if self._hidden:
-            self.log(f"{rank_numbers(self._hidden)} wrote errors too; --output-dir keeps them in files")
+            self.log(f"{rank_numbers(self._hidden)} wrote errors too; --output-dir keeps them")
         self._shown.clear()
         self._hidden.clear()
 
