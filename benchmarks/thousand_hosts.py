@@ -120,16 +120,16 @@ def measure_job(coordinator: Coordinator, count: int, slots: int) -> None:
     def restart() -> None:
         lost = hosts.hosts[count // 2]
         hosts.leave(lost)
+        coordinator.end_rank(LOST_PEER)  # First: the coordinator kills it if the others take long.
         hosts.end_ranks(LOST_PEER, ERROR)
-        coordinator.end_rank(LOST_PEER)
         time.sleep(REJOIN_SECONDS)
         hosts.join([lost])
         hosts.serve(lambda: hosts.training == ranks)
         assert f" on {lost.name} was lost".encode() in coordinator.output, "another host is blamed"
 
     def finish() -> None:
-        hosts.end_ranks(0)
         coordinator.end_rank(0)
+        hosts.end_ranks(0)
         hosts.serve(lambda: hosts.is_over)
 
     wait_for_port(coordinator.port)
