@@ -15,15 +15,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from distrib.errors import EXIT_FINISHED
 
 from ..process.launcher_context import LauncherContext
+from ..process.open_files import allow_files, reserve_files
 from .channel import Channel
-from .host_pool import Allocation, JobSize, allocate_ranks, start_local_agent, wait_for_hosts
+from .host_pool import (
+    PIPES_PER_PROCESS,
+    Allocation,
+    JobSize,
+    allocate_ranks,
+    start_local_agent,
+    wait_for_hosts,
+)
 from .host_registry import HostRegistry
+from .names import host_names
 from .network import UnreachableHostError, View, local_view, remote_view
 from .placement import Host, RankPlacement
 from .protocol import ANSWER_SECONDS
@@ -65,6 +73,7 @@ class Coordinator:
         self._context = context
         self._attempt = 0
         self._allocated: set[str] = set()
+        allow_files(2 * size.max_ranks)  # Two for each host, which has one rank or more.
         self._registry = HostRegistry(port, token, own.name, context.log)
 
     def allocate(self) -> Allocation:
@@ -87,14 +96,16 @@ class Coordinator:
     def connect(self, placements: Sequence[RankPlacement]) -> list[Channel]:
         """See `HostPool`."""
         self._attempt += 1
+        local = [placement for placement in placements if placement.host == self._own]
+        reserve_files(len(placements) + PIPES_PER_PROCESS * len(local))
         requests = {
             placement: self._registry.request_agent(placement.hostname, self._attempt)
             for placement in placements
             if placement.host != self._own
         }
-        deadline = time.monotonic() + ANSWER_SECONDS
+        began = time.monotonic()
         return [
-            self._registry.channel(requests[placement], deadline)
+            self._registry.channel(requests[placement], began)
             if placement in requests
             else start_local_agent()
             for placement in placements
@@ -140,16 +151,17 @@ class Coordinator:
         slots = self._own.slots + sum(host.slots for host in hosts)
         if slots >= self._size.max_ranks:
             return None
-        names = ", ".join(sorted([self._own.name, *(host.name for host in hosts)]))
+        names = host_names([self._own.name, *(host.name for host in hosts)])
         return f"{slots} of {self._size.max_ranks} ranks have a place, on {names}"
 
     def _views(self) -> dict[Host, View]:
         """Return the network views of all hosts that answer, this one first."""
         hosts = self._registry.available()
         views, addresses = {}, []
-        with ThreadPoolExecutor(len(hosts) or 1) as pool:  # A lost host takes long to answer.
-            answers = list(pool.map(lambda host: host.request({"survey": True}), hosts))
-        for host, answer in zip(hosts, answers, strict=True):
+        numbers = [host.request({"survey": True}) for host in hosts]
+        deadline = time.monotonic() + ANSWER_SECONDS
+        for host, number in zip(hosts, numbers, strict=True):
+            answer = host.answer(number, deadline)
             if answer is None:
                 self._registry.forget(host)
                 continue

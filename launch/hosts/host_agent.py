@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 import subprocess
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from multiprocessing import AuthenticationError
-from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
+from multiprocessing.connection import Connection
 from typing import Any
 
-from distrib.errors import EXIT_FINISHED, EXIT_LOST_PEER, EXIT_PREEMPTED, ConfigurationError
+from distrib.errors import EXIT_FINISHED, EXIT_LOST_PEER, EXIT_PREEMPTED
 
 from ..process.launcher_context import LauncherContext
 from . import probe
 from .network import script_command
 from .placement import Host
-from .protocol import (
-    ANSWER_SECONDS,
-    TOKEN_VARIABLE,
-    receive,
-    send,
-    set_keepalive,
-    set_read_timeout,
-)
+from .protocol import ANSWER_SECONDS, connect, receive, send
 from .task import Task
 
 RETRY_SECONDS = 1.0
@@ -135,25 +126,9 @@ class HostAgent:
         return EXIT_PREEMPTED
 
     def _connect(self, **hello: Any) -> tuple[Connection, socket.socket]:
-        """Connect and authenticate; register this host unless `hello` says something else."""
-        connection = socket.create_connection(self._coordinator, timeout=ANSWER_SECONDS)
-        connection.settimeout(None)
-        set_keepalive(connection)
-        set_read_timeout(connection, ANSWER_SECONDS)
-        control = Connection(os.dup(connection.fileno()))
-        try:
-            answer_challenge(control, self._token)
-            deliver_challenge(control, self._token)
-            send(control, hello or {"name": self._own.name, "slots": self._own.slots})
-        except AuthenticationError as error:
-            raise ConfigurationError(
-                f"{self._coordinator[0]} has another token than this host; give both the same "
-                f"{TOKEN_VARIABLE}."
-            ) from error
-        except EOFError as error:
-            raise ConnectionError("the connection was closed") from error
-        set_read_timeout(connection, 0)
-        return control, connection
+        """Connect, and register this host unless `hello` says something else."""
+        own = {"name": self._own.name, "slots": self._own.slots}
+        return connect(self._coordinator, self._token, hello or own)
 
     def _follow(self, control: Connection, connection: socket.socket) -> int | None:
         """Do what the coordinator requests; return the exit code, `None` if it was lost."""

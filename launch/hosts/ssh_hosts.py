@@ -6,8 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..process.launcher_context import LauncherContext
+from ..process.open_files import reserve_files
 from .channel import Channel, ProcessChannel
-from .host_pool import Allocation, JobSize, allocate_ranks, start_local_agent, wait_for_hosts
+from .host_pool import (
+    PIPES_PER_PROCESS,
+    Allocation,
+    JobSize,
+    allocate_ranks,
+    start_local_agent,
+    wait_for_hosts,
+)
 from .network import Ssh, probe_hosts, script_command
 from .placement import Host, RankPlacement
 from .task import Task
@@ -56,6 +64,7 @@ class SshHosts:
 
     def connect(self, placements: Sequence[RankPlacement]) -> list[Channel]:
         """See `HostPool`."""
+        reserve_files(PIPES_PER_PROCESS * len(placements))
         agent = script_command("rank_agent.py")
         return [
             start_local_agent()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +125,7 @@ class Job:
             return supervisor.run(self._ranks(allocation.placements, environments))
 
     def _ranks(
-        self, placements: Sequence[RankPlacement], environments: Sequence[rendezvous.Environment]
+        self, placements: Sequence[RankPlacement], environments: Iterable[rendezvous.Environment]
     ) -> Iterator[tuple[RankPlacement, Channel, Mapping[str, Any]]]:
         """Yield each rank's placement, the channel to its agent, and the spec for that agent."""
         channels = self._pool.connect(placements)
@@ -135,8 +135,11 @@ class Job:
             yield placement, channel, {**spec, "environment": environment}
 
     @contextmanager
-    def _environments(self, allocation: Allocation) -> Iterator[list[rendezvous.Environment]]:
-        """Yield the environment of each rank, valid while the rendezvous server runs."""
+    def _environments(self, allocation: Allocation) -> Iterator[Iterator[rendezvous.Environment]]:
+        """Yield the environments of the ranks, valid while the rendezvous server runs.
+
+        Each is made when its rank starts: it may name all ranks, so all at once are much memory.
+        """
         placements, views = allocation.placements, allocation.views
         common = {
             # For the ledger beside the checkpoints, and for the ranks' messages.
@@ -147,24 +150,24 @@ class Job:
             GRACE_VARIABLE: f"{self._options.grace:g}",
         }
         with ExitStack() as stack:
-            of_backend: list[rendezvous.Environment] = [{}]
+            of_backend: Iterable[rendezvous.Environment] = [{}]
             if self._options.backend == "horovod":
                 port = stack.enter_context(rendezvous.server(placements, views))
-                of_backend = [
+                of_backend = (
                     rendezvous.horovod_environment(placement, views[placement.host], port)
                     for placement in placements
-                ]
+                )
             elif self._options.backend == "multiworker":
                 first_port = self._options.first_port
                 addresses = rendezvous.worker_addresses(placements, views, first_port)
-                of_backend = [
+                of_backend = (
                     rendezvous.multiworker_environment(placement, addresses)
                     for placement in placements
-                ]
-            yield [
+                )
+            yield (
                 {**rendezvous.common_environment(placement), **common, **own}
                 for placement, own in zip(placements, of_backend, strict=True)
-            ]
+            )
 
 
 def _describe(cause: RankExit | None, display: Display, detector: HangDetector) -> Failure:
