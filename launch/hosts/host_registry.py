@@ -116,23 +116,29 @@ class HostRegistry:
             names, self._stopping = self._stopping, []
         return names
 
-    def request_agent(self, hostname: str, attempt: int) -> AgentRequest:
+    def request_agent(self, hostname: str, attempt: int | None) -> AgentRequest:
         """Have a host start one rank agent.
 
         Args:
             hostname: Which host; one that is not connected any more starts none.
-            attempt: Number of the attempt; the host ends the ranks of the one before.
+            attempt: Number of the attempt; the host ends the ranks of the one before. `None` for
+                the agent of a spare.
         """
         key, sockets = secrets.token_hex(16), queue.Queue[socket.socket]()
         with self._lock:
             self._expected[key] = sockets
-            host = self._hosts.get(hostname)
-        if host is not None:
-            try:
-                send(host.control, {"start": key, "attempt": attempt})
-            except OSError:
-                self.forget(host)
+        self._tell(hostname, {"start": key, "attempt": attempt})
         return AgentRequest(key, sockets)
+
+    def announce_rank(self, hostname: str, key: str, attempt: int) -> None:
+        """Tell a host that one of its spares becomes a rank.
+
+        Args:
+            hostname: Which host.
+            key: Of the request for the spare's agent.
+            attempt: Number of the attempt.
+        """
+        self._tell(hostname, {"use": key, "attempt": attempt})
 
     def channel(self, request: AgentRequest, deadline: float) -> Channel:
         """Return the channel to a requested rank agent; a closed one if it was not started.
@@ -179,6 +185,16 @@ class HostRegistry:
     def _connected(self) -> list[ConnectedHost]:
         with self._lock:
             return list(self._hosts.values())
+
+    def _tell(self, hostname: str, message: Mapping[str, Any]) -> None:
+        """Send a message to a host if it is connected."""
+        with self._lock:
+            host = self._hosts.get(hostname)
+        if host is not None:
+            try:
+                send(host.control, message)
+            except OSError:
+                self.forget(host)
 
     def _send(self, control: Connection, message: Mapping[str, Any]) -> None:
         with suppress(OSError):  # A host that was lost connects again.

@@ -64,6 +64,7 @@ class Supervisor:
         preempted_hosts: Returns names of hosts that announced that they will stop, each once.
         tick: Called several times a second.
         runs: Follows where the chief saves. Defaults to that of a single attempt.
+        follow: Called with each heartbeat; may return a message for the user.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Supervisor:
         preempted_hosts: Callable[[], Iterable[str]] = tuple,
         tick: Callable[[], None] = lambda: None,
         runs: RunDirectories | None = None,
+        follow: Callable[[int, Mapping[str, Any]], str | None] = lambda rank, facts: None,
     ) -> None:
         self._display = display
         self._grace = grace
@@ -84,6 +86,7 @@ class Supervisor:
         self._preempted_hosts = preempted_hosts
         self._tick = tick
         self._runs = runs or RunDirectories()
+        self._follow = follow
         self._ranks: list[RankProcess] = []
         self._exits: dict[int, RankExit] = {}
         self._schedule: list[tuple[float, int]] = []
@@ -144,6 +147,8 @@ class Supervisor:
             for facts in heartbeats:
                 self._detector.record(rank.placement.rank, facts)
                 self._follow_run(rank.placement, facts)
+                if message := self._follow(rank.placement.rank, facts):
+                    self._display.log(message)
             if stream not in rank.open_fds:
                 selector.unregister(key.fd)
         self._display.receive(chunks)
