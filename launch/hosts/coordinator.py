@@ -16,6 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from distrib.errors import EXIT_FINISHED
 
@@ -74,6 +75,8 @@ class Coordinator:
         self._attempt = 0
         self._allocated: set[str] = set()
         allow_files(2 * size.max_ranks)  # Two for each host, which has one rank or more.
+        # Keys of the requests for the agents of spares.
+        self._spares: WeakKeyDictionary[Channel, str] = WeakKeyDictionary()
         self._registry = HostRegistry(port, token, own.name, context.log)
 
     def allocate(self) -> Allocation:
@@ -93,23 +96,38 @@ class Coordinator:
         self._allocated = {host.name for host in allocation.views}
         return allocation
 
-    def connect(self, placements: Sequence[RankPlacement]) -> list[Channel]:
+    def connect(
+        self, placements: Sequence[RankPlacement], spares: Mapping[RankPlacement, Channel]
+    ) -> list[Channel]:
         """See `HostPool`."""
         self._attempt += 1
         local = [placement for placement in placements if placement.host == self._own]
         reserve_files(len(placements) + PIPES_PER_PROCESS * len(local))
+        for placement, channel in spares.items():
+            if placement.host != self._own:
+                key = self._spares.pop(channel)
+                self._registry.announce_rank(placement.hostname, key, self._attempt)
         requests = {
             placement: self._registry.request_agent(placement.hostname, self._attempt)
             for placement in placements
-            if placement.host != self._own
+            if placement.host != self._own and placement not in spares
         }
         began = time.monotonic()
         return [
             self._registry.channel(requests[placement], began)
             if placement in requests
-            else start_local_agent()
+            else spares.get(placement) or start_local_agent()
             for placement in placements
         ]
+
+    def connect_spare(self, placement: RankPlacement) -> Channel:
+        """See `HostPool`."""
+        if placement.host == self._own:
+            return start_local_agent()
+        request = self._registry.request_agent(placement.hostname, attempt=None)
+        channel = self._registry.channel(request, time.monotonic())
+        self._spares[channel] = request.key
+        return channel
 
     def spec(self, placement: RankPlacement) -> Mapping[str, Any]:
         """See `HostPool`: other hosts have a command and a directory of their own."""

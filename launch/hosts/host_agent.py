@@ -6,7 +6,7 @@ import select
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
@@ -18,6 +18,7 @@ from . import probe
 from .network import script_command
 from .placement import Host
 from .protocol import ANSWER_SECONDS, connect, receive, send
+from .rank_agent import die_with_parent
 from .task import Task
 
 RETRY_SECONDS = 1.0
@@ -62,6 +63,7 @@ class HostAgent:
         self._attempt = 0
         self._agents: list[subprocess.Popen[bytes]] = []
         self._saving: list[subprocess.Popen[bytes]] = []
+        self._spares: dict[str, subprocess.Popen[bytes]] = {}  # Agents of spares, by key.
 
     def serve(self) -> int:
         """Return the exit code: the job's, or 75 if this host was asked to stop, or 76."""
@@ -73,7 +75,7 @@ class HostAgent:
             finally:
                 control.close()
                 connection.close()
-                self._kill_ranks()
+                self._kill_all()
             if code == EXIT_FINISHED and self._linger:
                 joined = self._linger_until_stopped()
             elif code is not None:
@@ -170,22 +172,41 @@ class HostAgent:
             launcher, own = connection.getpeername()[0], connection.getsockname()[0]
             network = probe.describe_network(launcher, own, self._own.slots)
             send(control, {"number": message["number"], **network})
+        elif "start" in message and message["attempt"] is None:
+            if self._task.is_script:  # If not, the coordinator gets no answer and has no spare.
+                self._start_spare(message["start"])
         elif "start" in message:
-            if message["attempt"] != self._attempt:
-                self._kill_ranks()  # An agent of the attempt before may not have noticed its end.
-                self._attempt = message["attempt"]
-            self._start_agent(message["start"])
+            self._begin_attempt(message["attempt"])
+            self._agents = [*self._running, self._start_agent(message["start"])]
+        elif message.get("use") in self._spares:
+            self._begin_attempt(message["attempt"])
+            self._agents = [*self._running, self._spares.pop(message["use"])]
 
-    def _start_agent(self, key: str) -> None:
+    def _start_spare(self, key: str) -> None:
+        """Start the rank agent of a spare, which ends with this process in any case."""
+        running = {key: agent for key, agent in self._spares.items() if agent.poll() is None}
+        self._spares = {**running, key: self._start_agent(key, die_with_parent())}
+
+    def _begin_attempt(self, attempt: int) -> None:
+        if attempt != self._attempt:
+            _kill(self._agents)  # An agent of the attempt before may not have noticed its end.
+            self._attempt = attempt
+
+    def _start_agent(
+        self, key: str, preexec: Callable[[], None] | None = None
+    ) -> subprocess.Popen[bytes]:
         """Start a rank agent whose input and output are a new connection."""
         control, connection = self._connect(key=key)
         control.close()
         with connection:
             fd, command = connection.fileno(), script_command("rank_agent.py")
-            agent = subprocess.Popen(
-                [*command, *self._task.command], stdin=fd, stdout=fd, start_new_session=True
+            return subprocess.Popen(
+                [*command, *self._task.command],
+                stdin=fd,
+                stdout=fd,
+                start_new_session=True,
+                preexec_fn=preexec,
             )
-            self._agents = [*self._running, agent]
 
     @property
     def _running(self) -> list[subprocess.Popen[bytes]]:
@@ -196,12 +217,10 @@ class HostAgent:
         while self._running and time.monotonic() < deadline:
             time.sleep(0.02)
 
-    def _kill_ranks(self) -> None:
-        """Kill the running rank agents; the kernel kills a rank together with its agent."""
-        for agent in self._running:
-            agent.kill()
-        for agent in self._agents:
-            agent.wait()
+    def _kill_all(self) -> None:
+        """Kill the agents of ranks and spares; the kernel kills a rank together with its agent."""
+        _kill([*self._agents, *self._spares.values()])
+        self._spares.clear()
 
     def _stop_after_ranks(self) -> int:
         """Stop without a coordinator, which may have ended before its channels to the ranks did."""
@@ -219,3 +238,10 @@ class HostAgent:
                 f"asked to stop; the ranks did not end in time. (exit code {EXIT_LOST_PEER})"
             )
         return EXIT_PREEMPTED if saved else EXIT_LOST_PEER
+
+
+def _kill(agents: Collection[subprocess.Popen[bytes]]) -> None:
+    for agent in agents:
+        agent.kill()  # Does nothing to one that has ended.
+    for agent in agents:
+        agent.wait()

@@ -57,12 +57,21 @@ class HostPool(Protocol):
             Preempted: If the launcher was asked to stop meanwhile.
         """
 
-    def connect(self, placements: Sequence[RankPlacement]) -> list[Channel]:
+    def connect(
+        self, placements: Sequence[RankPlacement], spares: Mapping[RankPlacement, Channel]
+    ) -> list[Channel]:
         """Start a rank agent for each rank; the channel is closed if its host is lost.
+
+        Args:
+            placements: Of the ranks.
+            spares: Channels that `connect_spare` has returned, for ranks that spares become.
 
         Raises:
             ConfigurationError: If this process may not open as many files as that takes.
         """
+
+    def connect_spare(self, placement: RankPlacement) -> Channel:
+        """Start a rank agent for a spare on the host of a rank; any thread may call this."""
 
     def spec(self, placement: RankPlacement) -> Mapping[str, Any]:
         """Return what the rank agent runs, without the rank's own environment variables."""

@@ -99,24 +99,30 @@ class HostRegistry:
             names, self._stopping = self._stopping, []
         return names
 
-    def request_agent(self, hostname: str, attempt: int) -> AgentRequest:
+    def request_agent(self, hostname: str, attempt: int | None) -> AgentRequest:
         """Have a host start one rank agent.
 
         Args:
             hostname: Which host; one that is not connected any more starts none.
-            attempt: Number of the attempt; the host ends the ranks of the one before.
+            attempt: Number of the attempt; the host ends the ranks of the one before. `None` for
+                the agent of a spare.
         """
         key, sockets = secrets.token_hex(16), queue.SimpleQueue[socket.socket | None]()
         with self._lock:
             self._expected[key] = sockets
-            host = self._hosts.get(hostname)
-        try:
-            if host is None:
-                raise ConnectionError
-            host.send({"start": key, "attempt": attempt})
-        except OSError:
+        if not self._tell(hostname, {"start": key, "attempt": attempt}):
             sockets.put(None)
         return AgentRequest(key, sockets)
+
+    def announce_rank(self, hostname: str, key: str, attempt: int) -> None:
+        """Tell a host that one of its spares becomes a rank.
+
+        Args:
+            hostname: Which host.
+            key: Of the request for the spare's agent.
+            attempt: Number of the attempt.
+        """
+        self._tell(hostname, {"use": key, "attempt": attempt})
 
     def channel(self, request: AgentRequest, began: float) -> Channel:
         """Return the channel to a requested rank agent; a closed one if it was not started.
@@ -168,6 +174,17 @@ class HostRegistry:
     def _connected(self) -> list[ConnectedHost]:
         with self._lock:
             return list(self._hosts.values())
+
+    def _tell(self, hostname: str, message: Mapping[str, Any]) -> bool:
+        """Send a message to a host, and return whether it is connected."""
+        with self._lock:
+            host = self._hosts.get(hostname)
+        try:
+            if host is not None:
+                host.send(message)
+        except OSError:  # `_read` notices that it is lost, too.
+            return False
+        return host is not None
 
     def _send(self, host: ConnectedHost, message: Mapping[str, Any]) -> None:
         with suppress(OSError):  # A host that was lost connects again.

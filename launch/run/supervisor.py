@@ -66,6 +66,7 @@ class Supervisor:
         preempted_hosts: Returns names of hosts that announced that they will stop, each once.
         tick: Called several times a second.
         runs: Follows where the chief saves. Defaults to that of a single attempt.
+        follow: Called with each heartbeat; may return a message for the user.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Supervisor:
         preempted_hosts: Callable[[], Iterable[str]] = tuple,
         tick: Callable[[], None] = lambda: None,
         runs: RunDirectories | None = None,
+        follow: Callable[[int, Mapping[str, Any]], str | None] = lambda rank, facts: None,
     ) -> None:
         self._display = display
         self._grace = grace
@@ -90,6 +92,7 @@ class Supervisor:
         self._running_placements: list[RankPlacement] = []
         self._finished: list[RankPlacement] = []
         self._silent: list[int] = []  # Ranks of which only the exit code is not known yet.
+        self._follow = follow
         self._exits: dict[int, RankExit] = {}
         self._next_check = 0.0
         self._schedule: list[tuple[float, int]] = []
@@ -151,6 +154,8 @@ class Supervisor:
             for facts in heartbeats:
                 self._detector.record(rank.placement.rank, facts)
                 self._follow_run(rank.placement, facts)
+                if message := self._follow(rank.placement.rank, facts):
+                    self._display.log(message)
             if stream not in rank.open_fds:
                 selector.unregister(key.fd)
                 if not rank.open_fds:
