@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from distrib.gradients.optimizer import Reducer, reduce_outside_of_loss_scaling, reducer_of
@@ -29,6 +30,7 @@ from distrib.keras_compat.train_step import (
     metrics_of,
 )
 from distrib.log import log
+from distrib.state.build import build
 
 
 def step_on_ranks(model: Any) -> Step | None:
@@ -71,6 +73,7 @@ class _CompiledStep:
         self._second = _compiled(self._apply)
 
     def __call__(self, data: Any) -> Mapping[str, Any]:
+        self._build(data)
         variables = self._model.trainable_weights
         # Read here: the variable is on the CPU, which code compiled for a GPU does not reach.
         first: FirstHalf = self._first(data, self._reducer.share())
@@ -83,6 +86,17 @@ class _CompiledStep:
         reduced = FirstHalf(gradients, first.y_pred, first.masks)
         metrics: Mapping[str, Any] = self._second(data, reduced)
         return metrics
+
+    def _build(self, data: Any) -> None:
+        """Create all variables, as `fit` on ranks has done already, but not `train_on_batch`.
+
+        Compiled functions cannot create any, and keep what stands for one that is missing.
+        """
+        if not (self._model.built and self._model.optimizer.built):
+            parts = keras.utils.unpack_x_y_sample_weight(data)
+            batch = tuple(part for part in parts if part is not None)
+            with tf.init_scope():
+                build(self._model, tf.nest.map_structure(tf.type_spec_from_value, batch))
 
     def _compute_gradients(self, data: Any, share: Any) -> FirstHalf:
         return first_half(self._model, data, lambda loss: self._reducer.scale_loss_by(share, loss))

@@ -115,6 +115,16 @@ def test_mixed_precision() -> None:
     alike(compiled, other, tolerance=1e-2)
 
 
+def test_a_model_is_built_by_its_first_batch() -> None:
+    def losses(compiles: bool) -> list[float]:
+        keras.utils.set_random_seed(1)
+        model = keras.Sequential([keras.layers.Dense(8, "relu"), keras.layers.Dense(1)])
+        model.compile(reduced(scaled(SGD(0.05))), "mse", jit_compile=compiles)
+        return [float(model.train_on_batch(X, Y)) for _ in range(4)]
+
+    np.testing.assert_allclose(losses(True), losses(False), rtol=1e-4)
+
+
 def test_a_model_with_a_train_step_of_its_own_is_not_compiled(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
