@@ -16,7 +16,7 @@ PROGRAMS := c++:g++ mpirun:openmpi-bin ip:iproute2 ssh:openssh-client sshd:opens
 WHEEL := $(addprefix launch/horovod/,recipe.py toolchain.py wheel.py)
 SOURCES := $(sort $(wildcard launch/*/*.h distrib/*.py distrib/*/*.py distrib/*/*/*.py callbacks/*.py launch/*.py launch/*/*.py))
 
-.PHONY: setup demo test exhaustive lint chaos bench clean
+.PHONY: setup demo test exhaustive gpu lint chaos bench clean
 
 setup: .venv/installed .venv/linked .venv/horovod
 
@@ -80,6 +80,12 @@ chaos: setup
 # Variations of what `make test` shows: on more ranks, on other backends.
 exhaustive: setup
 	$(BIN)/pytest $(PYTEST_ARGS) -m exhaustive
+
+# What needs NVIDIA GPUs, in ten minutes; `DISTRIB_TEST_DEVICES=cpu make gpu` tries it without.
+gpu: export DISTRIB_TEST_DEVICES ?= gpu
+gpu: setup
+	$(BIN)/pytest -m gpu tests/gpu
+	$(BIN)/python benchmarks/gpu.py
 
 bench: setup
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

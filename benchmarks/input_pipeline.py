@@ -6,7 +6,7 @@
 | part | what is read |
 |---|---|
 | records | JPEG images of 100 KB in TFRecord (grain: ArrayRecord) files on the local disk |
-| store | the same in an S3 server on loopback, whose CPU seconds do not count |
+| store | the same in an S3 server: moto's on loopback, or that of `AWS_ENDPOINT_URL` |
 | python | texts, by a `map` in Python, with 2 worker processes |
 | seek | the first batch from the middle of 10 GB |
 | arrays | arrays in memory and on disk, and objects with random access |
@@ -53,7 +53,7 @@ def main() -> None:
             if part == "records":
                 compare_records(folder, args.images, batch, repeats)
             elif part == "store":
-                compare_store(folder, args.images // 3, batch, repeats)
+                compare_store(folder, args.images, batch, repeats)
             elif part == "python":
                 compare_python(args.texts, batch, repeats)
             elif part == "seek":

@@ -6,6 +6,7 @@
   `optimizer.apply`. It has no callbacks, no checks, and the loss as its only metric.
 - `bare fit`: `model.fit` of Keras 3 with an optimizer whose `apply` does the same allreduce.
 - `distrib`: `model.fit` with `cluster.optimizer` and `cluster.dataset`.
+- `distrib xla`: the same with `jit_compile=True`, which compiles all but the allreduce.
 - `upstream`: Horovod's own `DistributedOptimizer`, on legacy Keras, if `tf-keras` is installed.
 
 The first two run without distrib, and thus with Horovod's own settings; upstream needs legacy
@@ -128,11 +129,12 @@ def bare_fit(hvd: Any, keras: Any, name: str) -> float:
     return fit(keras, model, shard(*examples(name), hvd.rank()))
 
 
-def with_distrib(cluster: Any, keras: Any, name: str) -> float:
+def with_distrib(cluster: Any, keras: Any, name: str, jit_compile: bool = False) -> float:
     model = build(keras, name)
     model.compile(
         cluster.optimizer(keras.optimizers.Adam()),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        jit_compile=jit_compile,
     )
     data = cluster.dataset(examples(name), BATCH * RANKS, shuffle=True)
     return fit(keras, model, data)
@@ -164,7 +166,10 @@ def distrib_cases(name: str) -> dict[str, Callable[[], float]]:
     import distrib
 
     cluster = distrib.init()
-    return {"distrib": lambda: with_distrib(cluster, keras, name)}
+    return {
+        "distrib": lambda: with_distrib(cluster, keras, name),
+        "distrib xla": lambda: with_distrib(cluster, keras, name, jit_compile=True),
+    }
 
 
 def upstream_cases(name: str) -> dict[str, Callable[[], float]]:
@@ -190,11 +195,12 @@ def run_job(kind: str, name: str, folder: Path) -> dict[str, list[float]]:
 
 def table(name: str, times: dict[str, list[float]]) -> Iterator[str]:
     yield f"\n{name}: batch {BATCH} on each of {RANKS} ranks"
-    yield f"{'':12}{'ms/step':>10}{'best':>10}{'distrib takes':>16}"
+    yield f"{'':12}{'ms/step':>10}{'best':>10}{'distrib takes':>16}{'with XLA':>11}"
     medians = {case: statistics.median(values) for case, values in times.items()}
     for case, values in times.items():
-        ratio = medians["distrib"] / medians[case]
-        yield f"{case:12}{medians[case] * 1e3:10.3f}{min(values) * 1e3:10.3f}{ratio:15.3f}x"
+        ratios = [medians[ours] / medians[case] for ours in ("distrib", "distrib xla")]
+        columns = f"{medians[case] * 1e3:10.3f}{min(values) * 1e3:10.3f}"
+        yield f"{case:12}{columns}{ratios[0]:15.3f}x{ratios[1]:10.3f}x"
 
 
 def main() -> None:

@@ -3,8 +3,9 @@
     python benchmarks/recovery.py [--kills 3]
 
 Two ranks train under `distrib run`. SIGKILL ends one of them, and `distrib run` restarts the job.
-The time from the kill to the next step is split into parts. The part that distrib cannot change is
-also measured alone: two interpreters, side by side, that only import the same packages.
+The time from the kill to the next step is split into parts, without spares and with them. What
+spares save is also measured alone: two interpreters, side by side, that only import the same
+packages.
 """
 
 from __future__ import annotations
@@ -59,27 +60,32 @@ model.fit(
     callbacks=[distrib.callbacks.BackupAndRestore(f"{folder}/run", save_freq=20), Mark()],
 )
 """
-PARTS = ("ranks end", "hosts, start", "interpreter", "imports", "init", "restore", "first step")
+PARTS = ("ranks end", "script begins", "imports", "init", "restore", "first step")
+SETTLED_SECONDS = 5.0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=3, help="kill a rank N times [3]")
     kills = parser.parse_args().kills
+    medians = []
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        script = folder / "train.py"
+        script = Path(name) / "train.py"
         script.write_text(SCRIPT)
         imports = median(seconds_of(lambda: import_twice(script)) for _ in range(3))
-        rows = measure(folder, script, kills)
+        for option in ("--no-spares", "--spares"):
+            folder = Path(name) / option
+            folder.mkdir()
+            rows = measure(folder, script, kills, option)
+            medians.append(column_medians([row[part] for part in PARTS] for row in rows))
     print(f"\nseconds from the death of a rank to the next step, medians of {kills} kills")
-    medians = column_medians([row[part] for part in PARTS] for row in rows)
-    for part, seconds in zip(PARTS, medians, strict=True):
-        print(f"  {part:<14}{seconds:8.2f}")
-    print(f"  {'all':<14}{sum(medians):8.2f}")
-    rest = sum(medians) - imports - medians[PARTS.index("restore")]
+    print(f"  {'':<14}{'without':>8}{'with spares':>13}")
+    table = [*zip(PARTS, *medians, strict=True), ("all", *map(sum, medians))]
+    for part, without, with_spares in table:
+        print(f"  {part:<14}{without:8.2f}{with_spares:13.2f}")
+    rest = sum(medians[1]) - medians[1][PARTS.index("restore")]
     print(f"interpreter and imports alone, two side by side: {imports:.2f}")
-    print(f"all, less those, less the restore: {rest:.2f}")
+    print(f"all with spares, less the restore: {rest:.2f}")
 
 
 def import_twice(script: Path) -> None:
@@ -91,13 +97,13 @@ def import_twice(script: Path) -> None:
         process.wait()
 
 
-def measure(folder: Path, script: Path, kills: int) -> list[dict[str, float]]:
+def measure(folder: Path, script: Path, kills: int, option: str) -> list[dict[str, float]]:
     """Kill a rank `kills` times, and return the seconds of each part for each kill."""
     marks = folder / "marks"
     marks.mkdir()
     with (folder / "output").open("wb") as output:
         job = subprocess.Popen(
-            [str(LAUNCHER), "run", "-np", "2", str(script), str(marks)],
+            [str(LAUNCHER), "run", "-np", "2", option, str(script), str(marks)],
             env=environment(),
             stdout=output,
             stderr=output,
@@ -106,7 +112,9 @@ def measure(folder: Path, script: Path, kills: int) -> list[dict[str, float]]:
     try:
         known = wait_for_ranks(folder, {}, job)
         for _ in range(kills):
-            time.sleep(5)
+            time.sleep(SETTLED_SECONDS)
+            if option == "--spares":
+                wait_for_spares(marks)
             died = time.time()
             os.kill(known[1][0], signal.SIGKILL)
             ended = wait_for_ends([pid for pid, _ in known.values()])
@@ -137,6 +145,25 @@ def wait_for_ranks(
         time.sleep(0.01)
 
 
+def wait_for_spares(marks: Path) -> None:
+    """Wait until two spares have imported everything and rest."""
+    before: dict[Path, str] = {}
+    while True:
+        now = {}
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                command = (process / "cmdline").read_bytes()
+                if bytes(marks) in command and (process / "oom_score_adj").read_text() == "1000\n":
+                    now[process] = (process / "schedstat").read_text().split()[0]
+            except OSError:  # It has just ended.
+                continue
+        resting = [process for process in now if now[process] == before.get(process)]
+        if len(resting) == 2:
+            return
+        before = now
+        time.sleep(SETTLED_SECONDS)
+
+
 def wait_for_ends(pids: list[int]) -> float:
     """Wait until all processes have ended, and return the time."""
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
@@ -146,19 +173,9 @@ def wait_for_ends(pids: list[int]) -> float:
 
 def split(died: float, ended: float, rank: tuple[int, Path]) -> dict[str, float]:
     """Return the seconds of each part; `died` and `ended` are times of `time.time`."""
-    pid, path = rank
-    marks = json.loads(path.read_text())
-    started = start_time(pid)
-    times = [died, ended, started, *marks.values()]
+    times = [died, ended, *json.loads(rank[1].read_text()).values()]
     spans = [after - before for before, after in itertools.pairwise(times)]
     return dict(zip(PARTS, spans, strict=True))
-
-
-def start_time(pid: int) -> float:
-    """Return the start time of a process, by the clock of `time.time`."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    since_boot = int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + since_boot
 
 
 def environment() -> dict[str, str]:

@@ -14,6 +14,7 @@ from distrib.units import parse_seconds
 
 # Set by Open MPI's mpirun, and by MPICH's and Intel's. Slurm sets the latter for any program.
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+_RANKS = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 HOROVOD_SIZE_VARIABLE = "HOROVOD_SIZE"
 # Seconds that Horovod's ranks wait for each other.
 GLOO_TIMEOUT_VARIABLE = "HOROVOD_GLOO_TIMEOUT_SECONDS"
@@ -159,6 +160,24 @@ def launched_as(environment: Mapping[str, str] = os.environ) -> Launched | None:
     if launched is None or rank_place.taken_by(environment) is not None:
         return None
     return launched
+
+
+def is_chief(environment: Mapping[str, str] = os.environ) -> bool:
+    """Tell whether this process is the one of its job that writes; before `distrib.init()`, too.
+
+    Args:
+        environment: Variables of the process.
+
+    Raises:
+        ConfigurationError: If a variable cannot be parsed.
+    """
+    launched = launched_as(environment)
+    if launched == "multiworker":
+        config = tf_config(environment)
+        first = "chief" if config.cluster.get("chief") else "worker"
+        return (config.task_type, config.task_index) == (first, 0)
+    ranks = (environment[name] for name in _RANKS if name in environment)
+    return launched is None or next(ranks, "0") == "0"
 
 
 def started_by_rank(environment: Mapping[str, str] = os.environ) -> int | None:

@@ -117,12 +117,13 @@ def _make_backend(kind: str, devices: int | None) -> Backend:
 
 def _prepare_keras(cluster: Cluster) -> None:
     """Wrap Keras's trainer. The backend must have started, because Keras imports TensorFlow."""
-    from distrib.keras_compat.trainer import disable_auto_jit
+    from distrib.keras_compat.train_step import replace_train_step
     from distrib.training import trainer_wrapper
+    from distrib.training.compiled_step import step_on_ranks
 
     trainer_wrapper.install()
     if cluster.size > 1:
-        disable_auto_jit()  # XLA cannot compile the exchange between ranks in a train step.
+        replace_train_step(step_on_ranks)
 
 
 def _single_process_backend(devices: int | None) -> Literal["local", "mirrored"]:

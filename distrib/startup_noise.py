@@ -23,7 +23,8 @@ _ALWAYS = (
     + _PREFIX
     + rb"port\.cc:\d+\] oneDNN custom operations are on.*\n|"
     + _PREFIX
-    + rb"cpu_feature_guard\.cc:\d+\] .*\n(?:To enable the following instructions: .*\n)?"
+    + rb"cpu_feature_guard\.cc:\d+\] .*\n|"
+    rb"To enable the following instructions: .*\n"  # The line after that, which may come alone.
 )
 _WITHOUT_GPU = (
     _PREFIX

@@ -8,6 +8,7 @@ model holds the user's own optimizer, which loads without distrib.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -97,14 +98,19 @@ def distribute(optimizer: Any, reduction: Reduction) -> Any:
         The same optimizer.
     """
     if reduction_of(optimizer) is None:
-        _Reducer(optimizer, reduction)
+        Reducer(optimizer, reduction)
     return optimizer
 
 
 def reduction_of(optimizer: Any) -> Reduction | None:
     """Return how an optimizer reduces gradients; `None` if it does not, or is `None`."""
-    reducer = None if optimizer is None else vars(optimizer).get(_REDUCER)
+    reducer = reducer_of(optimizer)
     return None if reducer is None else reducer.reduction
+
+
+def reducer_of(optimizer: Any) -> Reducer | None:
+    """Return what reduces an optimizer's gradients; `None` if nothing does, or it is `None`."""
+    return None if optimizer is None else vars(optimizer).get(_REDUCER)
 
 
 def reduce_outside_of_loss_scaling(optimizer: Any) -> None:
@@ -114,27 +120,34 @@ def reduce_outside_of_loss_scaling(optimizer: Any) -> None:
     steps whose gradients are not finite. If gradients were reduced after that decision, one rank
     could skip a step and leave the others waiting.
     """
-    inner = getattr(optimizer, "inner_optimizer", None)
-    reducer = None if inner is None else vars(inner).get(_REDUCER)
+    reducer = reducer_of(getattr(optimizer, "inner_optimizer", None))
     if reducer is not None:
         reducer.restore()
         distribute(optimizer, reducer.reduction)
 
 
-class _Reducer:
-    """Replaces the methods of one optimizer that touch gradients and loss."""
+class Reducer:
+    """Replaces the methods of one optimizer that touch gradients and loss.
+
+    A train step that is compiled in parts calls the parts of these methods one by one.
+
+    Attributes:
+        reduction: How gradients are reduced.
+        accumulates: Whether the optimizer adds up gradients of several batches. Then it reduces
+            them itself, when it applies them.
+    """
 
     _count = 0
 
     def __init__(self, optimizer: Any, reduction: Reduction) -> None:
         self.reduction = reduction
         self._optimizer = optimizer
-        self._number = _Reducer._count
+        self._number = Reducer._count
         self._name = ""
-        _Reducer._count += 1
-        self._accumulates = bool(getattr(optimizer, "gradient_accumulation_steps", None))
+        Reducer._count += 1
+        self.accumulates = bool(getattr(optimizer, "gradient_accumulation_steps", None))
         # Keras accumulates gradients in dense variables.
-        allow_sparse = reduction.allows_sparse and not self._accumulates
+        allow_sparse = reduction.allows_sparse and not self.accumulates
         self._layouts = AgreedLayouts(reduction.collectives, allow_sparse)
         self._original = {
             "apply": optimizer.apply,
@@ -143,7 +156,7 @@ class _Reducer:
         }
         optimizer.apply = self._apply
         optimizer.scale_loss = self._scale_loss
-        if self._accumulates:
+        if self.accumulates:
             setattr(optimizer, CLIP_GRADIENTS, self._reduce_and_clip)
         setattr(optimizer, _REDUCER, self)
 
@@ -152,27 +165,45 @@ class _Reducer:
         for name in (*self._original, _REDUCER):
             vars(self._optimizer).pop(name, None)
 
-    # In a user's own train step AutoGraph searches every called function for branches on tensors.
-    # There are none in the next two methods, and the search takes seconds.
-    @tf.autograph.experimental.do_not_convert
-    def _apply(self, grads: Any, trainable_variables: Any = None) -> None:
-        optimizer = self._optimizer
-        grads = list(grads)
-        variables = list(
-            variables_to_train(optimizer) if trainable_variables is None else trainable_variables
-        )
+    # The parts of a train step
+
+    def share(self) -> Any:
+        """Return the weight of this rank's loss, a scalar tensor; `None` for no weight."""
+        average = self.reduction.op == "average"
+        return self.reduction.step_payload.share.read_value() if average else None
+
+    def scale_loss_by(self, share: Any, loss: Any) -> Any:
+        """Return the loss to differentiate, given this rank's `share`."""
+        loss = self._original["scale_loss"](loss)
+        return loss if share is None else loss * tf.cast(share, loss.dtype)
+
+    def reduce(self, grads: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
+        """Return the gradients to pass to `apply_reduced`."""
         self._agree_on_name()
         grads = self._layouts.convert(grads, variables)
-        if not self._accumulates:
-            grads = reduce_gradients(grads, self.reduction, self._name)
-        self._original["apply"](grads, variables)
+        return grads if self.accumulates else reduce_gradients(grads, self.reduction, self._name)
+
+    def apply_reduced(self, grads: Sequence[Any], variables: Sequence[Any]) -> None:
+        """Update the variables by what `reduce` has returned."""
+        self._original["apply"](list(grads), list(variables))
+
+    # What the optimizer's methods do instead
+    #
+    # In a user's own train step AutoGraph searches every called function for branches on tensors.
+    # There are none in the next two methods, and the search takes seconds.
+
+    @tf.autograph.experimental.do_not_convert
+    def _apply(self, grads: Any, trainable_variables: Any = None) -> None:
+        variables = list(
+            variables_to_train(self._optimizer)
+            if trainable_variables is None
+            else trainable_variables
+        )
+        self.apply_reduced(self.reduce(list(grads), variables), variables)
 
     @tf.autograph.experimental.do_not_convert
     def _scale_loss(self, loss: Any) -> Any:
-        loss = self._original["scale_loss"](loss)
-        if self.reduction.op != "average":
-            return loss
-        return loss * tf.cast(self.reduction.step_payload.share, loss.dtype)
+        return self.scale_loss_by(self.share(), loss)
 
     def _agree_on_name(self) -> None:
         """Name the collectives after the chief's number: ranks may have made other optimizers."""

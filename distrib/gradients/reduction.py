@@ -16,6 +16,7 @@ import tensorflow as tf
 from distrib.collectives import Collectives
 from distrib.gradients.step_payload import StepPayload
 from distrib.heartbeat import heartbeat
+from distrib.keras_compat.determinism import is_deterministic
 
 Compression = Literal["fp16", "bf16"]
 Op = Literal["average", "sum", "adasum"]
@@ -69,7 +70,8 @@ class Reduction:
 def reduce_gradients(grads: Sequence[Any], reduction: Reduction, name: str) -> list[Any]:
     """Combine gradients over all ranks, and exchange the step payload.
 
-    Measures the time it takes if a supervisor reads this rank's heartbeat.
+    Measures the time it takes if a supervisor reads this rank's heartbeat, and TensorFlow may look
+    at the clock: it refuses to when it is to compute deterministically.
 
     Args:
         grads: Gradients in the agreed layouts.
@@ -79,7 +81,7 @@ def reduce_gradients(grads: Sequence[Any], reduction: Reduction, name: str) -> l
     Returns:
         The gradients in the same layouts and dtypes, equal on all ranks.
     """
-    if not heartbeat.connected:
+    if not heartbeat.connected or is_deterministic():
         return _reduce(grads, reduction, name)
     start = _time_after(grads)
     reduced = _reduce(grads, reduction, name)

@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import keras
+
 CLIP_GRADIENTS = "_clip_gradients"
 
 
@@ -27,6 +29,12 @@ def chain_of(optimizer: Any) -> Iterator[Any]:
 def variables_to_train(optimizer: Any) -> list[Any]:
     """Return the variables that an optimizer was built for."""
     return list(optimizer._trainable_variables)
+
+
+def has_own_apply_gradients(optimizer: Any) -> bool:
+    """Tell whether an optimizer's `apply_gradients` is more than a call of `apply`, as in Keras."""
+    own = type(optimizer).apply_gradients
+    return own is not keras.optimizers.Optimizer.apply_gradients
 
 
 def learning_rate_of(optimizer: Any) -> Any:

@@ -7,7 +7,6 @@ Keras, tried with 3.12 and 3.15:
 - `Model._maybe_symbolic_build(iterator)`, which `fit` and `evaluate` call as soon as they have made
   the iterator over their data, and before they make the callback list
 - `Model._get_metrics_result_or_logs(logs)`, which turns the last step's logs into an epoch's
-- `Model._resolve_auto_jit_compile()`, Keras's answer for `jit_compile="auto"`
 - `Model._symbolic_build(data_batch)`, which builds model, metrics and optimizer without a step
 - `Model._initial_epoch`, by which Keras's `BackupAndRestore` tells `fit` where to begin
 - `Model._loss_tracker`, the metric that holds the mean loss
@@ -114,11 +113,6 @@ def own_results(model: Any, logs: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return Keras's own results of an epoch: those of this process."""
     results: Mapping[str, Any] = Trainer._get_metrics_result_or_logs(model, logs)
     return results
-
-
-def disable_auto_jit() -> None:
-    """Have Keras's `jit_compile="auto"`, which may choose XLA on a GPU, choose no compilation."""
-    keras.Model._resolve_auto_jit_compile = lambda model: False
 
 
 def build_symbolically(model: Any, element_spec: Any) -> None:

@@ -32,6 +32,7 @@ from distrib.log import log
 from distrib.state import codec
 from distrib.state.callback_state import SavedState, StatefulCallback, saved_states
 from distrib.state.data_differences import CONTENTS, CONVERTED, check_data
+from distrib.state.host_copies import HostBuffers
 from distrib.state.initial_state import Matches
 from distrib.state.plain_values import Rebuilder, snapshot
 from distrib.state.random_generators import random_state, set_random_state
@@ -41,7 +42,7 @@ from distrib.state.saved_variables import METRICS, OTHER
 from distrib.state.script_changes import Change, changes_between
 from distrib.state.training_goal import TrainingGoal
 from distrib.state.training_position import Logs, TrainingPosition
-from distrib.state.training_state import HostBuffers, Overrides, TrainingState
+from distrib.state.training_state import Overrides, TrainingState
 from distrib.state.variables import ids_of_variables
 
 

@@ -61,11 +61,21 @@ class SavedVariable:
         return [f"{self.path}@{number}" for number in range(self.count)]
 
     @property
+    def nbytes(self) -> int:
+        """Size of a value in bytes."""
+        first = self.replicas[0]
+        return int(first.dtype.size * first.shape.num_elements())
+
+    @property
     def values(self) -> list[npt.NDArray[Any]]:
         """What this process has of them: views, where TensorFlow keeps them in host memory."""
         replicas = self.replicas[:1] if self.identical else self.replicas
-        # `numpy()` would copy. While a view lives, TensorFlow assigns to new memory.
-        return [np.asarray(replica.read_value()) for replica in replicas]
+        # `numpy()` would copy, and `read_value()` take thrice the time. While a view lives,
+        # TensorFlow assigns to new memory.
+        return [
+            np.asarray(tf.raw_ops.ReadVariableOp(resource=replica.handle, dtype=replica.dtype))
+            for replica in replicas
+        ]
 
     def describe(self) -> dict[str, Any]:
         """Return what the checkpoint says of the variable, JSON-able."""

@@ -14,6 +14,7 @@ from distrib.cluster import current
 from distrib.errors import CheckpointMismatchError, ConfigurationError
 from distrib.state import codec
 from distrib.state.differences import differences_between
+from distrib.state.host_copies import HostBuffers, copy_all
 from distrib.state.initial_state import Matches, find_counterparts
 from distrib.state.layer_state import LayerState, LayerStates
 from distrib.state.saved_variables import (
@@ -25,23 +26,6 @@ from distrib.state.saved_variables import (
     collect_variables,
     redistribute,
 )
-
-
-class HostBuffers:
-    """Host memory that every snapshot reuses, so that only the first one pays for its pages."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[tuple[str, str], npt.NDArray[Any]] = {}
-
-    def copy(self, group: str, name: str, value: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Copy `value` into the buffer of that name and return the buffer."""
-        buffer = self._buffers.get((group, name))
-        if buffer is None or buffer.shape != value.shape or buffer.dtype != value.dtype:
-            self._buffers[group, name] = buffer = np.array(value, copy=True)
-        else:
-            np.copyto(buffer, value)
-        return buffer
-
 
 Overrides = Mapping[tuple[str, str], list[npt.NDArray[Any]]]
 
@@ -131,17 +115,23 @@ class TrainingState:
         def values(slot: SavedVariable) -> list[npt.NDArray[Any]]:
             return overrides.get((slot.group, slot.path)) or slot.values
 
-        different = [values(slot) for slot in self._slots if not slot.identical]
-        ranks = iter(zip(*self._cluster.collectives.allgather(different), strict=True))
+        different = [slot for slot in self._slots if not slot.identical]
+        ranks = self._cluster.collectives.allgather([values(slot) for slot in different])
         if not self._cluster.is_chief:
             return {}
+        gathered = {
+            (slot.group, slot.path): [part for rank in of_ranks for part in rank]
+            for slot, of_ranks in zip(different, zip(*ranks, strict=True), strict=True)
+        }
+
         copies: dict[str, dict[str, npt.NDArray[Any]]] = {group: {} for group in GROUPS}
-        for slot in self._slots:
-            parts = (
-                values(slot) if slot.identical else [part for rank in next(ranks) for part in rank]
-            )
-            for name, part in zip(slot.names, parts, strict=True):
-                copies[slot.group][name] = buffers.copy(slot.group, name, part)
+        copied = copy_all(
+            self._slots,
+            lambda slot: gathered.get((slot.group, slot.path)) or values(slot),
+            buffers,
+        )
+        for slot, arrays in zip(self._slots, copied, strict=True):
+            copies[slot.group].update(zip(slot.names, arrays, strict=True))
         return copies
 
     def synchronize(self) -> None:

@@ -73,7 +73,7 @@ class FoundFile:
 
 
 def find_files(
-    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Sequence[FoundFile],
     argument: str,
     storage_options: dict[str, Any] | None = None,
 ) -> list[FoundFile]:
@@ -82,7 +82,8 @@ def find_files(
     Args:
         paths: One or several local paths or fsspec URLs. Each may be a pattern with `*`, `?`,
             `[...]` and `**`, as in `"gs://bucket/train-*.tfrecord"`. As in a shell, a pattern does
-            not match names that begin with a dot.
+            not match names that begin with a dot. Or files that were found before: these are
+            returned without another look-up.
         argument: Name of the user's argument, for error messages.
         storage_options: For the URLs' file systems. Defaults to none.
 
@@ -93,7 +94,10 @@ def find_files(
     given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     if not given:
         raise ConfigurationError(f"`{argument}` is empty; give the files to read.")
-    patterns = [os.fspath(path) for path in given]
+    before = [each for each in given if isinstance(each, FoundFile)]
+    if before:
+        return before
+    patterns = [os.fspath(path) for path in given if not isinstance(path, FoundFile)]
     folders = locate_all([_split_pattern(each)[0] for each in patterns], argument, storage_options)
     with ThreadPoolExecutor(min(_PARALLEL_LOOKUPS, len(patterns)), "distrib-find") as pool:
         results = pool.map(partial(_files_of, argument), patterns, folders)

@@ -43,8 +43,9 @@ _IGNORED = frozenset(
         *("vocabulary", "vocabulary_size", "idf_weights", "bin_boundaries"),
     }
 )
-# Arguments of `compile` that are described by themselves.
-_DESCRIBED = ("optimizer", "steps_per_execution")
+# Arguments of `compile` that are described by themselves, and one that may differ: Keras's default
+# for it depends on whether a rank's host has a GPU.
+_DESCRIBED = ("optimizer", "steps_per_execution", "jit_compile")
 _ADVICE = (
     "All ranks have to call `{call}` alike; what prints, logs or writes may depend on the rank."
 )

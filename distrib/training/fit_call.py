@@ -96,7 +96,7 @@ class FitCall:
 
     @property
     def validation_dataset(self) -> ResumableDataset | None:
-        """The validation data if it is shared between the ranks."""
+        """The validation data if they have a position or a state."""
         given = self.arguments["validation_data"]
         x = None if given is None else keras.utils.unpack_x_y_sample_weight(given)[0]
         return x if isinstance(x, ResumableDataset) else None

@@ -98,11 +98,6 @@ def check_ranks(call: FitCall) -> None:
         ConfigurationError: Names the argument and what to pass instead.
     """
     model, size = call.model, current().size
-    if model.jit_compile and not model.run_eagerly:
-        raise ConfigurationError(
-            "`jit_compile=True`: XLA cannot compile what the ranks exchange in a train step. Leave "
-            "`jit_compile` out of `model.compile`, and call `distrib.init()` before it."
-        )
     if not any(reduction_of(optimizer) for optimizer in optimizers_of(model)):
         raise ConfigurationError(
             f"The optimizer of {model.name!r} does not reduce gradients, so the {size} ranks would "

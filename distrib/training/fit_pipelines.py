@@ -17,6 +17,7 @@ from tensorflow.python.data.experimental.ops.distribute import _AutoShardDataset
 from distrib.cluster import current
 from distrib.data.pipelines.batch_readers import BatchReader, ReadAhead
 from distrib.data.pipelines.direct_reader import DirectReader
+from distrib.data.pipelines.evaluation_feed import EvaluationFeed
 from distrib.data.pipelines.feed import Feed
 from distrib.data.pipelines.passes import Passes
 from distrib.data.pipelines.rows import Rows, spec_of_rows
@@ -104,10 +105,7 @@ def pipeline_in(data: Any) -> Pipeline | None:
             )
         batches = pipeline_of(data)
         return Pipeline(batches, steps_of(batches), kind, once=True)
-    if not isinstance(data, tf.data.Dataset) or isinstance(data, ResumableDataset):
-        return None
-    steps = steps_of(data)
-    if any(isinstance(step.dataset, ResumableDataset) for step in steps):
+    if not _is_pipeline(data):
         return None
     data, repeats = without_repeat(data)
     return _split(Pipeline(data, steps_of(data), _TF_DATA, repeats=repeats))
@@ -176,6 +174,38 @@ def feed_of(
         repeatable=not pipeline.random_steps,
         within_epochs=savable or resume == "replay",
         sizes=sizes(pipeline.steps),
+    )
+
+
+def evaluation_feed_of(data: Any, count: int | None) -> EvaluationFeed | None:
+    """Return the validation data of a run that saves checkpoints.
+
+    Args:
+        data: `validation_data`, as given.
+        count: `validation_steps`.
+
+    Returns:
+        `None` for other data than a pipeline with a `shuffle` whose state can be saved.
+    """
+    if not _is_pipeline(data):
+        return None
+    batches, repeats = without_repeat(data)
+    # What reads ahead of a validation would begin a next pass, or not.
+    if int(batches.cardinality()) == tf.data.INFINITE_CARDINALITY or (repeats and count is None):
+        return None
+    batches = batches.repeat() if repeats else batches
+    batches = batches if count is None else batches.take(count)
+    steps = steps_of(batches)
+    if not reshuffling(steps) or unsavable(steps):
+        return None
+    passes = Passes(batches)
+    return EvaluationFeed(passes, batches, steps) if passes.is_savable() else None
+
+
+def _is_pipeline(data: Any) -> bool:
+    """Tell whether data is a `tf.data` pipeline that was not made from resumable data."""
+    return isinstance(data, tf.data.Dataset) and not any(
+        isinstance(step.dataset, ResumableDataset) for step in steps_of(data)
     )
 
 

@@ -98,6 +98,8 @@ class FitPyDataset(PyDatasetBatches):
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue from what `get_state` returned, perhaps in another process."""
+        if _ATTRIBUTES not in state:
+            return  # Of validation data of another kind.
         self._holder.set_state(state[_ATTRIBUTES])
         self.seed, self._within_epoch = state[_SEED], state[_WITHIN_EPOCH]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from distrib.log import log
-from distrib.training.fit_pipelines import feed_of, pipeline_in
+from distrib.training.fit_pipelines import evaluation_feed_of, feed_of, pipeline_in
 from distrib.training.pipeline_notes import notes_on, notes_on_validation
 from distrib.training.resumable_fit import savers_in
 
@@ -26,14 +26,18 @@ def pipeline_arguments(
     """
     savers = savers_in(arguments["callbacks"])
     resume = savers[0].resume if savers else None
+    changes: dict[str, Any] = {}
     if resume is not None:
-        for note in notes_on_validation(arguments["validation_data"]):
+        given_data = arguments["validation_data"]
+        validation = evaluation_feed_of(given_data, arguments["validation_steps"])
+        for note in notes_on_validation(given_data, validation is not None):
             log.info(note)
+        changes = {} if validation is None else {"validation_data": validation}
     pipeline = pipeline_in(arguments["x"])
     if pipeline is None:
-        return {}
+        return changes
     feed = feed_of(pipeline, model, arguments, resume)
     for note in notes_on(pipeline, feed is not None and feed.savable, resume):
         log.info(note)
-    changed = pipeline.batches if feed is None else feed
-    return {"x": changed, **({} if "shuffle" in given else {"shuffle": False})}
+    changes["x"] = pipeline.batches if feed is None else feed
+    return changes if "shuffle" in given else {**changes, "shuffle": False}

@@ -27,26 +27,39 @@ def notes_on(pipeline: Pipeline, savable: bool, resume: Resume | None) -> list[s
     return [*_on_ranks(pipeline), *(_on_resume(pipeline, savable, resume) if resume else ())]
 
 
-def notes_on_validation(data: Any) -> Iterator[str]:
+def notes_on_validation(data: Any, resumed: bool) -> Iterator[str]:
     """Yield what is to be said of the validation data of a run that saves checkpoints.
 
     Args:
         data: `validation_data`, as given.
+        resumed: Whether a restart goes on with the order that comes next.
     """
     if is_iterable_of_batches(data):
         yield (
             f"after a restart the {type(data).__name__} in `validation_data` begins again with its "
             "first batches. Validate on arrays or `cluster.dataset(...)` to see the same data."
         )
-    elif isinstance(data, tf.data.Dataset) and not isinstance(data, ResumableDataset):
-        steps = steps_of(data)
-        found = [step.name for step in steps if step.kind == "shuffle" or step.is_random]
-        if found and not any(isinstance(step.dataset, ResumableDataset) for step in steps):
+    if not isinstance(data, tf.data.Dataset):
+        return
+    steps = steps_of(data)
+    if resumed:
+        unseeded = unseeded_shuffles(steps)
+        if unseeded:
             yield (
-                f"`{found[0]}` in `validation_data` begins again after a restart: results differ "
-                "by rounding, or by more if `validation_steps` leaves some of the data out. "
-                "Validate without it."
+                f"`{unseeded[0]}` in `validation_data` has no seed, so its order after a restart "
+                "is another one than without it. Validate without it, or pass `seed=...`."
             )
+        for step in steps:
+            if step.kind == "cache":  # Of a `shuffle` the buffer is empty between validations.
+                yield from _on_buffer(step)
+        return
+    found = [step.name for step in steps if step.kind == "shuffle" or step.is_random]
+    if found and not any(isinstance(step.dataset, ResumableDataset) for step in steps):
+        yield (
+            f"`{found[0]}` in `validation_data` begins again after a restart: results differ by "
+            "rounding, or by more if `validation_steps` leaves some of the data out. Validate "
+            "without it."
+        )
 
 
 def _on_ranks(pipeline: Pipeline) -> Iterator[str]:

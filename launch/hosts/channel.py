@@ -30,6 +30,9 @@ class Channel(Protocol):
     def send(self, data: bytes) -> None:
         """Send bytes; they are lost if the agent has ended."""
 
+    def is_open(self) -> bool:
+        """Tell whether the agent of a spare is still there; it has sent nothing yet."""
+
     def failure(self) -> int | None:
         """Return the exit code of a rank whose agent reported none; `None` while unknown.
 
@@ -59,7 +62,6 @@ class ProcessChannel:
         self._stdin, self._stdout, self._stderr = _all(
             self._process.stdin, self._process.stdout, self._process.stderr
         )
-        self._is_new = True
 
     @property
     def fds(self) -> Mapping[int, int]:
@@ -70,11 +72,14 @@ class ProcessChannel:
         """See `Channel`."""
         # A broken pipe means that the agent or its connection has ended; it may be closed by now.
         with suppress(BrokenPipeError, ValueError):
+            # A spec must arrive whole; other messages may be lost and are repeated.
+            os.set_blocking(self._stdin.fileno(), data.startswith(b"{"))
             while data:
                 data = data[self._stdin.write(data) or len(data) :]
-        if self._is_new:  # The spec must arrive whole; later messages may be lost and are repeated.
-            os.set_blocking(self._stdin.fileno(), False)
-            self._is_new = False
+
+    def is_open(self) -> bool:
+        """See `Channel`."""
+        return self._process.poll() is None
 
     def failure(self) -> int | None:
         """See `Channel`: the exit code of a rank agent that could not start its rank."""
@@ -114,6 +119,15 @@ class SocketChannel:
         with suppress(OSError):
             self._socket.sendall(data)
 
+    def is_open(self) -> bool:
+        """See `Channel`."""
+        try:
+            return bool(self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
     def failure(self) -> int | None:
         """See `Channel`."""
         return LOST
@@ -138,6 +152,10 @@ class ClosedChannel:
 
     def send(self, data: bytes) -> None:
         """See `Channel`."""
+
+    def is_open(self) -> bool:
+        """See `Channel`."""
+        return False
 
     def failure(self) -> int | None:
         """See `Channel`."""

@@ -15,15 +15,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from distrib.errors import EXIT_FINISHED
 
 from ..process.launcher_context import LauncherContext
+from ..process.open_files import allow_files, reserve_files
 from .channel import Channel
-from .host_pool import Allocation, JobSize, allocate_ranks, start_local_agent, wait_for_hosts
+from .host_pool import (
+    PIPES_PER_PROCESS,
+    Allocation,
+    JobSize,
+    allocate_ranks,
+    start_local_agent,
+    wait_for_hosts,
+)
 from .host_registry import HostRegistry
+from .names import host_names
 from .network import UnreachableHostError, View, local_view, remote_view
 from .placement import Host, RankPlacement
 from .protocol import ANSWER_SECONDS
@@ -65,6 +74,9 @@ class Coordinator:
         self._context = context
         self._attempt = 0
         self._allocated: set[str] = set()
+        allow_files(2 * size.max_ranks)  # Two for each host, which has one rank or more.
+        # Keys of the requests for the agents of spares.
+        self._spares: WeakKeyDictionary[Channel, str] = WeakKeyDictionary()
         self._registry = HostRegistry(port, token, own.name, context.log)
 
     def allocate(self) -> Allocation:
@@ -84,21 +96,38 @@ class Coordinator:
         self._allocated = {host.name for host in allocation.views}
         return allocation
 
-    def connect(self, placements: Sequence[RankPlacement]) -> list[Channel]:
+    def connect(
+        self, placements: Sequence[RankPlacement], spares: Mapping[RankPlacement, Channel]
+    ) -> list[Channel]:
         """See `HostPool`."""
         self._attempt += 1
+        local = [placement for placement in placements if placement.host == self._own]
+        reserve_files(len(placements) + PIPES_PER_PROCESS * len(local))
+        for placement, channel in spares.items():
+            if placement.host != self._own:
+                key = self._spares.pop(channel)
+                self._registry.announce_rank(placement.hostname, key, self._attempt)
         requests = {
             placement: self._registry.request_agent(placement.hostname, self._attempt)
             for placement in placements
-            if placement.host != self._own
+            if placement.host != self._own and placement not in spares
         }
-        deadline = time.monotonic() + ANSWER_SECONDS
+        began = time.monotonic()
         return [
-            self._registry.channel(requests[placement], deadline)
+            self._registry.channel(requests[placement], began)
             if placement in requests
-            else start_local_agent()
+            else spares.get(placement) or start_local_agent()
             for placement in placements
         ]
+
+    def connect_spare(self, placement: RankPlacement) -> Channel:
+        """See `HostPool`."""
+        if placement.host == self._own:
+            return start_local_agent()
+        request = self._registry.request_agent(placement.hostname, attempt=None)
+        channel = self._registry.channel(request, time.monotonic())
+        self._spares[channel] = request.key
+        return channel
 
     def spec(self, placement: RankPlacement) -> Mapping[str, Any]:
         """See `HostPool`: other hosts have a command and a directory of their own."""
@@ -140,16 +169,17 @@ class Coordinator:
         slots = self._own.slots + sum(host.slots for host in hosts)
         if slots >= self._size.max_ranks:
             return None
-        names = ", ".join(sorted([self._own.name, *(host.name for host in hosts)]))
+        names = host_names([self._own.name, *(host.name for host in hosts)])
         return f"{slots} of {self._size.max_ranks} ranks have a place, on {names}"
 
     def _views(self) -> dict[Host, View]:
         """Return the network views of all hosts that answer, this one first."""
         hosts = self._registry.available()
         views, addresses = {}, []
-        with ThreadPoolExecutor(len(hosts) or 1) as pool:  # A lost host takes long to answer.
-            answers = list(pool.map(lambda host: host.request({"survey": True}), hosts))
-        for host, answer in zip(hosts, answers, strict=True):
+        numbers = [host.request({"survey": True}) for host in hosts]
+        deadline = time.monotonic() + ANSWER_SECONDS
+        for host, number in zip(hosts, numbers, strict=True):
+            answer = host.answer(number, deadline)
             if answer is None:
                 self._registry.forget(host)
                 continue

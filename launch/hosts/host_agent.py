@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from multiprocessing import AuthenticationError
-from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
+from multiprocessing.connection import Connection
 from typing import Any
 
-from distrib.errors import EXIT_FINISHED, EXIT_LOST_PEER, EXIT_PREEMPTED, ConfigurationError
+from distrib.errors import EXIT_FINISHED, EXIT_LOST_PEER, EXIT_PREEMPTED
 
 from ..process.launcher_context import LauncherContext
 from . import probe
 from .network import script_command
 from .placement import Host
-from .protocol import (
-    ANSWER_SECONDS,
-    TOKEN_VARIABLE,
-    receive,
-    send,
-    set_keepalive,
-    set_read_timeout,
-)
+from .protocol import ANSWER_SECONDS, connect, receive, send
+from .rank_agent import die_with_parent
 from .task import Task
 
 RETRY_SECONDS = 1.0
@@ -71,6 +63,7 @@ class HostAgent:
         self._attempt = 0
         self._agents: list[subprocess.Popen[bytes]] = []
         self._saving: list[subprocess.Popen[bytes]] = []
+        self._spares: dict[str, subprocess.Popen[bytes]] = {}  # Agents of spares, by key.
 
     def serve(self) -> int:
         """Return the exit code: the job's, or 75 if this host was asked to stop, or 76."""
@@ -82,7 +75,7 @@ class HostAgent:
             finally:
                 control.close()
                 connection.close()
-                self._kill_ranks()
+                self._kill_all()
             if code == EXIT_FINISHED and self._linger:
                 joined = self._linger_until_stopped()
             elif code is not None:
@@ -135,25 +128,9 @@ class HostAgent:
         return EXIT_PREEMPTED
 
     def _connect(self, **hello: Any) -> tuple[Connection, socket.socket]:
-        """Connect and authenticate; register this host unless `hello` says something else."""
-        connection = socket.create_connection(self._coordinator, timeout=ANSWER_SECONDS)
-        connection.settimeout(None)
-        set_keepalive(connection)
-        set_read_timeout(connection, ANSWER_SECONDS)
-        control = Connection(os.dup(connection.fileno()))
-        try:
-            answer_challenge(control, self._token)
-            deliver_challenge(control, self._token)
-            send(control, hello or {"name": self._own.name, "slots": self._own.slots})
-        except AuthenticationError as error:
-            raise ConfigurationError(
-                f"{self._coordinator[0]} has another token than this host; give both the same "
-                f"{TOKEN_VARIABLE}."
-            ) from error
-        except EOFError as error:
-            raise ConnectionError("the connection was closed") from error
-        set_read_timeout(connection, 0)
-        return control, connection
+        """Connect, and register this host unless `hello` says something else."""
+        own = {"name": self._own.name, "slots": self._own.slots}
+        return connect(self._coordinator, self._token, hello or own)
 
     def _follow(self, control: Connection, connection: socket.socket) -> int | None:
         """Do what the coordinator requests; return the exit code, `None` if it was lost."""
@@ -195,22 +172,41 @@ class HostAgent:
             launcher, own = connection.getpeername()[0], connection.getsockname()[0]
             network = probe.describe_network(launcher, own, self._own.slots)
             send(control, {"number": message["number"], **network})
+        elif "start" in message and message["attempt"] is None:
+            if self._task.is_script:  # If not, the coordinator gets no answer and has no spare.
+                self._start_spare(message["start"])
         elif "start" in message:
-            if message["attempt"] != self._attempt:
-                self._kill_ranks()  # An agent of the attempt before may not have noticed its end.
-                self._attempt = message["attempt"]
-            self._start_agent(message["start"])
+            self._begin_attempt(message["attempt"])
+            self._agents = [*self._running, self._start_agent(message["start"])]
+        elif message.get("use") in self._spares:
+            self._begin_attempt(message["attempt"])
+            self._agents = [*self._running, self._spares.pop(message["use"])]
 
-    def _start_agent(self, key: str) -> None:
+    def _start_spare(self, key: str) -> None:
+        """Start the rank agent of a spare, which ends with this process in any case."""
+        running = {key: agent for key, agent in self._spares.items() if agent.poll() is None}
+        self._spares = {**running, key: self._start_agent(key, die_with_parent())}
+
+    def _begin_attempt(self, attempt: int) -> None:
+        if attempt != self._attempt:
+            _kill(self._agents)  # An agent of the attempt before may not have noticed its end.
+            self._attempt = attempt
+
+    def _start_agent(
+        self, key: str, preexec: Callable[[], None] | None = None
+    ) -> subprocess.Popen[bytes]:
         """Start a rank agent whose input and output are a new connection."""
         control, connection = self._connect(key=key)
         control.close()
         with connection:
             fd, command = connection.fileno(), script_command("rank_agent.py")
-            agent = subprocess.Popen(
-                [*command, *self._task.command], stdin=fd, stdout=fd, start_new_session=True
+            return subprocess.Popen(
+                [*command, *self._task.command],
+                stdin=fd,
+                stdout=fd,
+                start_new_session=True,
+                preexec_fn=preexec,
             )
-            self._agents = [*self._running, agent]
 
     @property
     def _running(self) -> list[subprocess.Popen[bytes]]:
@@ -221,12 +217,10 @@ class HostAgent:
         while self._running and time.monotonic() < deadline:
             time.sleep(0.02)
 
-    def _kill_ranks(self) -> None:
-        """Kill the running rank agents; the kernel kills a rank together with its agent."""
-        for agent in self._running:
-            agent.kill()
-        for agent in self._agents:
-            agent.wait()
+    def _kill_all(self) -> None:
+        """Kill the agents of ranks and spares; the kernel kills a rank together with its agent."""
+        _kill([*self._agents, *self._spares.values()])
+        self._spares.clear()
 
     def _stop_after_ranks(self) -> int:
         """Stop without a coordinator, which may have ended before its channels to the ranks did."""
@@ -244,3 +238,10 @@ class HostAgent:
                 f"asked to stop; the ranks did not end in time. (exit code {EXIT_LOST_PEER})"
             )
         return EXIT_PREEMPTED if saved else EXIT_LOST_PEER
+
+
+def _kill(agents: Collection[subprocess.Popen[bytes]]) -> None:
+    for agent in agents:
+        agent.kill()  # Does nothing to one that has ended.
+    for agent in agents:
+        agent.wait()

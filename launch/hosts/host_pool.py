@@ -14,8 +14,12 @@ from typing import Any, Protocol
 
 from ..process.launcher_context import LauncherContext
 from .channel import Channel, ProcessChannel
+from .names import host_names
 from .network import View, script_command
 from .placement import Host, RankPlacement, place_ranks
+
+PIPES_PER_PROCESS = 3
+REPORT_SECONDS = 5.0  # Between two messages about missing hosts.
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,21 @@ class HostPool(Protocol):
             Preempted: If the launcher was asked to stop meanwhile.
         """
 
-    def connect(self, placements: Sequence[RankPlacement]) -> list[Channel]:
-        """Start a rank agent for each rank; the channel is closed if its host is lost."""
+    def connect(
+        self, placements: Sequence[RankPlacement], spares: Mapping[RankPlacement, Channel]
+    ) -> list[Channel]:
+        """Start a rank agent for each rank; the channel is closed if its host is lost.
+
+        Args:
+            placements: Of the ranks.
+            spares: Channels that `connect_spare` has returned, for ranks that spares become.
+
+        Raises:
+            ConfigurationError: If this process may not open as many files as that takes.
+        """
+
+    def connect_spare(self, placement: RankPlacement) -> Channel:
+        """Start a rank agent for a spare on the host of a rank; any thread may call this."""
 
     def spec(self, placement: RankPlacement) -> Mapping[str, Any]:
         """Return what the rank agent runs, without the rank's own environment variables."""
@@ -87,11 +104,11 @@ def wait_for_hosts(
         Preempted: If the launcher was asked to stop.
     """
     deadline = time.monotonic() + timeout
-    reported = None
-    while (missing := find_missing()) is not None and time.monotonic() < deadline:
-        if missing != reported:
+    reported, next_report = None, 0.0
+    while (missing := find_missing()) is not None and (now := time.monotonic()) < deadline:
+        if missing != reported and now >= next_report:  # A thousand hosts come one by one.
             context.log(f"waiting for hosts, {timeout:g} s at most: {missing}")
-            reported = missing
+            reported, next_report = missing, now + REPORT_SECONDS
         context.pause(min(interval, deadline - time.monotonic()))
     return missing
 
@@ -109,6 +126,6 @@ def allocate_ranks(
     placements = place_ranks(list(views), min(available, size.max_ranks))
     used = {placement.host: views[placement.host] for placement in placements}
     if len(placements) < size.max_ranks:
-        names = ", ".join(host.name for host in used)
+        names = host_names(host.name for host in used)
         context.log(f"going on with {len(placements)} of {size.max_ranks} ranks, on {names}")
     return Allocation(placements, used)

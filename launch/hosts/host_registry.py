@@ -3,18 +3,22 @@
 Each host agent holds one control connection, by which it registers and gets requests. For each of
 its ranks in an attempt it opens one more connection, with the key that the request named, and
 starts a rank agent with that connection as its input and output.
+
+There may be a thousand hosts, so one thread reads from all of them, and a few authenticate.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import secrets
+import select
 import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from typing import Any
@@ -22,53 +26,22 @@ from typing import Any
 from distrib.errors import ConfigurationError
 
 from .channel import Channel, ClosedChannel, SocketChannel
+from .connected_host import ConnectedHost
+from .names import natural_order
 from .network import LOOPBACK
 from .placement import Host
 from .protocol import (
     ANSWER_SECONDS,
     TOKEN_VARIABLE,
     receive,
-    send,
     set_keepalive,
     set_read_timeout,
 )
 
-
-class ConnectedHost:
-    """A host whose agent is connected.
-
-    Args:
-        host: Its name and slots.
-        control: For messages to and from its agent.
-        connection: The socket below `control`.
-
-    Attributes:
-        answers: What the agent has replied to requests.
-        is_stopping: Whether it has announced that it will stop.
-    """
-
-    def __init__(self, host: Host, control: Connection, connection: socket.socket) -> None:
-        self.host = host
-        self.control = control
-        self.answers: queue.Queue[Mapping[str, Any]] = queue.Queue()
-        self.is_stopping = False
-        self._connection = connection
-
-    def disconnect(self) -> None:
-        """End the connection; the thread that reads from it notices."""
-        with suppress(OSError):  # It may be lost already.
-            self._connection.shutdown(socket.SHUT_RDWR)
-
-    def request(self, message: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """Send a request and return the reply; `None` if none arrives in time."""
-        number = secrets.token_hex(4)
-        try:
-            send(self.control, {**message, "number": number})
-            while (answer := self.answers.get(timeout=ANSWER_SECONDS))["number"] != number:
-                pass
-        except (OSError, queue.Empty):
-            return None
-        return answer
+# Threads that authenticate new connections. A client that is silent keeps one for seconds.
+WELCOMING_THREADS = 16
+BACKLOG = 4096  # A thousand hosts connect at once; Linux caps this at net.core.somaxconn.
+_NO_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class HostRegistry:
@@ -89,26 +62,36 @@ class HostRegistry:
 
     def __init__(self, port: int, token: bytes, name: str, log: Callable[[str], None]) -> None:
         self._token = token
+        self._name = name
         self._log = log
         self._lock = threading.Lock()
         self._hosts: dict[str, ConnectedHost] = {}
+        self._connections: dict[int, ConnectedHost] = {}  # By file descriptor.
         self._stopping: list[str] = []
-        self._expected: dict[str, queue.Queue[socket.socket]] = {}
+        self._expected: dict[str, queue.SimpleQueue[socket.socket | None]] = {}
+        self._last_arrival = 0.0  # Of a rank agent.
         self._exit_code: int | None = None
+        self._is_closed = False
+        self._reported: set[str] = set()
         self.goodbyes: set[str] = set()
         try:
-            self._listener = socket.create_server(("" if token else LOOPBACK, port), backlog=128)
+            address = ("" if token else LOOPBACK, port)
+            self._listener = socket.create_server(address, backlog=BACKLOG)
         except OSError as error:
             raise ConfigurationError(
                 f"--join: cannot listen on port {port} of {name}: {error}. Is another job running "
                 "here? Then give this one a port of its own."
             ) from error
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._epoll = select.epoll()
+        self._epoll.register(self._listener, select.EPOLLIN)
+        self._new: queue.SimpleQueue[tuple[socket.socket, str] | None] = queue.SimpleQueue()
+        for work in (self._read, *[self._welcome_all] * WELCOMING_THREADS):
+            threading.Thread(target=work, daemon=True).start()
 
     def available(self) -> list[ConnectedHost]:
         """Return the connected hosts that will not stop, in the natural order of their names."""
         hosts = [host for host in self._connected() if not host.is_stopping]
-        return sorted(hosts, key=lambda host: _natural(host.host.name))
+        return sorted(hosts, key=lambda host: natural_order(host.host.name))
 
     def take_stopping(self) -> list[str]:
         """Return the names of hosts that announced since the last call that they will stop."""
@@ -116,39 +99,49 @@ class HostRegistry:
             names, self._stopping = self._stopping, []
         return names
 
-    def request_agent(self, hostname: str, attempt: int) -> AgentRequest:
+    def request_agent(self, hostname: str, attempt: int | None) -> AgentRequest:
         """Have a host start one rank agent.
 
         Args:
             hostname: Which host; one that is not connected any more starts none.
-            attempt: Number of the attempt; the host ends the ranks of the one before.
+            attempt: Number of the attempt; the host ends the ranks of the one before. `None` for
+                the agent of a spare.
         """
-        key, sockets = secrets.token_hex(16), queue.Queue[socket.socket]()
+        key, sockets = secrets.token_hex(16), queue.SimpleQueue[socket.socket | None]()
         with self._lock:
             self._expected[key] = sockets
-            host = self._hosts.get(hostname)
-        if host is not None:
-            try:
-                send(host.control, {"start": key, "attempt": attempt})
-            except OSError:
-                self.forget(host)
+        if not self._tell(hostname, {"start": key, "attempt": attempt}):
+            sockets.put(None)
         return AgentRequest(key, sockets)
 
-    def channel(self, request: AgentRequest, deadline: float) -> Channel:
+    def announce_rank(self, hostname: str, key: str, attempt: int) -> None:
+        """Tell a host that one of its spares becomes a rank.
+
+        Args:
+            hostname: Which host.
+            key: Of the request for the spare's agent.
+            attempt: Number of the attempt.
+        """
+        self._tell(hostname, {"use": key, "attempt": attempt})
+
+    def channel(self, request: AgentRequest, began: float) -> Channel:
         """Return the channel to a requested rank agent; a closed one if it was not started.
+
+        Thousands of agents take a while to connect. So one is given up when for `ANSWER_SECONDS`
+        none at all has connected.
 
         Args:
             request: As `request_agent` returned it.
-            deadline: When to give it up, in `time.monotonic()` seconds.
+            began: When all agents had been requested, in `time.monotonic()` seconds.
         """
-        try:
-            timeout = max(0.0, deadline - time.monotonic())
-            return SocketChannel(request.sockets.get(timeout=timeout))
-        except queue.Empty:
-            return ClosedChannel()
-        finally:
-            with self._lock:
-                del self._expected[request.key]
+        connection: socket.socket | None = None
+        while (left := max(began, self._last_arrival) + ANSWER_SECONDS - time.monotonic()) > 0:
+            with suppress(queue.Empty):
+                connection = request.sockets.get(timeout=left)
+                break
+        with self._lock:
+            del self._expected[request.key]
+        return ClosedChannel() if connection is None else SocketChannel(connection)
 
     def forget(self, host: ConnectedHost) -> None:
         """Drop a host whose connection is lost, unless it has already connected again."""
@@ -161,7 +154,7 @@ class HostRegistry:
         with self._lock:
             self._exit_code = exit_code
         for host in self._connected():
-            self._send(host.control, {"end": exit_code})
+            self._send(host, {"end": exit_code})
 
     def close(self, exit_code: int | None) -> None:
         """Stop listening and disconnect all hosts.
@@ -169,81 +162,144 @@ class HostRegistry:
         Args:
             exit_code: What the hosts end with; `None` if they are to wait for a new coordinator.
         """
-        self._listener.shutdown(socket.SHUT_RDWR)  # Wakes the thread that accepts.
-        self._listener.close()
         for host in self._connected():
             if exit_code is not None:
-                self._send(host.control, {"over": exit_code})
+                self._send(host, {"over": exit_code})
             host.disconnect()
+        self._is_closed = True
+        self._listener.shutdown(socket.SHUT_RDWR)  # Wakes the thread that reads.
+        for _ in range(WELCOMING_THREADS):
+            self._new.put(None)
 
     def _connected(self) -> list[ConnectedHost]:
         with self._lock:
             return list(self._hosts.values())
 
-    def _send(self, control: Connection, message: Mapping[str, Any]) -> None:
+    def _tell(self, hostname: str, message: Mapping[str, Any]) -> bool:
+        """Send a message to a host, and return whether it is connected."""
+        with self._lock:
+            host = self._hosts.get(hostname)
+        try:
+            if host is not None:
+                host.send(message)
+        except OSError:  # `_read` notices that it is lost, too.
+            return False
+        return host is not None
+
+    def _send(self, host: ConnectedHost, message: Mapping[str, Any]) -> None:
         with suppress(OSError):  # A host that was lost connects again.
-            send(control, message)
+            host.send(message)
+
+    def _read(self) -> None:
+        """Accept connections, and read what the connected hosts send, until the registry closes."""
+        while not self._is_closed:
+            for fd, _ in self._epoll.poll():
+                if fd == self._listener.fileno():
+                    self._accept()
+                    continue
+                host = self._connections[fd]
+                try:
+                    self._take(host, receive(host.control))
+                except OSError:
+                    self._epoll.unregister(fd)
+                    del self._connections[fd]
+                    self.forget(host)
+                    host.close()
+        self._listener.close()
+        for host in self._connections.values():
+            host.close()
+        self._epoll.close()
 
     def _accept(self) -> None:
-        while True:
-            try:
-                connection, address = self._listener.accept()
-            except OSError:  # The job has ended.
-                return
-            arguments = (connection, address[0])
-            threading.Thread(target=self._welcome, args=arguments, daemon=True).start()
+        try:
+            connection, address = self._listener.accept()
+        except OSError as error:
+            if error.errno in _NO_FILES:  # Later, some may have been closed.
+                self._log_once(f"--join: cannot accept more connections: {error.strerror}.")
+                time.sleep(1.0)
+            return
+        self._new.put((connection, address[0]))
+
+    def _welcome_all(self) -> None:
+        while (new := self._new.get()) is not None:
+            self._welcome(*new)
+
+    def _log_once(self, text: str) -> None:
+        if text not in self._reported:
+            self._reported.add(text)
+            self._log(text)
 
     def _welcome(self, connection: socket.socket, address: str) -> None:
         """Authenticate a new connection, and hand it to what waits for it or register its host."""
-        set_keepalive(connection)
-        set_read_timeout(connection, ANSWER_SECONDS)
-        control = Connection(os.dup(connection.fileno()))
-        try:
-            deliver_challenge(control, self._token)
-            answer_challenge(control, self._token)
-            hello = receive(control)
-        except (AuthenticationError, OSError, EOFError) as error:
-            # Anything but a wrong token is no host agent; a port scan, perhaps.
-            if isinstance(error, AuthenticationError):
+        with ExitStack() as opened:
+            opened.enter_context(connection)
+            try:
+                set_keepalive(connection)
+                set_read_timeout(connection, ANSWER_SECONDS)
+                control = opened.enter_context(Connection(os.dup(connection.fileno())))
+                deliver_challenge(control, self._token)
+                answer_challenge(control, self._token)
+                hello = receive(control)
+            except AuthenticationError:
                 self._log(f"--join: {address} does not know the token ({TOKEN_VARIABLE}).")
-            control.close()
-            connection.close()
-            return
-        set_read_timeout(connection, 0)
-        if "key" in hello:
-            control.close()
-            with self._lock:
-                sockets = self._expected.get(hello["key"])
-            if sockets is None:
-                connection.close()
+                return
+            except (OSError, EOFError):  # No host agent; a port scan, perhaps.
+                return
+            if "key" in hello:
+                control.close()
+                set_read_timeout(connection, 0)
+                is_kept = self._hand_out(hello["key"], connection)
             else:
-                sockets.put(connection)
-            return
-        with connection, control:
-            host = Host(hello["name"], int(hello["slots"]))
-            self._register(ConnectedHost(host, control, connection))
+                host = Host(hello["name"], int(hello["slots"]))
+                is_kept = self._register(ConnectedHost(host, control, connection, address))
+            if is_kept:
+                opened.pop_all()
 
-    def _register(self, host: ConnectedHost) -> None:
-        """Register a host, and read its messages until its connection ends."""
-        name = host.host.name
+    def _hand_out(self, key: str, connection: socket.socket) -> bool:
+        """Hand a connection to the request that waits for it; return whether one does."""
         with self._lock:
+            self._last_arrival = time.monotonic()
+            sockets = self._expected.get(key)
+            if sockets is not None:
+                sockets.put(connection)
+        return sockets is not None
+
+    def _register(self, host: ConnectedHost) -> bool:
+        """Register a host; return whether it may join."""
+        name = host.host.name
+        if name == self._name:
+            self._log_once(
+                f"--join: the host at {host.address} is named {name}, like this one. Give each "
+                "host a host name of its own."
+            )
+            return False
+        with self._lock:
+            before = self._hosts.get(name)
             self._hosts[name] = host  # A host that was started again replaces the old one.
             exit_code = self._exit_code
+        if before is not None and before.address != host.address:
+            self._log(
+                f"--join: {name} has joined from {host.address}, in place of the one at "
+                f"{before.address}. If those are two hosts, give each a host name of its own."
+            )
         if exit_code is not None:
-            self._send(host.control, {"end": exit_code})
-        try:
-            while True:
-                message = receive(host.control)
-                if "number" in message:
-                    host.answers.put(message)
-                elif "leave" in message:
-                    host.is_stopping = True
-                    with self._lock:
-                        self._stopping.append(name)
-                elif "goodbye" in message:
-                    self.goodbyes.add(name)
-        except OSError:
-            self.forget(host)
+            self._send(host, {"end": exit_code})
+        fd = host.control.fileno()
+        self._connections[fd] = host
+        self._epoll.register(fd, select.EPOLLIN)
+        return True
+
+    def _take(self, host: ConnectedHost, message: Mapping[str, Any]) -> None:
+        """Take what a host has sent."""
+        name = host.host.name
+        if "number" in message:
+            host.answers.put(message)
+        elif "leave" in message:
+            host.is_stopping = True
+            with self._lock:
+                self._stopping.append(name)
+        elif "goodbye" in message:
+            self.goodbyes.add(name)
 
 
 class AgentRequest:
@@ -251,15 +307,9 @@ class AgentRequest:
 
     Args:
         key: By which its connection identifies itself.
-        sockets: Gets that connection.
+        sockets: Gets that connection; `None` if the host is lost.
     """
 
-    def __init__(self, key: str, sockets: queue.Queue[socket.socket]) -> None:
+    def __init__(self, key: str, sockets: queue.SimpleQueue[socket.socket | None]) -> None:
         self.key = key
         self.sockets = sockets
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Return a sort key by which h2 comes before h10."""
-    parts = "".join(c if c.isdecimal() else f"\0{c}\0" for c in name).split("\0")
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts if part]

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 import socket
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from distrib.errors import UsageError
@@ -26,7 +28,7 @@ class Host:
     name: str
     slots: int
 
-    @property
+    @cached_property
     def is_local(self) -> bool:
         """Whether this is the machine that the launcher runs on."""
         own, name = socket.gethostname(), self.name
@@ -66,20 +68,22 @@ def parse_hosts(text: str) -> list[Host]:
     Raises:
         UsageError: If a part is neither, or two parts name the same machine.
     """
-    hosts: list[Host] = []
+    hosts: dict[str, Host] = {}
+    local: Host | None = None
     for part in text.split(","):
         match = re.fullmatch(r"(\w[\w.-]*)(?::([1-9]\d*))?", part.strip(), re.ASCII)
         if not match:
             raise UsageError(f"-H {text}: {part!r} is not of the form {_form(part)}.")
         host = Host(match[1], int(match[2] or 1))
-        for other in hosts:
-            if host.name == other.name or (host.is_local and other.is_local):
-                raise UsageError(
-                    f"-H {text}: {host.name} and {other.name} are the same host; name it once, "
-                    f"with all its slots: {other.name}:{host.slots + other.slots}."
-                )
-        hosts.append(host)
-    return hosts
+        same = hosts.get(host.name) or (local if host.is_local else None)
+        if same is not None:
+            raise UsageError(
+                f"-H {text}: {host.name} and {same.name} are the same host; name it once, "
+                f"with all its slots: {same.name}:{host.slots + same.slots}."
+            )
+        hosts[host.name] = host
+        local = host if host.is_local else local
+    return list(hosts.values())
 
 
 def _form(part: str) -> str:
@@ -128,10 +132,12 @@ def place_ranks(hosts: Sequence[Host], size: int) -> list[RankPlacement]:
     for host in hosts:
         used.append((host, min(host.slots, left)))
         left -= used[-1][1]
+    cross_sizes = Counter(local_rank for _, count in used for local_rank in range(count))
+    cross_ranks = Counter[int]()
     placements: list[RankPlacement] = []
     for host, count in used:
         for local_rank in range(count):
-            column = [other for other, other_count in used if other_count > local_rank]
-            place = (local_rank, count, column.index(host), len(column))
-            placements.append(RankPlacement(host, len(placements), size, *place))
+            cross = (cross_ranks[local_rank], cross_sizes[local_rank])
+            placements.append(RankPlacement(host, len(placements), size, local_rank, count, *cross))
+            cross_ranks[local_rank] += 1
     return placements

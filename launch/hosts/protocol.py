@@ -13,7 +13,8 @@ import socket
 import struct
 from collections.abc import Mapping
 from ipaddress import ip_address
-from multiprocessing.connection import Connection
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from typing import Any
 
 from distrib.errors import ConfigurationError, UsageError
@@ -70,6 +71,42 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:  # A name.
         return False
+
+
+def connect(
+    address: tuple[str, int], token: bytes, hello: Mapping[str, Any]
+) -> tuple[Connection, socket.socket]:
+    """Connect to a coordinator, and prove to each other that both sides know the token.
+
+    Args:
+        address: The coordinator's host and port.
+        token: The secret.
+        hello: The first message: which host this is, or which rank agent was requested.
+
+    Returns:
+        The connection for messages, and the socket below it.
+
+    Raises:
+        OSError: If there is no coordinator, or it is lost.
+        ConfigurationError: If the coordinator has another token.
+    """
+    connection = socket.create_connection(address, timeout=ANSWER_SECONDS)
+    connection.settimeout(None)
+    set_keepalive(connection)
+    set_read_timeout(connection, ANSWER_SECONDS)
+    control = Connection(os.dup(connection.fileno()))
+    try:
+        answer_challenge(control, token)
+        deliver_challenge(control, token)
+        send(control, hello)
+    except AuthenticationError as error:
+        raise ConfigurationError(
+            f"{address[0]} has another token than this host; give both the same {TOKEN_VARIABLE}."
+        ) from error
+    except EOFError as error:
+        raise ConnectionError("the connection was closed") from error
+    set_read_timeout(connection, 0)
+    return control, connection
 
 
 def set_keepalive(connection: socket.socket) -> None:

@@ -12,6 +12,9 @@ its streams, its heartbeats (`distrib/heartbeat.py`), and at the end its exit co
 number for a signal. So one connection is enough, be it a pipe, an ssh or a socket; a connection
 that ends without an exit code was lost. The agent writes its own errors to standard error.
 
+A spec with a `spare` starts the rank's interpreter ahead of time (`launch/spare`). It imports
+modules and waits, and so does the agent, until a second spec arrives: that of the rank.
+
 It is run by its path and uses only the standard library, so that it starts fast.
 """
 
@@ -24,6 +27,7 @@ import os
 import pty
 import select
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -41,6 +45,8 @@ CHUNK = 65536
 EXIT_USAGE = 64  # As in `distrib.errors`, which this file cannot import.
 PR_SET_PDEATHSIG = 1
 HEARTBEAT_VARIABLE = "DISTRIB_HEARTBEAT"  # As in `distrib.heartbeat`.
+SPARE_VARIABLE = "DISTRIB_SPARE"  # As in `launch/spare/sitecustomize.py`.
+SPARE_FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "spare")
 # Signals to the agent itself are not for the rank: the launcher decides what the rank gets.
 IGNORED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
@@ -82,7 +88,7 @@ class RankAgent:
     Args:
         spec: `command`, a list; its `directory`, `None` for the agent's; its `environment`, in
             addition to the agent's; `terminals`, rows and columns by file descriptor; `lease`,
-            seconds or `None`.
+            seconds or `None`; for a spare also `spare` (see `launch/spare/preload.py`).
         inbox: What the launcher has already written behind the spec.
     """
 
@@ -91,7 +97,7 @@ class RankAgent:
         self._input_open = True
         self._lease: float | None = spec["lease"]
         self._last_message = time.monotonic()
-        self._pending = MARK
+        self._pending = b""
         os.set_blocking(1, False)
         terminals = spec["terminals"]
         output, errors = (RankStream(kind, terminals.get(str(kind))) for kind in (OUTPUT, ERRORS))
@@ -99,27 +105,70 @@ class RankAgent:
         os.set_blocking(heartbeats.rank_end, False)
         self._streams = [output, errors, heartbeats]
         self._wakeup_fd = _wake_on_signals()
-        inode = os.fstat(heartbeats.rank_end).st_ino
-        variable = {HEARTBEAT_VARIABLE: f"{heartbeats.rank_end}:{inode}"}
-        self._rank = subprocess.Popen(
-            spec["command"],
-            cwd=spec["directory"],
-            env={**os.environ, **spec["environment"], **variable},
+        self._spec = spec
+        self._is_waiting = "spare" in spec
+        self._order: socket.socket | None = None  # By which a spare learns that it is needed.
+        self._environment: Mapping[str, str] = {}
+        self._rank = self._start_spare() if self._is_waiting else self._start()
+        if not self._is_waiting:
+            self._pending = MARK
+            for stream in self._streams:
+                os.close(stream.rank_end)
+
+    def _start_spare(self) -> subprocess.Popen[bytes]:
+        path = {**os.environ, **self._spec["environment"]}.get("PYTHONPATH")
+        self._order, theirs = socket.socketpair()
+        order = {"fd": theirs.fileno(), "directory": self._spec["directory"], "pythonpath": path}
+        order |= self._spec["spare"]
+        path = f"{SPARE_FOLDER}:{path}" if path else SPARE_FOLDER
+        self._environment = {"PYTHONPATH": path, SPARE_VARIABLE: json.dumps(order)}
+        with theirs:
+            return self._start(theirs.fileno())
+
+    def _start(self, *fds: int) -> subprocess.Popen[bytes]:
+        output, errors, heartbeats = (stream.rank_end for stream in self._streams)
+        heartbeat = {HEARTBEAT_VARIABLE: f"{heartbeats}:{os.fstat(heartbeats).st_ino}"}
+        return subprocess.Popen(
+            self._spec["command"],
+            cwd=self._spec["directory"],
+            env={**os.environ, **self._spec["environment"], **heartbeat, **self._environment},
             stdin=subprocess.DEVNULL,
-            stdout=output.rank_end,
-            stderr=errors.rank_end,
-            pass_fds=(heartbeats.rank_end,),
+            stdout=output,
+            stderr=errors,
+            pass_fds=(heartbeats, *fds),
             start_new_session=True,
-            preexec_fn=_die_with_parent(),
+            preexec_fn=die_with_parent(),
         )
-        for stream in self._streams:
-            os.close(stream.rank_end)
+
+    def _take_over(self, environment: Mapping[str, str]) -> None:
+        """Let the spare become the rank."""
+        assert self._order is not None
+        self._pending = MARK
+        self._is_waiting = False
+        self._environment = environment
+        with suppress(OSError):  # It has just ended.
+            self._order.sendall(json.dumps(environment).encode() + b"\n")
+
+    def _starts_afresh(self) -> bool:
+        """Start the rank if its spare has ended before it became the rank."""
+        order, self._order = self._order, None
+        if self._is_waiting or order is None:
+            return False
+        with suppress(ConnectionResetError):  # It has not read the order.
+            if order.recv(1):
+                return False
+        self._rank.wait()
+        self._rank = self._start()
+        return True
 
     def run(self) -> int:
         """Run until the rank has ended and its output is forwarded; return its exit code."""
-        while not self._has_ended():
+        self._handle_lines()
+        while not self._has_ended() or self._starts_afresh():
             self._step()
         self._kill()  # Processes that the rank left behind.
+        if self._is_waiting:  # The launcher starts another spare.
+            return self._rank.wait()
         for stream in self._streams:
             # To the end, or until it blocks: a process outside the group may still have it open.
             while data := stream.read():
@@ -138,8 +187,10 @@ class RankAgent:
         return os.waitid(os.P_PID, self._rank.pid, flags) is not None
 
     def _step(self) -> None:
-        # While frames wait for the launcher, no more is read, and the rank blocks as well.
-        streams = {s.fd: s for s in self._streams if s.open and not self._pending}
+        # While frames wait for the launcher, no more is read, and the rank blocks as well. Nor is
+        # what a spare writes, which the launcher gets with the output of the rank.
+        is_blocked = self._pending or self._is_waiting
+        streams = {s.fd: s for s in self._streams if s.open and not is_blocked}
         readers = [*streams, self._wakeup_fd, *([0] if self._input_open else [])]
         writers = [1] if self._pending else []
         readable, writable, _ = select.select(readers, writers, [], 1 if self._lease else None)
@@ -178,16 +229,28 @@ class RankAgent:
         except OSError:  # Reset, timed out, no route: in each case the connection has ended.
             data = b""
         self._last_message = time.monotonic()
-        *lines, self._inbox = (self._inbox + data).split(b"\n")
-        for number in map(int, filter(None, lines)):
-            os.kill(self._rank.pid, number)
-            if number == signal.SIGKILL:
-                self._kill()
+        self._inbox += data
+        self._handle_lines()
         if not data:
             self._input_open = False
             self._kill()
 
+    def _handle_lines(self) -> None:
+        *lines, self._inbox = self._inbox.split(b"\n")
+        for line in filter(None, lines):
+            if self._is_waiting:
+                self._take_over(json.loads(line)["environment"])
+            else:
+                self._signal(int(line))
+
+    def _signal(self, number: int) -> None:
+        self._order = None  # A rank that is asked to end is not started.
+        os.kill(self._rank.pid, number)
+        if number == signal.SIGKILL:
+            self._kill()
+
     def _kill(self) -> None:
+        self._order = None
         with suppress(ProcessLookupError):
             os.killpg(self._rank.pid, signal.SIGKILL)
 
@@ -224,7 +287,7 @@ def _wake_on_signals() -> int:
     return reader
 
 
-def _die_with_parent() -> Callable[[], None]:
+def die_with_parent() -> Callable[[], None]:
     """Return a function that a new process calls so that the kernel kills it with the agent."""
     libc = ctypes.CDLL(None)
     return lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -6,8 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..process.launcher_context import LauncherContext
+from ..process.open_files import reserve_files
 from .channel import Channel, ProcessChannel
-from .host_pool import Allocation, JobSize, allocate_ranks, start_local_agent, wait_for_hosts
+from .host_pool import (
+    PIPES_PER_PROCESS,
+    Allocation,
+    JobSize,
+    allocate_ranks,
+    start_local_agent,
+    wait_for_hosts,
+)
 from .network import Ssh, probe_hosts, script_command
 from .placement import Host, RankPlacement
 from .task import Task
@@ -54,15 +62,19 @@ class SshHosts:
         self._is_first = False
         return allocate_ranks(self._views, self._size, self._context)
 
-    def connect(self, placements: Sequence[RankPlacement]) -> list[Channel]:
+    def connect(
+        self, placements: Sequence[RankPlacement], spares: Mapping[RankPlacement, Channel]
+    ) -> list[Channel]:
         """See `HostPool`."""
+        reserve_files(PIPES_PER_PROCESS * len(placements))
+        return [spares.get(placement) or self.connect_spare(placement) for placement in placements]
+
+    def connect_spare(self, placement: RankPlacement) -> Channel:
+        """See `HostPool`: the agent of a spare is started like any other."""
+        if placement.host.is_local:
+            return start_local_agent()
         agent = script_command("rank_agent.py")
-        return [
-            start_local_agent()
-            if placement.host.is_local
-            else ProcessChannel(self._ssh.command(placement.hostname, agent))
-            for placement in placements
-        ]
+        return ProcessChannel(self._ssh.command(placement.hostname, agent))
 
     def spec(self, placement: RankPlacement) -> Mapping[str, Any]:
         """See `HostPool`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,13 @@ class Task:
 
     command: Sequence[str]
     exported: Mapping[str, str]
+
+    @property
+    def is_script(self) -> bool:
+        """Whether this interpreter runs a script or module, without options of its own."""
+        return self.command[0] == sys.executable and (
+            self.command[1] == "-m" or not self.command[1].startswith("-")
+        )
 
     def local_spec(self, placement: RankPlacement) -> dict[str, Any]:
         """Return the spec of a rank on this host. Rank 0 gets the launcher's terminal."""

@@ -74,6 +74,7 @@ def _supervise(options: argparse.Namespace) -> int:
             attempts=options.attempts,
             grace=grace,
             output_dir=options.output_dir,
+            spares=options.spares and options.attempts > 0 and task.is_script,
         )
         return Job(pool, context, job_options).run()
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from distrib.heartbeat import OUTSIDE, TRAINING
 
+from ..hosts.names import shorten
 from ..hosts.placement import RankPlacement
 from .hang_detector import RankHeartbeat
 
@@ -55,13 +56,14 @@ class DeadlockDetector:
             finished: The ranks that have ended with exit code 0.
         """
         waiting = [p for p in running if self._waits_for(p) > DEADLOCK_SECONDS]
-        for placement in waiting:
-            for other in finished:
-                if self._number(other.rank) < self._number(placement.rank):
-                    return (
-                        f"{name(other)} has ended with exit code 0, but {name(placement)} waits "
-                        f"for it {self.place_of(placement.rank)}"
-                    )
+        if waiting and finished:
+            first = min(finished, key=lambda p: self._number(p.rank))
+            last = max(waiting, key=lambda p: self._number(p.rank))
+            if self._number(first.rank) < self._number(last.rank):
+                return (
+                    f"{name(first)} has ended with exit code 0, but {name(last)} waits "
+                    f"for it {self.place_of(last.rank)}"
+                )
         numbers = {self._number(placement.rank) for placement in waiting}
         collectives = {self._collective(p.rank): p for p in waiting}
         if len(waiting) < len(running) or len(numbers) > 1 or len(collectives) < 2:
@@ -87,11 +89,10 @@ class DeadlockDetector:
             is_long = self._waits_for(placement) > WAIT_SECONDS
             if busy and is_long and self._is_outside(rank) and key not in self._reported_waits:
                 self._reported_waits |= {(p.rank, self._number(p.rank)) for p in running}
-                others = ", ".join(name(p) for p in busy)
                 return (
                     f"{name(placement)} has waited for {WAIT_SECONDS:g} s "
-                    f"{self.place_of(rank)}, for {others}. That is no error while those are at "
-                    "work, such as writing files"
+                    f"{self.place_of(rank)}, for {names(busy)}. That is no error while those are "
+                    "at work, such as writing files"
                 )
         return None
 
@@ -102,11 +103,11 @@ class DeadlockDetector:
             return None
         for placement in running:
             place = self.place_of(placement.rank)
-            if placement not in others and place not in self._reported_places:
+            if self._collective(placement.rank) and place not in self._reported_places:
                 self._reported_places.add(place)
                 return (
                     f"{name(placement)} has waited for {FIT_WAIT_SECONDS:g} s {place}, for "
-                    f"{', '.join(map(name, others))}. If those are not at work in a callback, they "
+                    f"{names(others)}. If those are not at work in a callback, they "
                     f"wait too. {SAME_CALLS}"
                 )
         return None
@@ -147,3 +148,8 @@ class DeadlockDetector:
 def name(placement: RankPlacement) -> str:
     """Return how messages name a rank."""
     return f"rank {placement.rank} on {placement.hostname}"
+
+
+def names(placements: Sequence[RankPlacement]) -> str:
+    """Return how messages name ranks."""
+    return shorten([name(placement) for placement in placements])

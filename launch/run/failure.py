@@ -7,7 +7,7 @@ the one exit code that says what to do, and a person needs the one rank whose ou
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from distrib.errors import (
@@ -89,7 +89,7 @@ class RankExit:
 _SIGNALS = {int(number) for number in signal.Signals}
 
 
-def root_cause(exits: Iterable[RankExit], failed_ranks: Sequence[int] = ()) -> RankExit | None:
+def root_cause(exits: Iterable[RankExit], failed_ranks: Iterable[int] = ()) -> RankExit | None:
     """Return the exit that explains the others, `None` if all ranks finished.
 
     Of several ranks that ended with an error of their own, or crashed, the cause is the one that
@@ -105,17 +105,20 @@ def root_cause(exits: Iterable[RankExit], failed_ranks: Sequence[int] = ()) -> R
     candidates = [each for each in failures if each.priority == priority]
     if not candidates or _is_kill_from_outside(candidates[0]):
         return candidates[0] if candidates else None
-    return min(candidates, key=lambda each: _index(each.rank, failed_ranks))
+    order = _order(failed_ranks)
+    return min(candidates, key=lambda each: order.get(each.rank, len(order)))
 
 
 def is_final(
-    cause: RankExit | None, exits: Iterable[RankExit], failed_ranks: Sequence[int]
+    cause: RankExit | None, exits: Iterable[RankExit], failed_ranks: Iterable[int]
 ) -> bool:
     """Return whether `cause` stays the root cause, however the running ranks end."""
     if cause is None or not cause.is_conclusive:
         return False
     ended = {each.rank for each in exits}
-    earlier = failed_ranks[: _index(cause.rank, failed_ranks)]
+    order = _order(failed_ranks)
+    position = order.get(cause.rank, len(order))
+    earlier = (rank for rank, other in order.items() if other < position)
     return _is_kill_from_outside(cause) or ended.issuperset(earlier)
 
 
@@ -135,8 +138,8 @@ def _is_kill_from_outside(rank_exit: RankExit) -> bool:
     return rank_exit.is_kill and rank_exit.code not in _CRASHES
 
 
-def _index(rank: int, failed_ranks: Sequence[int]) -> int:
-    return failed_ranks.index(rank) if rank in failed_ranks else len(failed_ranks)
+def _order(failed_ranks: Iterable[int]) -> dict[int, int]:
+    return {rank: position for position, rank in enumerate(failed_ranks)}
 
 
 def failure_report(cause: RankExit, error: str = "") -> str:

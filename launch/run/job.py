@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from .hang_detector import HangDetector, HangTimeouts, Progress
 from .output import Display
 from .restarts import Decision, Failure, Restarts
 from .run_directories import RunDirectories
+from .spares import Spares
 from .supervisor import AttemptResult, Supervisor
 
 
@@ -43,6 +44,7 @@ class JobOptions:
         attempts: How many attempts in a row may make no progress; 0 for no restarts.
         grace: Seconds that a rank has for saving after a request to stop.
         output_dir: Where each rank's output is kept; `None` for nowhere.
+        spares: Whether to keep spares for the next attempt.
     """
 
     backend: str
@@ -51,6 +53,7 @@ class JobOptions:
     attempts: int
     grace: float
     output_dir: Path | None
+    spares: bool
 
 
 class Job:
@@ -68,6 +71,7 @@ class Job:
         self._options = options
         self._restarts = Restarts(options.attempts)
         self._runs = RunDirectories()
+        self._spares = Spares(pool.connect_spare, options.backend, options.spares)
         self._progress: Mapping[str, Progress] = {}  # Of each `fit`, by directory.
 
     def run(self) -> int:
@@ -83,6 +87,7 @@ class Job:
                 f"asked to stop while no rank was running. (exit code {EXIT_PREEMPTED})"
             )
         finally:
+            self._spares.close()
             self._pool.shut_down(code)
         return code
 
@@ -120,23 +125,28 @@ class Job:
             self._pool.preempted_hosts,
             self._context.liveness_file.touch,
             self._runs,
+            self._spares.record,
         )
         with self._environments(allocation) as environments:
             return supervisor.run(self._ranks(allocation.placements, environments))
 
     def _ranks(
-        self, placements: Sequence[RankPlacement], environments: Sequence[rendezvous.Environment]
+        self, placements: Sequence[RankPlacement], environments: Iterable[rendezvous.Environment]
     ) -> Iterator[tuple[RankPlacement, Channel, Mapping[str, Any]]]:
         """Yield each rank's placement, the channel to its agent, and the spec for that agent."""
-        channels = self._pool.connect(placements)
+        specs = {placement: self._pool.spec(placement) for placement in placements}
+        channels = self._pool.connect(placements, self._spares.take(specs))
         for placement, channel, environment in zip(placements, channels, environments, strict=True):
-            spec = self._pool.spec(placement)
+            spec = specs[placement]
             environment = {**spec["environment"], **environment}
             yield placement, channel, {**spec, "environment": environment}
 
     @contextmanager
-    def _environments(self, allocation: Allocation) -> Iterator[list[rendezvous.Environment]]:
-        """Yield the environment of each rank, valid while the rendezvous server runs."""
+    def _environments(self, allocation: Allocation) -> Iterator[Iterator[rendezvous.Environment]]:
+        """Yield the environments of the ranks, valid while the rendezvous server runs.
+
+        Each is made when its rank starts: it may name all ranks, so all at once are much memory.
+        """
         placements, views = allocation.placements, allocation.views
         common = {
             # For the ledger beside the checkpoints, and for the ranks' messages.
@@ -147,24 +157,24 @@ class Job:
             GRACE_VARIABLE: f"{self._options.grace:g}",
         }
         with ExitStack() as stack:
-            of_backend: list[rendezvous.Environment] = [{}]
+            of_backend: Iterable[rendezvous.Environment] = [{}]
             if self._options.backend == "horovod":
                 port = stack.enter_context(rendezvous.server(placements, views))
-                of_backend = [
+                of_backend = (
                     rendezvous.horovod_environment(placement, views[placement.host], port)
                     for placement in placements
-                ]
+                )
             elif self._options.backend == "multiworker":
                 first_port = self._options.first_port
                 addresses = rendezvous.worker_addresses(placements, views, first_port)
-                of_backend = [
+                of_backend = (
                     rendezvous.multiworker_environment(placement, addresses)
                     for placement in placements
-                ]
-            yield [
+                )
+            yield (
                 {**rendezvous.common_environment(placement), **common, **own}
                 for placement, own in zip(placements, of_backend, strict=True)
-            ]
+            )
 
 
 def _describe(cause: RankExit | None, display: Display, detector: HangDetector) -> Failure:

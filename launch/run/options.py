@@ -162,3 +162,10 @@ def _add_restart_options(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="restart if no rank makes progress for this long; 0: never [s] (%(default)g)",
     )
+    restarts(
+        "--spares",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep a process beside each rank that has imported TensorFlow, for the next restart "
+        "(yes, while a quarter of the memory is free)",
+    )

@@ -15,11 +15,14 @@ from pathlib import Path
 
 from distrib.startup_noise import StartupNoise
 
+from ..hosts.names import rank_numbers
+from ..process.open_files import reserve_files
 from ..process.terminal import DISK_FULL_ERRORS, STDERR, STDOUT, is_same_output, write
 
 PARTIAL_LINE_SECONDS = 0.2
 MAX_LINE_BYTES = 65536
 TAIL_BYTES = 65536
+MAX_SHOWN_RANKS = 16  # More errors of one moment say no more.
 # How Python and C++ start to report an error that the process may not survive: `File` for a syntax
 # error in the script, `usage` for argparse.
 ERROR_START = re.compile(
@@ -92,18 +95,19 @@ class Display:
             them.
 
     Attributes:
-        failed_ranks: Ranks that have reported an error on standard error, in that order.
+        failed_ranks: Ranks that have reported an error on standard error, in that order, as keys.
         held_since: Since when standard error is held back, `None` if it is not.
     """
 
     def __init__(self, folder: Path | None, size: int, noise: Sequence[StartupNoise] = ()) -> None:
-        self.failed_ranks: list[int] = []
+        self.failed_ranks: dict[int, None] = {}
         self.held_since: float | None = None
         self._noise = noise
         self._files = ExitStack()
         self._logs = []
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
+            reserve_files(size)
             paths = (folder / f"rank-{rank}.log" for rank in range(size))
             self._logs = [self._files.enter_context(path.open("ab", 0)) for path in paths]
         self._disk_full_reported = False
@@ -115,6 +119,8 @@ class Display:
         self._streams = {STDOUT: stream, STDERR: stream if is_same_output() else OutputStream()}
         self._held: list[tuple[int, bytes]] = []
         self._may_hold = True
+        self._shown: set[int] = set()  # Ranks whose errors are shown, once the cause is known.
+        self._hidden: set[int] = set()
 
     def receive(self, chunks: Sequence[tuple[int, int, bytes]]) -> None:
         """Take what the ranks wrote at one moment.
@@ -123,9 +129,10 @@ class Display:
             chunks: Rank, stream (1 or 2), and bytes; no bytes for the end of the stream.
         """
         for rank, fd, data in chunks:
-            if fd == STDERR and ERROR_START.search(data) and rank not in self.failed_ranks:
-                self.failed_ranks.append(rank)
-            if fd == STDERR and (ERROR_START.search(data) or PEER_LOSS.search(data)):
+            if fd == STDERR and ERROR_START.search(data):
+                self.failed_ranks[rank] = None
+                self.hold()
+            elif fd == STDERR and PEER_LOSS.search(data):
                 self.hold()
         for rank, fd, data in chunks:
             if self._logs:
@@ -134,7 +141,7 @@ class Display:
                 self._tails[rank] = (self._tails[rank] + data)[-TAIL_BYTES:]
             if fd == STDERR and self.held_since is not None:
                 self._held.append((rank, data))
-            else:
+            elif fd == STDOUT or self._may_hold or self._may_show(rank):
                 self._show(rank, fd, data)
 
     def _append(self, rank: int, data: bytes) -> None:
@@ -170,22 +177,45 @@ class Display:
         Args:
             cause: The rank that caused the failure, whose output comes first; `None` if unknown:
                 then the rank that reported an error first does. Ranks with the same error, such as
-                a module that is missing, are only named.
+                a module that is missing, are only named, and so are those after the first
+                `MAX_SHOWN_RANKS`.
         """
         self._may_hold = cause is None
         self.held_since = None
-        first = self.failed_ranks if cause is None else [cause, *self.failed_ranks]
-        held: dict[int, list[bytes]] = {rank: [] for rank in first}
+        order = self.failed_ranks if cause is None else [cause, *self.failed_ranks]
+        held: dict[int, list[bytes]] = {rank: [] for rank in order}
         for rank, data in self._held:
             held.setdefault(rank, []).append(data)
         self._held.clear()
-        error = _error_in(held[cause]) if cause is not None else b""
-        same = [rank for rank in held if error and rank != cause and _error_in(held[rank]) == error]
+        same: dict[bytes, list[int]] = {}
         for rank, chunks in held.items():
-            for data in chunks if rank not in same else ():
-                self._show(rank, STDERR, data)
-        if same:
-            self.log(f"the same error on rank {', '.join(map(str, sorted(same)))}")
+            error = _error_in(chunks)
+            if error in same:
+                same[error].append(rank)
+            elif chunks and self._may_show(rank):
+                if error:
+                    same[error] = [rank]
+                for data in chunks:
+                    self._show(rank, STDERR, data)
+        for first, *others in same.values():
+            if others:
+                self.log(f"the same error on {rank_numbers(others)} as on rank {first}")
+        if cause is None:
+            self._forget_shown()
+
+    def _may_show(self, rank: int) -> bool:
+        """Return whether a rank is among the first that have written errors of one moment."""
+        if rank in self._shown or len(self._shown) < MAX_SHOWN_RANKS:
+            self._shown.add(rank)
+            return True
+        self._hidden.add(rank)
+        return False
+
+    def _forget_shown(self) -> None:
+        if self._hidden:
+            self.log(f"{rank_numbers(self._hidden)} wrote errors too; --output-dir keeps them")
+        self._shown.clear()
+        self._hidden.clear()
 
     def flush(self) -> None:
         """Show lines that have waited long enough; to be called several times a second."""

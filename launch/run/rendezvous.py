@@ -20,6 +20,7 @@ from ..hosts.network import View
 from ..hosts.placement import Host, RankPlacement
 
 Environment = dict[str, str]
+MAX_VARIABLE_BYTES = 128 * 1024  # MAX_ARG_STRLEN of Linux: of `NAME=value` and its last byte.
 
 
 def common_environment(placement: RankPlacement) -> Environment:
@@ -103,7 +104,7 @@ def multiworker_environment(placement: RankPlacement, addresses: Sequence[str]) 
         "cluster": {"worker": list(addresses)},
         "task": {"type": "worker", "index": placement.rank},
     }
-    return {"TF_CONFIG": json.dumps(config)}
+    return {"TF_CONFIG": json.dumps(config, separators=(",", ":"))}
 
 
 def worker_addresses(
@@ -116,10 +117,20 @@ def worker_addresses(
         views: The network, by host.
         first_port: Port of each host's first rank, whose other ranks get the ports after it; `None`
             takes free ports.
+
+    Raises:
+        ConfigurationError: If they are more than TF_CONFIG can hold.
     """
     addresses = []
     for placement in placements:
         view, local_rank = views[placement.host], placement.local_rank
         port = view.ports[local_rank] if first_port is None else first_port + local_rank
         addresses.append(f"{view.address}:{port}")
+    longest = len(f"TF_CONFIG={multiworker_environment(placements[-1], addresses)['TF_CONFIG']}")
+    if longest >= MAX_VARIABLE_BYTES:
+        raise ConfigurationError(
+            f"--backend multiworker: TF_CONFIG with the addresses of {len(addresses)} ranks has "
+            f"{longest} bytes; Linux passes on {MAX_VARIABLE_BYTES - 1} in one variable. Use fewer "
+            "ranks, for example one on each host with all of its GPUs, or --backend horovod."
+        )
     return addresses

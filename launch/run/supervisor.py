@@ -19,6 +19,7 @@ from typing import Any
 from distrib.errors import EXIT_FINISHED, EXIT_PREEMPTED
 
 from ..hosts.channel import LOST, Channel
+from ..hosts.names import host_names, rank_numbers
 from ..hosts.placement import RankPlacement
 from ..process.signals import Signals
 from .deadlock import DeadlockDetector
@@ -30,6 +31,7 @@ from .rank_process import RankProcess
 from .run_directories import RunDirectories
 
 POLL_SECONDS = 0.1
+CHECK_SECONDS = 0.5  # Between two looks at all ranks, whose time grows with their number.
 HOLD_SECONDS = 9.0  # A rank that has written an error and runs on for so long has not failed.
 SAME_ERROR_SECONDS = 1.0  # Between the ends of ranks that fail for the same reason.
 KEEPALIVE_SECONDS = 5.0
@@ -64,6 +66,7 @@ class Supervisor:
         preempted_hosts: Returns names of hosts that announced that they will stop, each once.
         tick: Called several times a second.
         runs: Follows where the chief saves. Defaults to that of a single attempt.
+        follow: Called with each heartbeat; may return a message for the user.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Supervisor:
         preempted_hosts: Callable[[], Iterable[str]] = tuple,
         tick: Callable[[], None] = lambda: None,
         runs: RunDirectories | None = None,
+        follow: Callable[[int, Mapping[str, Any]], str | None] = lambda rank, facts: None,
     ) -> None:
         self._display = display
         self._grace = grace
@@ -84,8 +88,13 @@ class Supervisor:
         self._preempted_hosts = preempted_hosts
         self._tick = tick
         self._runs = runs or RunDirectories()
-        self._ranks: list[RankProcess] = []
+        self._running: dict[int, RankProcess] = {}
+        self._running_placements: list[RankPlacement] = []
+        self._finished: list[RankPlacement] = []
+        self._silent: list[int] = []  # Ranks of which only the exit code is not known yet.
+        self._follow = follow
         self._exits: dict[int, RankExit] = {}
+        self._next_check = 0.0
         self._schedule: list[tuple[float, int]] = []
         self._first_failure = float("inf")
         self._interrupted = False
@@ -105,19 +114,20 @@ class Supervisor:
             selector.register(self._signals.wakeup_fd, selectors.EVENT_READ)
             for arguments in ranks:
                 rank = RankProcess(*arguments)
-                self._ranks.append(rank)
+                self._running[rank.placement.rank] = rank
                 for stream, fd in rank.open_fds.items():
                     selector.register(fd, selectors.EVENT_READ, (rank, stream))
+                if not rank.open_fds:
+                    self._silent.append(rank.placement.rank)
+            self._running_placements = [rank.placement for rank in self._running.values()]
             with self._keepalives():
-                while len(self._exits) < len(self._ranks):
+                while self._running:
                     self._read(selector)
                     self._collect_exits()
-                    self._release_output()
                     self._forward_signals()
                     self._stop_for_preempted_hosts()
-                    self._end_deadlock()
-                    self._end_hang()
-                    self._report_slow_ranks()
+                    if time.monotonic() >= self._next_check:
+                        self._check()
                     self._run_schedule()
                     self._display.flush()
                     self._tick()
@@ -125,13 +135,13 @@ class Supervisor:
         self._display.release(cause.rank if cause else None)
         return AttemptResult(cause, self._hang, self._deadlock or self._early_finish(cause))
 
-    @property
-    def _running(self) -> list[RankProcess]:
-        return [rank for rank in self._ranks if rank.placement.rank not in self._exits]
-
-    @property
-    def _running_placements(self) -> list[RankPlacement]:
-        return [rank.placement for rank in self._running]
+    def _check(self) -> None:
+        """Look at all ranks."""
+        self._release_output()
+        self._end_deadlock()
+        self._end_hang()
+        self._report_slow_ranks()
+        self._next_check = time.monotonic() + CHECK_SECONDS
 
     def _read(self, selector: selectors.BaseSelector) -> None:
         chunks = []
@@ -144,8 +154,12 @@ class Supervisor:
             for facts in heartbeats:
                 self._detector.record(rank.placement.rank, facts)
                 self._follow_run(rank.placement, facts)
+                if message := self._follow(rank.placement.rank, facts):
+                    self._display.log(message)
             if stream not in rank.open_fds:
                 selector.unregister(key.fd)
+                if not rank.open_fds:
+                    self._silent.append(rank.placement.rank)
         self._display.receive(chunks)
 
     def _follow_run(self, placement: RankPlacement, facts: Mapping[str, Any]) -> None:
@@ -157,7 +171,7 @@ class Supervisor:
             self._end_ranks_in(ESCALATION_SECONDS, signal.SIGKILL)
 
     def _collect_exits(self) -> None:
-        for rank in self._running:
+        for rank in [self._running[number] for number in self._silent]:
             code = rank.exit_code()
             if code is None:
                 continue
@@ -169,8 +183,15 @@ class Supervisor:
             if code not in (EXIT_FINISHED, EXIT_PREEMPTED):
                 self._display.hold()
                 self._first_failure = min(self._first_failure, time.monotonic())
+            if code == EXIT_FINISHED:
+                self._finished.append(placement)
             if not self._is_ending_ranks:
                 self._schedule_after(rank_exit)
+        if ended := self._running.keys() & self._exits:
+            self._silent = [number for number in self._silent if number not in ended]
+            for number in ended:
+                del self._running[number]
+            self._running_placements = [rank.placement for rank in self._running.values()]
 
     def _release_output(self) -> None:
         """Show held-back output once the root cause is known, or after `HOLD_SECONDS`."""
@@ -203,18 +224,21 @@ class Supervisor:
             self._display.log(
                 f"{name}: asked all ranks to save and stop within {self._grace:g} s.{again}"
             )
-            for rank in self._running:
+            for rank in self._running.values():
                 rank.signal(signal.SIGTERM if number == signal.SIGHUP else number)
             self._end_ranks_in(self._grace, signal.SIGKILL)
 
     def _stop_for_preempted_hosts(self) -> None:
-        """Send SIGTERM to the ranks of a host that will stop; all ranks then agree to stop."""
-        for host in self._preempted_hosts():
-            self._display.log(f"{host} was asked to stop: all ranks save and stop.")
-            for rank in self._running:
-                if rank.placement.hostname == host:
-                    rank.signal(signal.SIGTERM)
-            self._end_ranks_in(self._grace, signal.SIGKILL)
+        """Send SIGTERM to the ranks of hosts that will stop; all ranks then agree to stop."""
+        hosts = set(self._preempted_hosts())
+        if not hosts:
+            return
+        were = "was" if len(hosts) == 1 else "were"
+        self._display.log(f"{host_names(hosts)} {were} asked to stop: all ranks save and stop.")
+        for rank in self._running.values():
+            if rank.placement.hostname in hosts:
+                rank.signal(signal.SIGTERM)
+        self._end_ranks_in(self._grace, signal.SIGKILL)
 
     def _end_hang(self) -> None:
         if self._is_ending_ranks or self._schedule:  # The attempt is ending already.
@@ -230,8 +254,7 @@ class Supervisor:
         if self._is_ending_ranks or self._schedule:
             return
         # All that have ended have finished: after any other exit, signals are scheduled.
-        finished = [rank.placement for rank in self._ranks if rank not in self._running]
-        self._deadlock = self._deadlocks.find(self._running_placements, finished)
+        self._deadlock = self._deadlocks.find(self._running_placements, self._finished)
         if self._deadlock is not None:
             self._display.log(self._deadlock)
             self._end_ranks(signal.SIGTERM)
@@ -274,13 +297,13 @@ class Supervisor:
         if not self._running:
             return
         self._is_ending_ranks = True
-        names = ", ".join(str(placement.rank) for placement in self._running_placements)
+        names = rank_numbers(self._running)
         if number == ABANDON:
-            self._display.log(f"giving up the connection to rank {names}")
+            self._display.log(f"giving up the connection to {names}")
         else:
-            name = signal.Signals(number).name
-            self._display.log(f"{name} to rank {names}, which has not ended")
-        for rank in self._running:
+            name, have = signal.Signals(number).name, "has" if len(self._running) == 1 else "have"
+            self._display.log(f"{name} to {names}, which {have} not ended")
+        for rank in self._running.values():
             if number == ABANDON:
                 rank.abandon()
             else:
@@ -295,7 +318,7 @@ class Supervisor:
 
         def send() -> None:
             while not done.wait(KEEPALIVE_SECONDS):
-                for rank in self._ranks:
+                for rank in list(self._running.values()):
                     rank.send_keepalive()
 
         thread = threading.Thread(target=send, daemon=True)

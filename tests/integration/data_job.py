@@ -19,6 +19,7 @@ from job import Killer, arm, counted, die, digest
 import distrib
 from distrib.callbacks import BackupAndRestore
 from distrib.checkpoint import commit
+from distrib.training.fit_call import fit_of
 
 committed = threading.Event()
 
@@ -35,6 +36,8 @@ class MiddleKiller(Killer):
         commit.publish = counted(commit.publish, 2, behind=committed.set)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self.point == "middle":  # A save that is not committed would not be resumed from.
+            fit_of(self.model).callbacks._session._saves.wait()
         if batch + 1 == max(1, self.params["steps"] * 3 // 4):
             self.at("middle", self.epoch)
             if self.point == "middle_after_save" and self.epoch == self.number:

@@ -182,6 +182,20 @@ def pipeline(make: Callable[[], Any], resume: str | None = None) -> Recipe:
     return Recipe(lambda cluster, folder: {"x": make()}, resume=resume)
 
 
+def validated(shuffle: Callable[[Any], Any]) -> Recipe:
+    """Return a recipe that validates on some of a pipeline, shuffled anew each time."""
+
+    def fit(cluster: Any, folder: Path) -> dict[str, Any]:
+        x, y = rows()
+        validation = shuffle(tf.data.Dataset.from_tensor_slices((x, y))).batch(BATCH).prefetch(2)
+        return {
+            **{"x": x, "y": y, "batch_size": BATCH},
+            **{"validation_data": validation, "validation_steps": 2},
+        }
+
+    return Recipe(fit)
+
+
 def generator(turned: int, resume: str) -> Recipe:
     def fit(cluster: Any, folder: Path) -> dict[str, Any]:
         return {"x": batches(turned), "steps_per_epoch": STEPS}
@@ -241,6 +255,10 @@ RECIPES: dict[str, Recipe] = {
             "steps_per_epoch": 3,
         }
     ),
+    "validation": validated(lambda data: data.shuffle(50, seed=2)),
+    "validation_shuffled_twice": validated(
+        lambda data: data.shuffle(50, seed=2).shuffle(20, seed=4)
+    ),
 }
 
 # Whose epochs differ: one that is resumed has the order of the first one, as all have in `like`.
@@ -262,6 +280,7 @@ TABLE: dict[str, list[str]] = {
     "a `PyDataset` that": ["py_dataset_shuffled"],
     "a `tf.data` pipeline whose": ["pipeline", "pipeline_long"],
     "a `tf.data` pipeline with": ["pipeline_replay", "pipeline_epoch", "pipeline_of_epochs"],
+    "a shuffled `tf.data` pipeline to validate": ["validation", "validation_shuffled_twice"],
     "a Python generator": ["generator_replay", "generator_epoch", "generator_of_epochs"],
     "a PyTorch": ["random_access"],
     "arrays in memory": ["arrays"],

@@ -16,6 +16,8 @@ from typing import Any
 
 from distrib.errors import EXIT_PREEMPTED
 
+# Environment variable that `make gpu` sets to the kind of devices to use, "gpu" or "cpu".
+DEVICES = "DISTRIB_TEST_DEVICES"
 JOB = Path(__file__).with_name("job.py")
 KILLED = -signal.SIGKILL
 _kept: list[subprocess.Popen[str]] = []
@@ -42,7 +44,9 @@ def nursery() -> str:
 
 
 def forked(script: Path, *arguments: str) -> list[str]:
-    """Return a command that runs a script in a process forked from the nursery."""
+    """Return a command that runs a script, in a process forked from the nursery unless on GPUs."""
+    if os.environ.get(DEVICES) == "gpu":
+        return [sys.executable, str(script), *arguments]
     stand_in = str(Path(__file__).with_name("stand_in.py"))
     return [sys.executable, "-I", "-S", stand_in, nursery(), str(script), *arguments]
 
@@ -73,7 +77,8 @@ def begin(run: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+    quiet = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    return quiet if os.environ.get(DEVICES) == "gpu" else {**quiet, "CUDA_VISIBLE_DEVICES": "-1"}
 
 
 def finish(run: Path, *arguments: str) -> dict[str, Any]:

@@ -221,6 +221,9 @@ def main() -> None:
     parser.add_argument("--patience", type=int, default=2, help="of EarlyStopping (epochs)")
     parser.add_argument("--samples", type=int, default=173)
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument(
+        "--deterministic", action="store_true", help="as GPUs need it for equal bits"
+    )
     parser.add_argument("--arrays", action="store_true", help="pass arrays to `fit` as they are")
     parser.add_argument(
         "--pace",
@@ -236,6 +239,8 @@ def main() -> None:
         args.backend, devices=args.devices if args.backend == "mirrored" else None
     )
     keras.utils.set_random_seed(5)
+    if args.deterministic:
+        tf.config.experimental.enable_op_determinism()
     recipe = models.RECIPES[args.model]
     with cluster.scope():
         model = recipe.build()

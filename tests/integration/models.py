@@ -54,6 +54,12 @@ def stack(dtype: Any = None) -> keras.Model:
     )
 
 
+def steady(**options: Any) -> keras.Model:
+    """Neither dropout nor batch normalization: replicas and XLA make no difference but rounding."""
+    dense = [layers.Dense(16, activation="tanh"), layers.Dense(3, activation="softmax")]
+    return compiled(keras.Sequential([keras.Input((12,)), *dense]), **options)
+
+
 class Subclassed(keras.Model):
     """Unbuilt until the first batch; has a raw `tf.Variable` and a `tf.random.Generator`."""
 
@@ -159,19 +165,7 @@ def sequences(n: int) -> tuple[Any, Any]:
 
 RECIPES: dict[str, Recipe] = {
     "small": Recipe(lambda: compiled(stack()), rows),
-    # Neither dropout nor batch normalization: results do not depend on the number of replicas.
-    "steady": Recipe(
-        lambda: compiled(
-            keras.Sequential(
-                [
-                    keras.Input((12,)),
-                    layers.Dense(16, activation="tanh"),
-                    layers.Dense(3, activation="softmax"),
-                ]
-            )
-        ),
-        rows,
-    ),
+    "steady": Recipe(lambda: steady(), rows),
     "subclassed": Recipe(lambda: compiled(Subclassed()), rows),
     "two_optimizers": Recipe(
         lambda: compiled(
@@ -231,4 +225,23 @@ RECIPES: dict[str, Recipe] = {
         ),
         lambda n: (rows(n)[0], (rows(n)[1] > 0).astype("float32")[:, None]),
     ),
+    "jit_mixed_precision": Recipe(
+        lambda: compiled(
+            stack("mixed_float16"),
+            optimizer=keras.optimizers.LossScaleOptimizer(
+                keras.optimizers.Adam(1e-2), initial_scale=2.0**20, dynamic_growth_steps=5
+            ),
+            jit_compile=True,
+        ),
+        rows,
+    ),
+    "jit_accumulation": Recipe(
+        lambda: compiled(
+            stack(),
+            optimizer=keras.optimizers.Adam(1e-2, gradient_accumulation_steps=3),
+            jit_compile=True,
+        ),
+        rows,
+    ),
+    "steady_jit": Recipe(lambda: steady(jit_compile=True), rows),
 }

@@ -1061,14 +1061,77 @@ def what_horovods_own_keras_api_raises_is_explained(cluster: Cluster) -> Any:
         assert "docs/horovod.md" in str(explain(caught.value))
 
 
+def with_and_without_xla(cluster: Cluster, make: Callable[[], Any], **options: Any) -> Any:
+    """Train with XLA, and without it; return what came out."""
+
+    def train(jit_compile: bool) -> Any:
+        model = model_of(cluster, make(), metrics=["mae"], jit_compile=jit_compile, **options)
+        assert model.jit_compile == jit_compile
+        # The last batch is smaller, and uneven.
+        train = cluster.dataset(data(23 * cluster.size), 8 * cluster.size, shuffle=True)
+        history = model.fit(train, epochs=2, verbose=0, validation_data=train).history
+        return history, [variable.numpy() for variable in model.variables]
+
+    (history, variables), (other, others) = train(True), train(False)
+    close(variables, others, 1e-4)
+    for name, values in other.items():
+        np.testing.assert_allclose(history[name], values, rtol=1e-4, err_msg=name)
+    return history, [variable.tolist() for variable in variables]
+
+
 @check
-def what_xla_cannot_compile_is_refused(cluster: Cluster) -> Any:
-    train = cluster.dataset(data(), 8, shuffle=True)
-    refused(
-        "`jit_compile=True`: XLA cannot compile what the ranks exchange",
-        lambda: model_of(cluster, "sgd", jit_compile=True).fit(train, verbose=0),
+def xla_compiles_all_but_the_exchange(cluster: Cluster) -> Any:
+    return with_and_without_xla(
+        cluster, lambda: keras.optimizers.Adam(0.05, global_clipnorm=0.1), weighted_metrics=["mse"]
     )
-    assert not keras.Sequential()._resolve_auto_jit_compile()
+
+
+@check
+def xla_compiles_other_steps(cluster: Cluster) -> Any:
+    def accumulating() -> Any:
+        return keras.optimizers.Adam(0.05, gradient_accumulation_steps=2)
+
+    def scaling() -> Any:
+        return keras.optimizers.LossScaleOptimizer(sgd(0.1), dynamic_growth_steps=2)
+
+    sgd = keras.optimizers.SGD
+    return [
+        with_and_without_xla(cluster, accumulating),
+        with_and_without_xla(cluster, lambda: sgd(0.1), steps_per_execution=4),
+        with_and_without_xla(cluster, lambda: sgd(0.1), how={"op": "sum"}),
+        with_and_without_xla(cluster, scaling),
+    ]
+
+
+@check
+def xla_is_chosen_as_in_keras(cluster: Cluster) -> Any:
+    assert model_of(cluster, "sgd").jit_compile is False  # Without a GPU.
+    devices = tf.config.list_physical_devices()
+    with pytest.MonkeyPatch.context() as patch:
+        gpu = tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU")
+        patch.setattr(tf.config, "list_physical_devices", lambda kind=None: [*devices, gpu])
+        model = model_of(cluster, "sgd")
+    assert model.jit_compile is (cluster.kind == "horovod")  # Keras's choice without a strategy.
+
+
+@check
+def a_train_step_of_ones_own_is_not_compiled(cluster: Cluster) -> Any:
+    model = OwnStep(cluster)
+    model.compile(jit_compile=True)
+    history = model.fit(cluster.dataset(data(16), 8, shuffle=True), verbose=0)
+    return history.history["distance"]
+
+
+@check
+def statistics_that_ranks_exchange_are_not_compiled(cluster: Cluster) -> Any:
+    if cluster.kind == "horovod":  # Ranks exchange none there.
+        return None
+    with cluster.scope():
+        norm = keras.layers.BatchNormalization(synchronized=True)
+        model = keras.Sequential([keras.Input((6,)), norm, keras.layers.Dense(1)])
+        model.compile(cluster.optimizer("sgd"), "mse", jit_compile=True)
+    history = model.fit(cluster.dataset(data(16), 8, shuffle=True), verbose=0).history
+    return history["loss"], [variable.numpy().tolist() for variable in model.variables]
 
 
 @check

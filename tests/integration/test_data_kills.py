@@ -90,11 +90,20 @@ VARIED = {
     "py_dataset_workers",
     "random_access",
     "tar",
+    "validation_shuffled_twice",
     "workers",
+}
+# Where the state is another one than at the beginning only after an epoch or a validation.
+MOMENT = {
+    "py_dataset_shuffled": "middle:1",
+    "validation": "validation:1",
+    "validation_shuffled_twice": "validation:1",
 }
 ONE_EACH = [
     pytest.param(
-        data, MOMENTS[i % len(MOMENTS)], marks=[pytest.mark.exhaustive] if data in VARIED else []
+        data,
+        MOMENT.get(data, MOMENTS[i % len(MOMENTS)]),
+        marks=[pytest.mark.exhaustive] if data in VARIED else [],
     )
     for i, data in enumerate(RECIPES)
 ]

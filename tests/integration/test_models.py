@@ -19,6 +19,7 @@ ALL = [(name, "local", order) for order, name in enumerate(RECIPES)] + [
 VARIATIONS = {
     *("small", "subclassed", "two_optimizers", "ema_on_epoch", "lr_schedule"),
     *("steps_per_execution", "steady", "eager", "auc", "two_ways"),
+    *("jit_mixed_precision", "jit_accumulation", "steady_jit"),
 }
 
 

@@ -116,7 +116,15 @@ def test_killed_ranks_resume_exactly_on_arrays(backend: str, tmp_path: Path) -> 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
-    ("backend", "model"), [("horovod", "two_optimizers"), ("multiworker", "mixed_precision")]
+    ("backend", "model"),
+    [
+        ("horovod", "two_optimizers"),
+        ("horovod", "jit"),
+        ("horovod", "jit_mixed_precision"),
+        ("horovod", "jit_accumulation"),
+        ("multiworker", "mixed_precision"),
+        ("multiworker", "jit"),
+    ],
 )
 def test_other_models_resume_exactly(backend: str, model: str, tmp_path: Path) -> None:
     how = ["--model", model, "--order", "7"]
@@ -124,6 +132,16 @@ def test_other_models_resume_exactly(backend: str, model: str, tmp_path: Path) -
     assert start(backend, 2, tmp_path / "run", *how, *killed) == EXIT_LOST_PEER
     assert start(backend, 2, tmp_path / "run", *how) == 0
     assert result(tmp_path / "run") == undisturbed(*how, ranks=2, backend=backend)
+
+
+@pytest.mark.exhaustive
+def test_a_job_turns_xla_on_and_off(backend: str, tmp_path: Path) -> None:
+    for model, kill in (("steady", "after_step:12"), ("steady_jit", "after_step:25")):
+        code = start(backend, 2, tmp_path / "run", "--model", model, "--kill", kill)
+        assert code == EXIT_LOST_PEER
+    assert start(backend, 2, tmp_path / "run", "--model", "steady") == 0
+    calm = undisturbed("--model", "steady", ranks=2, backend=backend)
+    np.testing.assert_allclose(result(tmp_path / "run")["losses"], calm["losses"], rtol=1e-4)
 
 
 def test_a_job_moves_to_other_ranks_and_backends(tmp_path: Path) -> None:

@@ -48,7 +48,11 @@ ON_THREE = [
 ]
 
 # Variations of the check before each of them.
-VARIATIONS = ["other_optimizers", "other_clipping_comes_after_the_reduction"]
+VARIATIONS = [
+    "other_optimizers",
+    "other_clipping_comes_after_the_reduction",
+    "xla_compiles_other_steps",
+]
 
 # What either way to join ranks leaves to code that is common to both.
 COMMON = {
@@ -64,6 +68,7 @@ COMMON = {
     "a_callback_list_and_an_evaluate_of_the_users_own",
     *("a_shuffle_between_epochs_is_the_chiefs", "pydatasets_that_differ_are_refused"),
     "a_step_on_a_pydataset_is_one_on_all_its_examples",
+    *("xla_is_chosen_as_in_keras", "a_train_step_of_ones_own_is_not_compiled"),
     "what_methods_have_made_of_a_dataset_is_shared_as_well",
 }
 DISTINCT = [check for check in CHECKS if check not in VARIATIONS]

@@ -267,7 +267,7 @@ def test_the_cause_is_reported(what: str, code: int, last: str, write: Any, star
         assert errors[first].startswith("[rank 1] ")
         cause = errors.index("[rank 1] ValueError: this is the cause")
         symptoms = [n for n, line in enumerate(errors) if "Horovod has been shut down" in line]
-        assert len(symptoms) >= 2
+        assert symptoms  # Of two ranks, once if they are the same.
         assert first < cause < min(symptoms)
 
 
@@ -362,7 +362,7 @@ def test_ssh_and_network_options(three: list[rig.Host], write: Any) -> None:
     options = ["--ssh-port", "2222", "--network-interface", "eth0", "--port", "7000"]
     done = three[0].run([*RUN, "-H", "h1:2,h2", *options, *PLAIN, script])
     assert done.returncode == 0, done.stderr
-    assert '{"worker": ["10.77.0.2:7000", "10.77.0.2:7001", "10.77.0.3:7000"]}' in done.stdout
+    assert '{"worker":["10.77.0.2:7000","10.77.0.2:7001","10.77.0.3:7000"]}' in done.stdout
 
 
 @needs_hosts

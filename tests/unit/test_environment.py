@@ -6,6 +6,7 @@ from distrib.environment import (
     UNSUPERVISED,
     Supervision,
     grace_seconds,
+    is_chief,
     launched_as,
     supervision,
     tf_config,
@@ -15,6 +16,11 @@ from distrib.errors import ConfigurationError
 
 def variables(cluster: object) -> dict[str, str]:
     return {"TF_CONFIG": json.dumps({"cluster": cluster})}
+
+
+def task(kind: str, index: int, **cluster: object) -> dict[str, str]:
+    config = {"cluster": cluster, "task": {"type": kind, "index": index}}
+    return {"TF_CONFIG": json.dumps(config)}
 
 
 @pytest.mark.parametrize(
@@ -37,6 +43,23 @@ def test_the_launcher_is_detected(environment: dict[str, str], backend: str | No
 def test_the_chief_is_the_first_worker() -> None:
     config = tf_config(variables({"worker": ["b:1", "c:1"], "chief": ["a:1"]}))
     assert config.workers == ["a:1", "b:1", "c:1"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "chief"),
+    [
+        ({}, True),
+        ({"HOROVOD_SIZE": "2", "HOROVOD_RANK": "0", "PMI_RANK": "1"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}, False),
+        ({"PMI_SIZE": "1", "PMI_RANK": "1"}, True),
+        (task("chief", 0, chief=["a:1"], worker=["b:1"]), True),
+        (task("worker", 0, chief=["a:1"], worker=["b:1"]), False),
+        (task("worker", 0, worker=["a:1", "b:1"]), True),
+        (task("worker", 1, worker=["a:1", "b:1"]), False),
+    ],
+)
+def test_the_chief_is_the_one_that_writes(environment: dict[str, str], chief: bool) -> None:
+    assert is_chief(environment) == chief
 
 
 @pytest.mark.parametrize(

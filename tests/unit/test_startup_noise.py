@@ -18,6 +18,12 @@ CUINIT = b"E0000 " + AT + b"cuda_platform.cc:52] failed call to cuInit: INTERNAL
 FAULT = b"E0000 " + AT + b"cuda_dnn.cc:1] Could not load library libcudnn.so.9\n"
 
 
+def test_messages_are_dropped_line_by_line() -> None:
+    """As `distrib run` passes them for all ranks but the first."""
+    noise = StartupNoise(True, is_chief=False)
+    assert [noise.remove(line) for line in CPU.splitlines(keepends=True)] == [b"", b""]
+
+
 def test_what_is_dropped() -> None:
     everything = ONEDNN + CPU + NO_DRIVER + b"mine\n" + CUINIT + FAULT
     assert StartupNoise(False, is_chief=True).remove(everything) == b"mine\n" + FAULT

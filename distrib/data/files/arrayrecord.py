@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from distrib.data.files.local_copies import local_copies
+from distrib.data.files.ranges import FileRanges
 from distrib.data.files.record_source import Paths
 from distrib.data.files.source import FileSource
 from distrib.errors import ConfigurationError
@@ -63,9 +64,9 @@ class ArrayRecordSource(FileSource):
             files = _copied(files, cache_dir)
         with ThreadPoolExecutor(_PARALLEL_FILES, "distrib-index") as pool:
             self._readers = list(pool.map(_open, files))
-        super().__init__(files, [len(reader) for reader in self._readers])
+        super().__init__(FileRanges(files), [len(reader) for reader in self._readers])
         if len(self) == 0:
-            raise ConfigurationError(f"`paths={paths!r}`: the files have no records.")
+            raise ConfigurationError("`paths`: the ArrayRecord files have no records.")
 
     def __getitems__(self, indices: Sequence[int]) -> list[bytes]:
         """Return the records at `indices`; see `FileSource`."""

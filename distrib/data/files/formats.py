@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
 
 from distrib.data.files.arrayrecord import ArrayRecordSource
 from distrib.data.files.image_folder import ImageFolderSource
@@ -53,7 +52,9 @@ def source_of_files(pattern: str | os.PathLike[str]) -> FileSource:
                 f"`source={text!r}` names files of several formats ({first.location.name}, "
                 f"{file.location.name}); write a pattern for one of them."
             )
-    return _source(kind, text)
+    if kind is None:
+        raise _unknown(text)
+    return kind(files)
 
 
 def _folder(text: str) -> FileSource:
@@ -68,13 +69,6 @@ def _folder(text: str) -> FileSource:
                 f"'{text.rstrip('/')}/*{suffix}*'."
             )
     return ImageFolderSource(text)
-
-
-def _source(kind: Any, text: str) -> FileSource:
-    if kind is None:
-        raise _unknown(text)
-    source: FileSource = kind(text)
-    return source
 
 
 def _format_of(name: str) -> Callable[..., FileSource] | None:

@@ -107,9 +107,8 @@ class ImageFolderSource(FileSource):
                 f"`label_mode='binary'` needs two classes, but there are {self.class_names}."
             )
         files = [images[path] for path, _ in chosen]
-        super().__init__(files, [1] * len(files))
         # Each is read as a whole, so another size shows by itself.
-        self._ranges = FileRanges(files, check_interval=math.inf)
+        super().__init__(FileRanges(files, check_interval=math.inf), [1] * len(files))
         self._labels = np.array([label for _, label in chosen], np.int32)
         self._label_mode = label_mode
         self._channels = _CHANNELS[color_mode]

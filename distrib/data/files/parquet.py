@@ -73,16 +73,16 @@ class ParquetSource(FileSource):
     ) -> None:
         _parquet()
         files = find_files(paths, "paths", storage_options)
-        self._ranges = FileRanges(files)
+        self._ranges = FileRanges(files, keep=False)
         with ThreadPoolExecutor(_PARALLEL_FILES, "distrib-index") as pool:
             self._footers = list(pool.map(self._read_footer, range(len(files))))
         self._groups = [
             np.cumsum([0, *(f.row_group(i).num_rows for i in range(f.num_row_groups))])
             for f in self._footers
         ]
-        super().__init__(files, [footer.num_rows for footer in self._footers])
+        super().__init__(self._ranges, [footer.num_rows for footer in self._footers])
         if len(self) == 0:
-            raise ConfigurationError(f"`paths={paths!r}`: the files have no rows.")
+            raise ConfigurationError("`paths`: the Parquet files have no rows.")
         self._columns = self._check_columns(columns)
         self._cache: SharedCache[tuple[int, int], Any] = SharedCache(_KEPT_BYTES, _size_of)
         self.block_size = max(int(np.diff(groups).max(initial=1)) for groups in self._groups)

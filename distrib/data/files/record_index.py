@@ -2,7 +2,8 @@
 
 The index holds the size and version of each file that it describes, and is made anew if one of them
 has changed. It is kept beside the data, or, where that cannot be written, in the user's cache
-folder.
+folder. Only the chief writes there: what another rank has made is kept in its machine's cache under
+a name of its own, where a chief that comes later finds it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
+from distrib.environment import is_chief
 from distrib.errors import ConfigurationError
 from distrib.log import log
 from distrib.storage.file_lock import acquire_lock
@@ -107,16 +109,16 @@ def open_index(
     name = f".distrib-index-{hashlib.sha256(urls.encode()).hexdigest()[:16]}"
     cache = _cache_folder()
     places = [files[0].location.parent, *cache] if index_dir is None else [index_dir]
+    kept = [place / name for place in places]
+    of_ranks = [folder / f"{name}.rank" for folder in cache]
     with ExitStack() as stack:
         for folder in cache:
             lock = stack.enter_context(open(f"{folder / name}.lock", "wb"))
             acquire_lock(lock.fileno(), wait=True)
-        for place in places:
-            index = _load(place / name, described)
-            if index is not None:
-                return index
-        index = _make(files, format)
-        _keep(index, described, name, places)
+        index = _load(kept, described)
+        if index is None:
+            index = _load(of_ranks, described) or _make(files, format)
+            _keep(index, described, kept if is_chief() else of_ranks)
     return index
 
 
@@ -150,26 +152,26 @@ def _scan(file: FoundFile, format: RecordFormat) -> Scanned:
     return scanned
 
 
-def _load(location: Location, described: list[list[Any]]) -> RecordIndex | None:
-    try:
-        content = location.read_bytes()
-    except OSError:
-        return None  # There is none, or none for this user; the index is made anew.
-    header, _, ends = content.partition(b"\n")
-    try:
-        stored = json.loads(header)
-    except ValueError:
-        stored = {}
-    if stored.get("files") != described or stored.get("crc32c") != google_crc32c.value(ends):
-        return None
-    splits = np.cumsum(stored["records"])[:-1]
-    parts = np.split(np.frombuffer(ends, _DTYPE), splits)
-    return RecordIndex([Scanned(*each) for each in zip(parts, stored["notes"], strict=True)])
+def _load(locations: Sequence[Location], described: list[list[Any]]) -> RecordIndex | None:
+    for location in locations:
+        try:
+            content = location.read_bytes()
+        except OSError:
+            continue  # There is none, or none for this user; the index is made anew.
+        header, _, ends = content.partition(b"\n")
+        try:
+            stored = json.loads(header)
+        except ValueError:
+            continue
+        if stored.get("files") == described and stored.get("crc32c") == google_crc32c.value(ends):
+            splits = np.cumsum(stored["records"])[:-1]
+            parts = np.split(np.frombuffer(ends, _DTYPE), splits)
+            notes = stored["notes"]
+            return RecordIndex([Scanned(*each) for each in zip(parts, notes, strict=True)])
+    return None
 
 
-def _keep(
-    index: RecordIndex, described: list[list[Any]], name: str, places: Sequence[Location]
-) -> None:
+def _keep(index: RecordIndex, described: list[list[Any]], locations: Sequence[Location]) -> None:
     ends = np.concatenate([file.ends for file in index.files]).astype(_DTYPE).tobytes()
     stored = {
         "files": described,
@@ -179,13 +181,15 @@ def _keep(
     }
     content = json.dumps(stored).encode() + b"\n" + ends
     reasons = []
-    for place in places:
+    for location in locations:
         try:
-            (place / name).write_bytes(content)
+            location.write_bytes(content)
         except OSError as error:
-            reasons.append(f"{place}: {describe_error(error, place)}")
+            reasons.append(f"{location.parent}: {describe_error(error, location.parent)}")
         else:
             return
+    if not reasons:
+        return  # Of a rank on a machine without a cache folder; the chief keeps it.
     log.warning(
         "the index of the records cannot be kept and will be made anew at the next start "
         f"({'; '.join(reasons)}). Pass `index_dir=...`."

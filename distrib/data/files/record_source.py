@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from distrib.data.files.ranges import FileRanges
 from distrib.data.files.record_index import RecordError, RecordFormat, open_index
 from distrib.data.files.source import FileSource
 from distrib.errors import ConfigurationError
@@ -38,7 +39,7 @@ class RecordSource(FileSource):
             remote = "://" in os.fspath(index_dir)
             folder = locate(index_dir, "index_dir", storage_options if remote else None)
         self._index = open_index(files, folder, format)
-        super().__init__(files, self._index.counts)
+        super().__init__(FileRanges(files), self._index.counts)
         if len(self) == 0:
             raise ConfigurationError(f"`paths`: the {format.name} files have no records.")
 

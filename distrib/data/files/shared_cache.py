@@ -29,6 +29,10 @@ class SharedCache(Generic[Key, Value]):
     def __reduce__(self) -> tuple[object, ...]:
         return SharedCache, (self._max_bytes, self._size_of)
 
+    def __contains__(self, key: Key) -> bool:
+        """Return whether a result is kept, or being computed."""
+        return key in self._results
+
     def get(self, key: Key, compute: Callable[[], Value]) -> Value:
         """Return the result for a key, from `compute` unless it is kept. Errors are not kept."""
         with self._lock:

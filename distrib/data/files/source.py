@@ -33,11 +33,11 @@ class FileSource:
     sequential = False
     block_size: int
 
-    def __init__(self, files: Sequence[FoundFile], counts: Sequence[int]) -> None:
+    def __init__(self, ranges: FileRanges, counts: Sequence[int]) -> None:
         """Take the files, and the number of examples of each."""
-        self._ranges = FileRanges(files)
+        self._ranges = ranges
         self._first: npt.NDArray[np.int64] = np.cumsum([0, *counts], dtype=np.int64)
-        size = sum(file.size for file in files)
+        size = sum(file.size for file in self._files)
         few_mib = round(_BLOCK_BYTES * len(self) / max(1, size))
         self.block_size = max(1, min(few_mib, len(self) // _FEWEST_BLOCKS))
 

@@ -141,6 +141,17 @@ class ReadAhead:
                 self._handed_out = max(self._handed_out - 1, 0)
             self._draw_ahead()
 
+    def end_pass(self) -> None:
+        """Leave the pass in progress, for an iterator whose state holds no elements yet."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._drawing)
+            if ends_in(self._entries) > 1:
+                return  # See `_whole_state`: the next pass has been drawn already.
+            self._passes = self._passes.anew()
+            self._entries.clear()
+            self._handed_out = 0
+            self._started = self._begun = False
+
     def get_state(self) -> dict[str, Any]:
         """See `BatchReader`."""
         with self._changed:

@@ -36,6 +36,7 @@ class Passes:
     """
 
     def __init__(self, pipeline: Any, once: bool = False) -> None:
+        self._pipeline, self._once = pipeline, once
         count = int(pipeline.cardinality())
         self.length = count if count > 0 and not once else None
         self.entry_spec = tf.OptionalSpec(pipeline.element_spec)
@@ -59,6 +60,10 @@ class Passes:
         batch = next(self.batches)
         self._position += self.length is not None
         return tf.experimental.Optional.from_value(batch)
+
+    def anew(self) -> Passes:
+        """Return all passes by another iterator, which goes on with the order of the next pass."""
+        return Passes(self._pipeline, self._once)
 
     def is_savable(self) -> bool:
         """Whether TensorFlow can save the state, but for that of operations in `map`."""

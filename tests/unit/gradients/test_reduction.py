@@ -1,9 +1,13 @@
-from collections.abc import Sequence
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.framework.config import disable_op_determinism, enable_op_determinism
 
 from distrib.collectives import SingleProcess
 from distrib.gradients.reduction import Reduction, reduce_gradients
@@ -55,6 +59,31 @@ def test_one_collective_for_each_dtype() -> None:
     assert [call[0] for call in other.calls] == ["g.float32", "g.float64"]
     assert [float(grad) for grad in reduced] == [2, 4, 6]
     assert reduced[1].dtype == tf.float64
+
+
+@pytest.fixture(params=["deterministic", "not"])
+def deterministic(request: pytest.FixtureRequest) -> Iterator[bool]:
+    if request.param == "deterministic":
+        enable_op_determinism()
+    yield request.param == "deterministic"
+    disable_op_determinism()
+
+
+def test_the_exchange_is_timed_unless_deterministic(
+    deterministic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorFlow has no clock when it computes deterministically."""
+    monkeypatch.setattr("distrib.gradients.reduction.heartbeat", SimpleNamespace(connected=True))
+    reduction, other = make_reduction()
+
+    def slow(tensors: Sequence[Any], op: str, name: str) -> list[Any]:
+        time.sleep(0.02)
+        return other.allreduce(tensors, op, name)
+
+    reduction = dataclasses.replace(reduction, allreduce=slow)
+    (reduced,) = reduce_gradients([tf.constant(2.0)], reduction, "g")
+    assert float(reduced) == 2.0
+    assert (float(reduction.step_payload.wait_seconds) > 0) is not deterministic
 
 
 @pytest.mark.parametrize(("compression", "sent"), [("fp16", "float16"), ("bf16", "bfloat16")])

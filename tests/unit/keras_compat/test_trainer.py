@@ -13,11 +13,7 @@ from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 from distrib.keras_compat import trainer
 
 X = np.arange(12, dtype="float32").reshape(12, 1)
-REPLACED = (
-    "_maybe_symbolic_build",
-    "_get_metrics_result_or_logs",
-    "_resolve_auto_jit_compile",
-)
+REPLACED = ("_maybe_symbolic_build", "_get_metrics_result_or_logs")
 
 
 @pytest.fixture(autouse=True)
@@ -126,14 +122,6 @@ def test_results_are_replaced_in_fit_and_evaluate() -> None:
     history = make().fit(X, X, verbose=0, validation_data=(X, X)).history
     assert history["mine"] == history["val_mine"] == [1.0]
     assert make().evaluate(X, X, verbose=0, return_dict=True)["mine"] == 1.0
-
-
-def test_jit_compilation_is_kept_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer.disable_auto_jit()
-    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
-    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: ["GPU:0"])
-    model.compile("sgd", "mse", jit_compile="auto")
-    assert model.jit_compile is False
 
 
 def test_a_model_is_built_without_a_step() -> None:

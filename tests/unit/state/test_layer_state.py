@@ -11,8 +11,9 @@ import tensorflow as tf
 from distrib.checkpoint.training_item import LAYERS
 from distrib.errors import CheckpointMismatchError
 from distrib.state import codec
+from distrib.state.host_copies import HostBuffers
 from distrib.state.layer_state import LayerStates
-from distrib.state.training_state import HostBuffers, TrainingState
+from distrib.state.training_state import TrainingState
 
 L = keras.layers
 NUMBERS = np.random.default_rng(0).normal(5, 3, size=(32, 3)).astype("float32")

@@ -8,7 +8,8 @@ import tensorflow as tf
 
 from distrib.errors import CheckpointMismatchError, ConfigurationError
 from distrib.state.build import build
-from distrib.state.training_state import HostBuffers, TrainingState
+from distrib.state.host_copies import HostBuffers
+from distrib.state.training_state import TrainingState
 
 SPEC = (tf.TensorSpec((None, 4), tf.float32), tf.TensorSpec((None, 1), tf.float32))
 

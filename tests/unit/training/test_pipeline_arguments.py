@@ -31,6 +31,19 @@ class StopAt(keras.callbacks.Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+class StopInValidation(keras.callbacks.Callback):
+    def __init__(self, epoch: int) -> None:
+        super().__init__()
+        self.epoch = epoch
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.present = epoch
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self.present == self.epoch:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 def fit(
     directory: Path, data: Callable[[], Any], *callbacks: Any, how: Any = None, **arguments: Any
 ) -> Any:
@@ -43,7 +56,8 @@ def fit(
     backup = BackupAndRestore(directory, on_change="ignore", **(how or {}))
     arguments = {"epochs": 3, "verbose": 0, **arguments}
     history = model.fit(data(), callbacks=[backup, *callbacks], **arguments)
-    return [*model.get_weights(), np.array(history.history["loss"])]
+    logs = [np.array(history.history[name]) for name in sorted(history.history)]
+    return [*model.get_weights(), *logs]
 
 
 def shuffled() -> Any:
@@ -83,6 +97,57 @@ def test_resumed_at_the_very_step(
             fit(tmp_path / "run", data, StopAt(step), **arguments)
     for one, other in zip(fit(tmp_path / "run", data, **arguments), expected, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def over(shuffle: Callable[[Any], Any]) -> Callable[[], Any]:
+    """Return a pipeline of batches of shuffled examples."""
+    return lambda: shuffle(tf.data.Dataset.from_tensor_slices((X, Y))).batch(4).prefetch(2)
+
+
+VALIDATION = {
+    "cut": (over(lambda data: data.shuffle(9, seed=3)), 2),
+    "two shuffles": (over(lambda data: data.shuffle(9, seed=3).shuffle(5, seed=4)), 2),
+    "repeat": (lambda: shuffled().repeat().prefetch(1), 2),
+    "whole": (shuffled, None),
+    "unknown length": (unknown_length, 2),
+    "unknown and whole": (unknown_length, None),
+    "more than a pass": (lambda: shuffled().repeat(), 8),
+    "all in the buffer": (over(lambda data: data.shuffle(30, seed=3).shuffle(30, seed=4)), 2),
+    "in memory": (over(lambda data: data.cache().shuffle(9, seed=3)), 2),
+}
+ORDINARY = ["two shuffles"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ORDINARY else [pytest.mark.exhaustive])
+        for name in VALIDATION
+    ],
+)
+def test_validation_goes_on_with_its_next_order(name: str, tmp_path: Path) -> None:
+    data, steps = VALIDATION[name]
+
+    def run(directory: Path, *callbacks: Any) -> Any:
+        keras.utils.set_random_seed(1)
+        arguments = {"validation_data": data(), "validation_steps": steps}
+        x = tf.data.Dataset.from_tensor_slices((X, Y)).batch(8)
+        return fit(directory, lambda: x, *callbacks, **arguments)
+
+    expected = run(tmp_path / "whole")
+    for stop in (StopInValidation(1), StopAt(7)):
+        with pytest.raises(Preempted):
+            run(tmp_path / "run", stop)
+    for one, other in zip(run(tmp_path / "run"), expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_other_validation_data_begin_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(Preempted):
+        fit(tmp_path, shuffled, StopAt(4), validation_data=shuffled())
+    with caplog.at_level("INFO", "distrib"):
+        fit(tmp_path, shuffled, validation_data=shuffled().shuffle(2, seed=1))
+    assert "`validation_data` is not what it was" in caplog.text
 
 
 def random_pipeline() -> Any:

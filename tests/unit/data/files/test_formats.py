@@ -2,6 +2,7 @@ import tarfile
 
 import pytest
 import tensorflow as tf
+from fsspec.implementations.local import LocalFileSystem
 
 from distrib.data import GzipTFRecordSource, TFRecordSource
 from distrib.data.files.formats import source_of_files
@@ -28,6 +29,19 @@ def folder(tmp_path):
 def test_names_tell_the_format(folder):
     assert type(source_of_files(folder / "a*")) is TFRecordSource
     assert type(source_of_files(f"{folder}/b.tfrecords.gz")) is GzipTFRecordSource
+
+
+def test_a_pattern_is_listed_once(folder, monkeypatch):
+    listed = []
+    glob = LocalFileSystem.glob
+
+    def counting(filesystem, path, **kwargs):
+        listed.append(path)
+        return glob(filesystem, path, **kwargs)
+
+    monkeypatch.setattr(LocalFileSystem, "glob", counting)
+    assert len(source_of_files(folder / "a*")) == 1
+    assert len(listed) == 1
 
 
 def test_several_formats_are_refused(folder):

@@ -6,6 +6,7 @@ import pytest
 
 from distrib.data.files.ranges import FileRanges, merge_ranges
 from distrib.storage.find_files import ChangedFileError, find_files
+from distrib.storage.location import Location
 
 CONTENT = bytes(range(256)) * 1000
 
@@ -69,3 +70,47 @@ def test_a_file_in_a_store_is_looked_up_again_only_now_and_then():
     filesystem.rm("/ranges", recursive=True)
     with pytest.raises(ChangedFileError, match="gone"):
         FileRanges(files).read_one(0, 0, 3)
+
+
+def test_small_files_in_a_store_are_read_once(monkeypatch):
+    filesystem = fsspec.filesystem("memory")
+    contents = [os.urandom(9 << 20), os.urandom(100)]
+    for name, content in zip("ab", contents, strict=True):
+        filesystem.pipe_file(f"/small/{name}", content)
+    requests = []
+    read = Location.read_range
+
+    def counted(location, start, end):
+        requests.append((location.name, start, end))
+        return read(location, start, end)
+
+    monkeypatch.setattr(Location, "read_range", counted)
+    ranges = FileRanges(find_files("memory://small/*", "paths"))
+    part = 4 << 20
+    asked = [
+        (0, part - 5, part + 5),
+        (1, 10, 100),
+        (0, 0, 2 * part),
+        (0, 7, 7),
+        (0, 8 << 20, 9 << 20),
+    ]
+    for _ in range(2):
+        assert ranges.read(asked) == [contents[file][start:end] for file, start, end in asked]
+        assert sorted(requests) == [
+            ("a", 0, part),
+            ("a", part, 2 * part),
+            ("a", 2 * part, 9 << 20),
+            ("b", 0, 100),
+        ]
+    FileRanges(find_files("memory://small/*", "paths"), keep=False).read([(0, 7, 9)])
+    assert requests[-1] == ("a", 7, 9)
+    filesystem.rm("/small", recursive=True)
+
+
+def test_a_range_behind_the_end_of_a_kept_file_is_refused():
+    filesystem = fsspec.filesystem("memory")
+    filesystem.pipe_file("/ends/a", CONTENT)
+    ranges = FileRanges(find_files("memory://ends/a", "paths"))
+    with pytest.raises(OSError, match="a ends before byte 256001"):
+        ranges.read([(0, 255_000, len(CONTENT) + 1)])
+    filesystem.rm("/ends", recursive=True)

@@ -153,6 +153,20 @@ def test_a_machine_without_a_cache_folder_is_no_obstacle(folder, monkeypatch, tm
     assert len(indexes(folder)) == 1
 
 
+def test_only_the_chief_writes_beside_the_data(folder, cache, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "distrib")
+    for variable, value in (("HOROVOD_SIZE", "2"), ("HOROVOD_RANK", "1")):
+        monkeypatch.setenv(variable, value)
+    TFRecordSource(folder / "train-*.tfrecord")
+    TFRecordSource(folder / "train-*.tfrecord", index_dir=folder / "elsewhere")
+    assert not indexes(folder)
+    assert not (folder / "elsewhere").exists()
+    monkeypatch.setenv("HOROVOD_RANK", "0")
+    TFRecordSource(folder / "train-*.tfrecord")
+    assert len(indexes(folder)) == 1
+    assert caplog.text.count("indexing 3 TFRecord files") == 1
+
+
 def test_a_pattern_does_not_match_the_index(folder):
     for _ in range(2):
         assert len(TFRecordSource(folder / "*")) == 9

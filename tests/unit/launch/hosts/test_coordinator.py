@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -29,7 +30,7 @@ from distrib.launch.process.launcher_context import LauncherContext
 from distrib.launch.process.liveness_file import LivenessFile
 from distrib.launch.process.signals import Signals
 from distrib.launch.process.terminal import print_message
-from distrib.launch.run import supervisor
+from distrib.launch.run import spares, supervisor
 from distrib.launch.run.hang_detector import HangTimeouts
 from distrib.launch.run.job import Job, JobOptions
 
@@ -84,7 +85,9 @@ class Cluster:
             context = LauncherContext(print, LivenessFile(None), signals)
             task = Task(command, {})
             pool = Coordinator(self.port, token, own, size, None, task, context)
-            options = JobOptions("multiworker", None, HangTimeouts(), 5, grace, None)
+            options = JobOptions(
+                "multiworker", None, HangTimeouts(), 5, grace, None, task.is_script
+            )
             return Job(pool, context, options).run()
 
         return Process(work)
@@ -347,3 +350,40 @@ def test_a_port_that_is_taken(cluster: Cluster) -> None:
         chief.end()
     assert isinstance(chief.error, ConfigurationError)
     assert f"cannot listen on port {cluster.port} of h0" in str(chief.error)
+
+
+TRAINS = """
+import os, sys, time
+from pathlib import Path
+import library_of_multiworker
+from distrib.heartbeat import TRAINING, heartbeat
+was_spare = "DISTRIB_SPARE" in Path("/proc/self/environ").read_text()
+Path(sys.argv[1], str(os.getpid())).write_text(str(was_spare))
+if was_spare:
+    sys.exit(0)
+heartbeat.enter(TRAINING)
+time.sleep(600)
+"""
+
+
+def test_spares_on_hosts_that_have_joined(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "NOTICE_SECONDS", 0.3)
+    monkeypatch.setattr(spares, "DELAY_SECONDS", 0.0)
+    monkeypatch.setattr(spares, "ROUND_SECONDS", 0.05)
+    monkeypatch.setattr(spares, "MODULES", {})
+    monkeypatch.setattr(spares, "BACKENDS", "library_of_")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    imported, pids = tmp_path / "imported", tmp_path / "pids"
+    pids.mkdir()
+    library = f"open({str(imported)!r}, 'a').write('.')"
+    (tmp_path / "library_of_multiworker.py").write_text(library)
+    (tmp_path / "train.py").write_text(TRAINS)
+    command = [sys.executable, str(tmp_path / "train.py"), str(pids)]
+    chief = cluster.coordinate(command, 2, 2)
+    agent = cluster.join("h1", command)
+    wait_until(lambda: imported.exists() and len(imported.read_text()) >= 4)
+    os.kill(int(next(pids.iterdir()).name), signal.SIGKILL)
+    assert (chief.end(), agent.end()) == (0, 0)
+    assert sorted(path.read_text() for path in pids.iterdir()) == ["False"] * 2 + ["True"] * 2

@@ -3,6 +3,7 @@ import socket
 import pytest
 
 from distrib.errors import UsageError
+from distrib.launch.hosts import placement
 from distrib.launch.hosts.placement import Host, parse_hosts, place_ranks
 
 
@@ -88,3 +89,27 @@ def test_the_launchers_own_host(name: str) -> None:
 
 def test_another_host() -> None:
     assert not Host(f"{socket.gethostname()}2", 1).is_local
+
+
+def test_many_hosts_are_compared_with_this_one_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_up = []
+
+    def count() -> dict[str, str]:
+        looked_up.append(1)
+        return {"lo": "127.0.0.1"}
+
+    monkeypatch.setattr(placement, "interface_addresses", count)
+    hosts = parse_hosts(",".join(f"host{n}:8" for n in range(1000)))
+    ranks = place_ranks(hosts, 8000)
+    assert not any(rank.host.is_local for rank in ranks)
+    assert len(looked_up) == 1000
+
+
+def test_placing_many_ranks_compares_no_host_with_all_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared = []
+    monkeypatch.setattr(Host, "__eq__", lambda self, other: compared.append(1) or self is other)
+    ranks = place_ranks([Host(f"host{n}", 8) for n in range(1000)], 8000)
+    assert (ranks[-1].cross_rank, ranks[-1].cross_size) == (999, 1000)
+    assert not compared

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from distrib.errors import DistribError, Preempted
-from distrib.launch.hosts import ssh_hosts
+from distrib.launch.hosts import host_pool, ssh_hosts
 from distrib.launch.hosts.host_pool import JobSize, wait_for_hosts
 from distrib.launch.hosts.network import Ssh, UnreachableHostError, View
 from distrib.launch.hosts.placement import Host, RankPlacement
@@ -51,6 +51,7 @@ def logged() -> list[str]:
 @pytest.fixture
 def allocating(monkeypatch: pytest.MonkeyPatch, logged: list[str]) -> Callable[..., Allocate]:
     monkeypatch.setattr(ssh_hosts, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(host_pool, "REPORT_SECONDS", 0.0)
 
     def prepare(network: Network, size: JobSize) -> Allocate:
         monkeypatch.setattr(ssh_hosts, "probe_hosts", network.probe)

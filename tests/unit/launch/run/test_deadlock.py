@@ -106,3 +106,38 @@ def test_a_wait_in_fit_is_reported_once_if_all_ranks_are_silent() -> None:
 def test_where_a_rank_is() -> None:
     detector = DeadlockDetector({0: inside(None, step=7), 1: inside("barrier")})
     assert [detector.place_of(rank) for rank in range(3)] == ["after step 7", "at t.py:3", ""]
+
+
+def test_the_time_grows_with_the_number_of_ranks_only() -> None:
+    class Counted(dict[int, RankHeartbeat]):
+        reads = 0
+
+        def get(self, *arguments: Any) -> Any:
+            self.reads += 1
+            return super().get(*arguments)
+
+    size = 1000
+    ranks = place_ranks([Host("h1", size)], size)
+    in_fit = FIT_WAIT_SECONDS + 1
+    for heartbeat in (
+        inside("barrier"),
+        inside("barrier", ago=in_fit, phase=TRAINING),
+        inside(None, ago=in_fit, phase=TRAINING),
+    ):
+        heartbeats = Counted({placement.rank: heartbeat for placement in ranks})
+        detector = DeadlockDetector(heartbeats)
+        for finished in ((), ranks[: size // 2]):
+            detector.find(ranks, finished)
+            detector.find_long_wait(ranks)
+        assert heartbeats.reads < 40 * size
+
+
+def test_a_wait_for_very_many_ranks_names_some_of_them() -> None:
+    size = 1000
+    ranks = place_ranks([Host("h1", size)], size)
+    heartbeats = {p.rank: inside(None) for p in ranks}
+    heartbeats[0] = inside("barrier", ago=WAIT_SECONDS + 1)
+    message = DeadlockDetector(heartbeats).find_long_wait(ranks)
+    assert message is not None
+    assert "rank 1 on h1, rank 2 on h1" in message
+    assert "rank 8 on h1 and 991 more. That is no error" in message

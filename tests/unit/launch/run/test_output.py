@@ -79,7 +79,7 @@ def test_the_cause_comes_first(read: Read) -> None:
     display.receive([(1, STDERR, TRACEBACK + b"cau"), (0, STDERR, b"lost\n")])
     display.receive([(1, STDERR, b"se\n")])
     assert read() == ("[rank 2] 2\n", "")
-    assert display.failed_ranks == [2, 1]
+    assert list(display.failed_ranks) == [2, 1]
     display.release(cause=1)
     traceback = TRACEBACK.decode().splitlines()[0]
     assert read()[1].splitlines() == [
@@ -203,3 +203,22 @@ def test_a_full_disk_does_not_stop_the_training(tmp_path: Path, read: Read) -> N
     )
     with open("/dev/full", "wb") as full:
         subprocess.run([sys.executable, "-P", "-c", code], stderr=full, check=True)
+
+
+def test_errors_of_very_many_ranks(read: Read) -> None:
+    """The same one is shown once; of different ones the first, and which ranks have more."""
+    size = 1000
+    display = Display(None, size)
+    chunks = [(rank, STDERR, TRACEBACK + b"peer %d\n" % rank) for rank in range(0, size, 2)]
+    chunks += [(rank, STDERR, TRACEBACK + b"the same\n") for rank in range(1, size, 2)]
+    display.receive(chunks)
+    display.release(cause=501)
+    display.receive([(rank, STDERR, TRACEBACK + b"late\n") for rank in range(size)])
+    display.close()
+    shown = read()[1]
+    assert shown.startswith("[rank 501] Traceback")
+    assert shown.count("ValueError: ") == 2 * output.MAX_SHOWN_RANKS
+    assert "distrib: the same error on ranks 1, 3, 5, 7, 9, 11, 13, 15 and 491 more as" in shown
+    hidden = "distrib: ranks 1, 3, 5, 7, 9, 11, 13, 15 and"
+    assert shown.splitlines()[-1].startswith(hidden)
+    assert shown.endswith("more wrote errors too; --output-dir keeps them\n")

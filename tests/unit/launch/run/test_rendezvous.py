@@ -1,11 +1,15 @@
 import http.client
 import json
+import subprocess
+from contextlib import nullcontext
 
 import pytest
 
+from distrib.errors import ConfigurationError
 from distrib.launch.hosts.network import View
 from distrib.launch.hosts.placement import Host, parse_hosts, place_ranks
 from distrib.launch.run.rendezvous import (
+    MAX_VARIABLE_BYTES,
     common_environment,
     horovod_environment,
     multiworker_environment,
@@ -94,3 +98,21 @@ def test_the_server() -> None:
         ask("GET", "/global/0")
     with server(placements, views) as port:  # The next attempt's server has no keys of this one.
         assert ask("GET", "/global/0")[0] == 404
+
+
+def test_more_addresses_than_a_variable_can_hold() -> None:
+    def addresses(count: int) -> list[str]:
+        hosts = [Host(f"h{n}", 1) for n in range(count)]
+        views = {host: View("10.100.100.100", "eth0", "10.0.0.1", (20000,)) for host in hosts}
+        return worker_addresses(place_ranks(hosts, count), views, None)
+
+    assert len(addresses(5000)) == 5000
+    with pytest.raises(ConfigurationError, match=r"6000 ranks has 138\d{3} bytes; Linux passes"):
+        addresses(6000)
+
+
+def test_the_longest_variable_that_a_process_can_be_given() -> None:
+    for length, is_accepted in ((MAX_VARIABLE_BYTES - 1, True), (MAX_VARIABLE_BYTES, False)):
+        environment = {"TF_CONFIG": "x" * (length - len("TF_CONFIG="))}
+        with nullcontext() if is_accepted else pytest.raises(OSError, match="Argument list"):
+            subprocess.run(["/bin/true"], env=environment, check=True)

@@ -3,6 +3,7 @@
 import os
 import pty
 import signal
+import socket
 import sys
 import threading
 import time
@@ -12,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from distrib.launch.hosts.channel import LOST, ClosedChannel, ProcessChannel
+from distrib.launch.hosts.channel import LOST, ClosedChannel, ProcessChannel, SocketChannel
 from distrib.launch.hosts.network import script_command
 from distrib.launch.hosts.placement import Host, place_ranks
+from distrib.launch.hosts.rank_agent import EXIT, MARK, frame
 from distrib.launch.process.signals import STOP_SIGNALS, Signals
 from distrib.launch.run import supervisor
 from distrib.launch.run.failure import RankExit
@@ -171,8 +173,10 @@ def test_the_cause_is_shown_before_the_symptoms(tmp_path: Path, capfd: Capture) 
     cause = run([quick, slow, quick])
     assert cause == RankExit(1, "localhost", 1)
     lines = [line for line in capfd.readouterr().err.splitlines() if "Traceback" not in line]
-    assert lines[0] == "[rank 1] cause"
-    assert sorted(lines[1:]) == ["[rank 2] symptom", "symptom"]
+    cause_line, symptom, others = lines
+    assert cause_line == "[rank 1] cause"
+    assert symptom.removeprefix("[rank 2] ") == "symptom"
+    assert others.startswith("distrib: the same error on rank ")
 
 
 def test_a_rank_that_was_killed_is_the_cause(tmp_path: Path) -> None:
@@ -316,3 +320,37 @@ def test_the_ranks_of_a_preempted_host_get_sigterm(tmp_path: Path, capfd: Captur
     cause = run([script], preempted_hosts=lambda: next(preempted, []) if ready.exists() else [])
     assert cause == RankExit(0, "localhost", 75)
     assert "localhost was asked to stop: all ranks save and stop" in capfd.readouterr().err
+
+
+def test_each_rank_is_asked_for_its_exit_code_only_when_it_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    size, asked = 100, 0
+    exit_code = RankProcess.exit_code
+
+    def count(self: RankProcess) -> int | None:
+        nonlocal asked
+        asked += 1
+        return exit_code(self)
+
+    monkeypatch.setattr(RankProcess, "exit_code", count)
+    pairs = [socket.socketpair() for _ in range(size)]
+    spec = {"command": [], "environment": {}}
+    ranks = [
+        (placement, SocketChannel(own), spec)
+        for placement, (own, _) in zip(place_ranks([Host("h1", size)], size), pairs, strict=True)
+    ]
+
+    def end_one_after_the_other() -> None:
+        for _, agent in pairs:
+            agent.sendall(MARK + frame(EXIT, b"0"))
+            agent.close()
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=end_one_after_the_other)
+    thread.start()
+    detector = HangDetector(HangTimeouts())
+    result = Supervisor(Display(None, size), 60, Signals(), detector).run(ranks)
+    thread.join()
+    assert result.cause is None
+    assert asked == size
