@@ -30,6 +30,8 @@ NVCC_PACKAGES = (
     *(f"{name}=={NVCC_VERSION}" for name in ("nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-nvvm")),
     "nvidia-cuda-cccl==13.0.85",
 )
+# Where NVIDIA's installers link the toolkit.
+INSTALLED = "/usr/local/cuda/bin"
 WITH_CUDA = "pip install 'tensorflow[and-cuda]'"
 
 
@@ -149,7 +151,7 @@ def find_nvcc(environment: Mapping[str, str]) -> Path | None:
             )
         return nvcc
     places = [Path(environment["CUDA_HOME"], "bin")] if environment.get("CUDA_HOME") else []
-    path = [*map(str, places), environment.get("PATH", os.defpath), "/usr/local/cuda/bin"]
+    path = [*map(str, places), environment.get("PATH", os.defpath), INSTALLED]
     found = shutil.which("nvcc", path=os.pathsep.join(path))
     return Path(found).resolve() if found else None
 

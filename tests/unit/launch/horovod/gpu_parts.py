@@ -42,7 +42,7 @@ def nccl(folder: Path, library: str = "lib") -> Path:
 
 def tensorflow(site: Path, requires: str = REQUIRES, name: str = "tensorflow") -> Path:
     """Make a folder of packages with TensorFlow, as far as its metadata goes."""
-    information = site / f"{name}-2.21.0.dist-info"
+    information = site / f"{name.replace('-', '_')}-2.21.0.dist-info"
     lines = ["Metadata-Version: 2.1", f"Name: {name}", "Version: 2.21.0"]
     lines += [f"Requires-Dist: {requires}"] if requires else []
     write(information / "METADATA", "\n".join(lines) + "\n")

@@ -11,8 +11,9 @@ from distrib.launch.horovod.cuda import NVCC_VERSION, find_cuda, find_nvcc, want
 
 
 @pytest.fixture(autouse=True)
-def _no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+def _neither_driver_nor_toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "driver_version", lambda: None)
+    monkeypatch.setattr(cuda, "INSTALLED", str(tmp_path / "nothing"))
 
 
 @pytest.fixture
@@ -145,4 +146,4 @@ def test_the_command_says_what_is_missing(
     monkeypatch.delenv("HOROVOD_CUDA_HOME", raising=False)
     monkeypatch.setenv("PATH", "")
     assert main(["horovod", "build", "--gpu"]) == 78
-    assert "CUDA runtime that TensorFlow uses" in capsys.readouterr().err
+    assert "pip install 'tensorflow[and-cuda]'" in capsys.readouterr().err
