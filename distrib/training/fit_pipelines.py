@@ -185,7 +185,8 @@ def evaluation_feed_of(data: Any, count: int | None) -> EvaluationFeed | None:
         count: `validation_steps`.
 
     Returns:
-        `None` for other data than a pipeline with a `shuffle` whose state can be saved.
+        `None` for other data than a pipeline with one `shuffle` whose state can be saved. With
+        two, the state is not whole before a batch is drawn, which the ranks would have to do alike.
     """
     if not _is_pipeline(data):
         return None
@@ -196,7 +197,7 @@ def evaluation_feed_of(data: Any, count: int | None) -> EvaluationFeed | None:
     batches = batches.repeat() if repeats else batches
     batches = batches if count is None else batches.take(count)
     steps = steps_of(batches)
-    if not reshuffling(steps) or unsavable(steps):
+    if reshuffling(steps) != 1 or unsavable(steps):
         return None
     passes = Passes(batches)
     return EvaluationFeed(passes, batches, steps) if passes.is_savable() else None

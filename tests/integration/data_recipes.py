@@ -256,9 +256,6 @@ RECIPES: dict[str, Recipe] = {
         }
     ),
     "validation": validated(lambda data: data.shuffle(50, seed=2)),
-    "validation_shuffled_twice": validated(
-        lambda data: data.shuffle(50, seed=2).shuffle(20, seed=4)
-    ),
 }
 
 # Whose epochs differ: one that is resumed has the order of the first one, as all have in `like`.
@@ -280,7 +277,7 @@ TABLE: dict[str, list[str]] = {
     "a `PyDataset` that": ["py_dataset_shuffled"],
     "a `tf.data` pipeline whose": ["pipeline", "pipeline_long"],
     "a `tf.data` pipeline with": ["pipeline_replay", "pipeline_epoch", "pipeline_of_epochs"],
-    "a shuffled `tf.data` pipeline to validate": ["validation", "validation_shuffled_twice"],
+    "a shuffled `tf.data` pipeline to validate": ["validation"],
     "a Python generator": ["generator_replay", "generator_epoch", "generator_of_epochs"],
     "a PyTorch": ["random_access"],
     "arrays in memory": ["arrays"],
