@@ -20,6 +20,8 @@ from ..hosts.network import View
 from ..hosts.placement import Host, RankPlacement
 
 Environment = dict[str, str]
+GLOO_SECONDS = 30  # Also until ranks notice that the network to another one is cut.
+GLOO_SECONDS_A_PAIR = 0.01  # Of ranks, which all look each other up (docs/scaling.md).
 MAX_VARIABLE_BYTES = 128 * 1024  # MAX_ARG_STRLEN of Linux: of `NAME=value` and its last byte.
 
 
@@ -27,7 +29,7 @@ def common_environment(placement: RankPlacement) -> Environment:
     """Return variables for every rank, without those that the user has set (docs/launching.md)."""
     defaults = {
         "PYTHONUNBUFFERED": "1",
-        GLOO_TIMEOUT_VARIABLE: "30",
+        GLOO_TIMEOUT_VARIABLE: str(GLOO_SECONDS + int(GLOO_SECONDS_A_PAIR * placement.size**2)),
         "PYTHONFAULTHANDLER": "1",  # Prints the stacks of all threads of a rank that crashes.
     }
     if placement.rank > 0:  # Rank 0 prints the same.

@@ -2,6 +2,7 @@ import http.client
 import json
 import subprocess
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 
@@ -71,6 +72,15 @@ def test_variables_of_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
         "HOROVOD_GLOO_TIMEOUT_SECONDS": "30",
     }
     assert common_environment(PLACEMENTS[1]) == {**chief, "TF_CPP_MIN_LOG_LEVEL": "2"}
+
+
+@pytest.mark.parametrize(("size", "seconds"), [(2, 30), (64, 70), (128, 193)])
+def test_many_ranks_wait_longer_for_each_other(
+    monkeypatch: pytest.MonkeyPatch, size: int, seconds: int
+) -> None:
+    monkeypatch.delenv("HOROVOD_GLOO_TIMEOUT_SECONDS", raising=False)
+    placement = replace(PLACEMENTS[0], size=size)
+    assert common_environment(placement)["HOROVOD_GLOO_TIMEOUT_SECONDS"] == str(seconds)
 
 
 def test_variables_that_the_user_has_set_stay(monkeypatch: pytest.MonkeyPatch) -> None:
