@@ -23,10 +23,10 @@ from ..hosts.names import host_names, rank_numbers
 from ..hosts.placement import RankPlacement
 from ..process.signals import Signals
 from .deadlock import DeadlockDetector
-from .error_text import find_error
-from .failure import RankExit, early_finish, is_final, root_cause
+from .failure import RankExit
 from .hang_detector import HangDetector
 from .output import Display
+from .rank_exits import RankExits
 from .rank_process import RankProcess
 from .run_directories import RunDirectories
 
@@ -90,13 +90,11 @@ class Supervisor:
         self._runs = runs or RunDirectories()
         self._running: dict[int, RankProcess] = {}
         self._running_placements: list[RankPlacement] = []
-        self._finished: list[RankPlacement] = []
         self._silent: list[int] = []  # Ranks of which only the exit code is not known yet.
         self._follow = follow
-        self._exits: dict[int, RankExit] = {}
+        self._exits = RankExits(display)
         self._next_check = 0.0
         self._schedule: list[tuple[float, int]] = []
-        self._first_failure = float("inf")
         self._interrupted = False
         self._is_ending_ranks = False
         self._hang: str | None = None
@@ -131,7 +129,7 @@ class Supervisor:
                     self._run_schedule()
                     self._display.flush()
                     self._tick()
-        cause = root_cause(self._exits.values(), self._display.failed_ranks)
+        cause = self._exits.cause()
         self._display.release(cause.rank if cause else None)
         return AttemptResult(cause, self._hang, self._deadlock or self._early_finish(cause))
 
@@ -177,17 +175,12 @@ class Supervisor:
                 continue
             # The launcher never causes a lost connection, even if it gives up before ssh does.
             by_launcher = code != LOST and (self._is_ending_ranks or code - 128 in rank.sent)
-            placement = rank.placement
-            rank_exit = RankExit(placement.rank, placement.hostname, code, by_launcher)
-            self._exits[placement.rank] = rank_exit
+            rank_exit = self._exits.add(rank.placement, code, by_launcher)
             if code not in (EXIT_FINISHED, EXIT_PREEMPTED):
                 self._display.hold()
-                self._first_failure = min(self._first_failure, time.monotonic())
-            if code == EXIT_FINISHED:
-                self._finished.append(placement)
             if not self._is_ending_ranks:
                 self._schedule_after(rank_exit)
-        if ended := self._running.keys() & self._exits:
+        if ended := self._running.keys() & self._exits.ranks:
             self._silent = [number for number in self._silent if number not in ended]
             for number in ended:
                 del self._running[number]
@@ -195,16 +188,15 @@ class Supervisor:
 
     def _release_output(self) -> None:
         """Show held-back output once the root cause is known, or after `HOLD_SECONDS`."""
-        exits, failed_ranks = self._exits.values(), self._display.failed_ranks
-        cause = root_cause(exits, failed_ranks)
+        cause = self._exits.cause()
         since = self._display.held_since
-        if cause and is_final(cause, exits, failed_ranks):
-            if time.monotonic() - self._first_failure > SAME_ERROR_SECONDS:
+        if cause and self._exits.is_final(cause):
+            if time.monotonic() - self._exits.first_failure > SAME_ERROR_SECONDS:
                 self._display.release(cause.rank)
         elif since is not None and time.monotonic() - since > HOLD_SECONDS:
             self._display.release(None)
             if cause is None:  # The ranks that have written an error survived it.
-                failed_ranks.clear()
+                self._display.failed_ranks.clear()
 
     def _schedule_after(self, rank_exit: RankExit) -> None:
         if rank_exit.code == EXIT_PREEMPTED:  # The chief may still be saving.
@@ -254,7 +246,7 @@ class Supervisor:
         if self._is_ending_ranks or self._schedule:
             return
         # All that have ended have finished: after any other exit, signals are scheduled.
-        self._deadlock = self._deadlocks.find(self._running_placements, self._finished)
+        self._deadlock = self._deadlocks.find(self._running_placements, self._exits.finished)
         if self._deadlock is not None:
             self._display.log(self._deadlock)
             self._end_ranks(signal.SIGTERM)
@@ -262,11 +254,9 @@ class Supervisor:
 
     def _early_finish(self, cause: RankExit | None) -> str | None:
         """Return a message if a rank has ended with 0 although another one needed it."""
-        early = early_finish(cause, self._exits.values())
+        early = self._exits.early_finish(cause) if cause else None
         if cause is None or early is None:
             return None
-        if find_error(self._display.errors_of(cause.rank)).line and not cause.is_kill:
-            return None  # For example its store was unavailable.
         places = (self._deadlocks.place_of(rank_exit.rank) for rank_exit in (early, cause))
         own, others = (f" ({place})" if place else "" for place in places)
         return (
@@ -296,6 +286,8 @@ class Supervisor:
         """Send a signal to the ranks that still run, or abandon them."""
         if not self._running:
             return
+        if not self._is_ending_ranks:
+            self._exits.note_errors()
         self._is_ending_ranks = True
         names = rank_numbers(self._running)
         if number == ABANDON:

@@ -17,7 +17,7 @@ _TYPES = re.compile(
     "Connect|Timeout|TimedOut|Unavailable|BrokenPipe|URLError|gaierror|RemoteDisconnected"
     "|IncompleteRead|ChunkedEncoding|ProtocolError|SSLError|SSLEOFError|Throttl|SlowDown"
     "|DeadlineExceeded|AbortedError|CancelledError|ResourceExhausted|InternalError|UnknownError"
-    "|BrokenProcessPool"
+    "|BrokenProcessPool|LostPeer"
 )
 _HTTP_STATUS = re.compile(r"(?:HTTP|fetch failure).*\b(?:408|425|429|5\d\d)\b")
 _ERRNO = re.compile(r"\[Errno (-?\d+)\]")

@@ -179,6 +179,18 @@ def test_the_cause_is_shown_before_the_symptoms(tmp_path: Path, capfd: Capture) 
     assert others.startswith("distrib: the same error on rank ")
 
 
+def test_a_rank_that_is_still_ending_after_its_error_is_the_cause(
+    hasty: None, tmp_path: Path, capfd: Capture
+) -> None:
+    """Horovod's own shutdown, for example, may take longer than the other ranks wait."""
+    failed = tmp_path / "failed"
+    slow = TRACEBACK.format("ValueError: no") + make(failed) + "import time; time.sleep(60)"
+    lost = TRACEBACK.format("UnknownError: Horovod has been shut down") + "sys.exit(1)"
+    cause = run([wait(failed) + lost, slow])
+    assert cause == RankExit(1, "localhost", 1)
+    assert "SIGTERM to rank 1" in capfd.readouterr().err
+
+
 def test_a_rank_that_was_killed_is_the_cause(tmp_path: Path) -> None:
     killed = tmp_path / "killed"
     kill = make(killed) + "import os; os.kill(os.getpid(), 9)"
