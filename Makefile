@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # others serve single tests, which are skipped without them.
 PROGRAMS := c++:g++ mpirun:openmpi-bin ip:iproute2 ssh:openssh-client sshd:openssh-server \
     radosgw:radosgw ceph-mon:ceph-mon ceph-osd:ceph-osd ceph:ceph-common podman:podman runc:runc \
-    munged:munge sbatch:slurm-client slurmctld:slurmctld slurmd:slurmd
+    debootstrap:debootstrap munged:munge sbatch:slurm-client slurmctld:slurmctld slurmd:slurmd
 # The modules that decide how Horovod's wheel is built.
 WHEEL := $(addprefix launch/horovod/,recipe.py toolchain.py wheel.py)
 SOURCES := $(sort $(wildcard launch/*/*.h distrib/*.py distrib/*/*.py distrib/*/*/*.py callbacks/*.py launch/*.py launch/*/*.py))
