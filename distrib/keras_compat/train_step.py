@@ -59,11 +59,11 @@ def replace_train_step(step_of: Callable[[Any], Step | None]) -> None:
         step = step_of(model) if compiles and trains else None
         if step is None:
             return make(model, step_function)
-        model.jit_compile = False
+        asked, model.jit_compile = model.jit_compile, False
         try:
             return make(model, step)
         finally:
-            model.jit_compile = True
+            model.jit_compile = asked
 
     keras.Model._make_function = make_function
 

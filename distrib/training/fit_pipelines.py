@@ -105,7 +105,7 @@ def pipeline_in(data: Any) -> Pipeline | None:
             )
         batches = pipeline_of(data)
         return Pipeline(batches, steps_of(batches), kind, once=True)
-    if not _is_pipeline(data):
+    if not is_pipeline(data):
         return None
     data, repeats = without_repeat(data)
     return _split(Pipeline(data, steps_of(data), _TF_DATA, repeats=repeats))
@@ -188,7 +188,7 @@ def evaluation_feed_of(data: Any, count: int | None) -> EvaluationFeed | None:
         `None` for other data than a pipeline with one `shuffle` whose state can be saved. With
         two, the state is not whole before a batch is drawn, which the ranks would have to do alike.
     """
-    if not _is_pipeline(data):
+    if not is_pipeline(data):
         return None
     batches, repeats = without_repeat(data)
     # What reads ahead of a validation would begin a next pass, or not.
@@ -203,7 +203,7 @@ def evaluation_feed_of(data: Any, count: int | None) -> EvaluationFeed | None:
     return EvaluationFeed(passes, batches, steps) if passes.is_savable() else None
 
 
-def _is_pipeline(data: Any) -> bool:
+def is_pipeline(data: Any) -> bool:
     """Tell whether data is a `tf.data` pipeline that was not made from resumable data."""
     return isinstance(data, tf.data.Dataset) and not any(
         isinstance(step.dataset, ResumableDataset) for step in steps_of(data)

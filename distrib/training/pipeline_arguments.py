@@ -32,7 +32,8 @@ def pipeline_arguments(
         validation = evaluation_feed_of(given_data, arguments["validation_steps"])
         for note in notes_on_validation(given_data, validation is not None):
             log.info(note)
-        changes = {} if validation is None else {"validation_data": validation}
+        if validation is not None:
+            changes["validation_data"] = validation
     pipeline = pipeline_in(arguments["x"])
     if pipeline is None:
         return changes

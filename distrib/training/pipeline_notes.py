@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import tensorflow as tf
-
 from distrib.data.pipelines.steps import Step, buffered_bytes, steps_of, unseeded_shuffles
-from distrib.data.resumable import ResumableDataset
 from distrib.keras_compat.data_adapters import is_iterable_of_batches
-from distrib.training.fit_pipelines import Pipeline, Resume
+from distrib.training.fit_pipelines import Pipeline, Resume, is_pipeline
 from distrib.units import format_size
 
 _LARGE = 100e6  # Bytes.
@@ -39,7 +36,7 @@ def notes_on_validation(data: Any, resumed: bool) -> Iterator[str]:
             f"after a restart the {type(data).__name__} in `validation_data` begins again with its "
             "first batches. Validate on arrays or `cluster.dataset(...)` to see the same data."
         )
-    if not isinstance(data, tf.data.Dataset):
+    if not is_pipeline(data):
         return
     steps = steps_of(data)
     if resumed:
@@ -54,7 +51,7 @@ def notes_on_validation(data: Any, resumed: bool) -> Iterator[str]:
                 yield from _on_buffer(step)
         return
     found = [step.name for step in steps if step.kind == "shuffle" or step.is_random]
-    if found and not any(isinstance(step.dataset, ResumableDataset) for step in steps):
+    if found:
         yield (
             f"`{found[0]}` in `validation_data` begins again after a restart: results differ by "
             "rounding, or by more if `validation_steps` leaves some of the data out. Validate "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -90,7 +91,9 @@ class ProcessChannel:
 
     def abort(self) -> None:
         """See `Channel`."""
-        self._process.kill()
+        # What it has started, such as a proxy of ssh, holds the pipes open, too.
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def close(self) -> None:
         """See `Channel`."""

@@ -249,9 +249,12 @@ class HostRegistry:
                 control.close()
                 set_read_timeout(connection, 0)
                 is_kept = self._hand_out(hello["key"], connection)
-            else:
+            elif "name" in hello and "slots" in hello:
                 host = Host(hello["name"], int(hello["slots"]))
                 is_kept = self._register(ConnectedHost(host, control, connection, address))
+            else:
+                self._log_once(f"--join: {address} runs another version of distrib.")
+                return
             if is_kept:
                 opened.pop_all()
 
@@ -285,8 +288,11 @@ class HostRegistry:
         if exit_code is not None:
             self._send(host, {"end": exit_code})
         fd = host.control.fileno()
+        try:
+            self._epoll.register(fd, select.EPOLLIN)
+        except ValueError:  # It is closed: the job has just ended.
+            return False
         self._connections[fd] = host
-        self._epoll.register(fd, select.EPOLLIN)
         return True
 
     def _take(self, host: ConnectedHost, message: Mapping[str, Any]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from .placement import RankPlacement
+
 MAX_PARTS = 8
 _LAST_NUMBER = re.compile(r"(.*?)(\d+)(\D*)", re.DOTALL)
 
@@ -18,6 +20,16 @@ def rank_numbers(ranks: Iterable[int]) -> str:
     """Return `rank 3` for one rank and `ranks 0-2, 5` for several."""
     numbers = [str(rank) for rank in sorted(ranks)]
     return f"rank{'s' * (len(numbers) > 1)} {_enumerate(numbers, '-')}"
+
+
+def rank_name(rank: int, host: str) -> str:
+    """Return `rank 3 on h1`."""
+    return f"rank {rank} on {host}"
+
+
+def rank_names(placements: Iterable[RankPlacement]) -> str:
+    """Return `rank 3 on h1, rank 4 on h2`."""
+    return shorten([rank_name(placement.rank, placement.hostname) for placement in placements])
 
 
 def natural_order(name: str) -> list[tuple[int, str]]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from distrib.heartbeat import OUTSIDE, TRAINING
 
-from ..hosts.names import shorten
+from ..hosts.names import rank_name, rank_names
 from ..hosts.placement import RankPlacement
 from .hang_detector import RankHeartbeat
 
@@ -61,7 +61,7 @@ class DeadlockDetector:
             last = max(waiting, key=lambda p: self._number(p.rank))
             if self._number(first.rank) < self._number(last.rank):
                 return (
-                    f"{name(first)} has ended with exit code 0, but {name(last)} waits "
+                    f"{_name(first)} has ended with exit code 0, but {_name(last)} waits "
                     f"for it {self.place_of(last.rank)}"
                 )
         numbers = {self._number(placement.rank) for placement in waiting}
@@ -69,7 +69,7 @@ class DeadlockDetector:
         if len(waiting) < len(running) or len(numbers) > 1 or len(collectives) < 2:
             return None
         return "the ranks wait for each other in different collectives: " + ", ".join(
-            f"{name(p)} {self.place_of(p.rank)}".rstrip() + f", in {collective}"
+            f"{_name(p)} {self.place_of(p.rank)}".rstrip() + f", in {collective}"
             for collective, p in collectives.items()
         )
 
@@ -90,9 +90,9 @@ class DeadlockDetector:
             if busy and is_long and self._is_outside(rank) and key not in self._reported_waits:
                 self._reported_waits |= {(p.rank, self._number(p.rank)) for p in running}
                 return (
-                    f"{name(placement)} has waited for {WAIT_SECONDS:g} s "
-                    f"{self.place_of(rank)}, for {names(busy)}. That is no error while those are "
-                    "at work, such as writing files"
+                    f"{_name(placement)} has waited for {WAIT_SECONDS:g} s "
+                    f"{self.place_of(rank)}, for {rank_names(busy)}. That is no error while those "
+                    "are at work, such as writing files"
                 )
         return None
 
@@ -106,8 +106,8 @@ class DeadlockDetector:
             if self._collective(placement.rank) and place not in self._reported_places:
                 self._reported_places.add(place)
                 return (
-                    f"{name(placement)} has waited for {FIT_WAIT_SECONDS:g} s {place}, for "
-                    f"{names(others)}. If those are not at work in a callback, they "
+                    f"{_name(placement)} has waited for {FIT_WAIT_SECONDS:g} s {place}, for "
+                    f"{rank_names(others)}. If those are not at work in a callback, they "
                     f"wait too. {SAME_CALLS}"
                 )
         return None
@@ -145,11 +145,5 @@ class DeadlockDetector:
         return time.monotonic() - self._heartbeats[placement.rank].received
 
 
-def name(placement: RankPlacement) -> str:
-    """Return how messages name a rank."""
-    return f"rank {placement.rank} on {placement.hostname}"
-
-
-def names(placements: Sequence[RankPlacement]) -> str:
-    """Return how messages name ranks."""
-    return shorten([name(placement) for placement in placements])
+def _name(placement: RankPlacement) -> str:
+    return rank_name(placement.rank, placement.hostname)

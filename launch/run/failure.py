@@ -19,6 +19,7 @@ from distrib.errors import (
 )
 
 from ..hosts.channel import LOST
+from ..hosts.names import rank_name
 
 ABORTED = 128 + signal.SIGABRT  # How Horovod ends when a peer is missing at its start.
 # Signals that a process causes itself. An error of another rank may have led to it: Horovod crashes
@@ -35,12 +36,14 @@ class RankExit:
         host: Where it ran.
         code: Its exit code; 128 plus the number for a signal, `LOST` for a lost connection.
         by_launcher: Whether the launcher ended it.
+        lost_peer: Whether its error says that it has lost another rank.
     """
 
     rank: int
     host: str
     code: int
     by_launcher: bool = False
+    lost_peer: bool = False
 
     @property
     def is_kill(self) -> bool:
@@ -61,7 +64,7 @@ class RankExit:
             return 0
         if self.code == EXIT_PREEMPTED:
             return 2
-        if self.by_launcher or self.code in (EXIT_LOST_PEER, ABORTED):
+        if self.by_launcher or self.lost_peer or self.code in (EXIT_LOST_PEER, ABORTED):
             return 3
         return 1
 
@@ -76,7 +79,7 @@ class RankExit:
         return EXIT_LOST_PEER if self.is_kill else self.code
 
     def __str__(self) -> str:
-        rank = f"rank {self.rank} on {self.host}"
+        rank = rank_name(self.rank, self.host)
         if self.code == LOST:
             return f"the connection to {rank} was lost"
         if self.is_kill:

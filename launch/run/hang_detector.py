@@ -20,7 +20,7 @@ from typing import Any
 
 from distrib.heartbeat import OUTSIDE, STARTING, TRAINING
 
-from ..hosts.names import shorten
+from ..hosts.names import rank_names
 from ..hosts.placement import RankPlacement
 
 START_SECONDS = 1800.0
@@ -172,7 +172,7 @@ class HangDetector:
         new, self._slow = slow - self._slow, slow
         if not new:
             return None
-        names = shorten([f"rank {p.rank} on {p.hostname}" for p in running if p.rank in slow])
+        names = rank_names(placement for placement in running if placement.rank in slow)
         return f"slow: {names}; the other ranks wait {typical:.0%} of the time"
 
 

@@ -27,6 +27,7 @@ from .error_text import ErrorText, find_error, last_line
 from .failure import RankExit
 from .hang_detector import HangDetector, HangTimeouts, Progress
 from .output import Display
+from .rank_exits import EXIT_EXCEPTION
 from .restarts import Decision, Failure, Restarts
 from .run_directories import RunDirectories
 from .spares import Spares
@@ -76,13 +77,14 @@ class Job:
 
     def run(self) -> int:
         """Run the job to its end, and return the exit code."""
-        code = EXIT_PREEMPTED
+        code = EXIT_EXCEPTION
         try:
             code = self._run()
         except DistribError as error:
             code = error.exit_code
             raise
         except Preempted:
+            code = EXIT_PREEMPTED
             self._context.log(
                 f"asked to stop while no rank was running. (exit code {EXIT_PREEMPTED})"
             )

@@ -95,12 +95,13 @@ class Display:
             them.
 
     Attributes:
-        failed_ranks: Ranks that have reported an error on standard error, in that order, as keys.
+        failed_ranks: When each rank that has reported an error on standard error did so last, by
+            `time.monotonic`; in the order in which they first did.
         held_since: Since when standard error is held back, `None` if it is not.
     """
 
     def __init__(self, folder: Path | None, size: int, noise: Sequence[StartupNoise] = ()) -> None:
-        self.failed_ranks: dict[int, None] = {}
+        self.failed_ranks: dict[int, float] = {}
         self.held_since: float | None = None
         self._noise = noise
         self._files = ExitStack()
@@ -130,7 +131,7 @@ class Display:
         """
         for rank, fd, data in chunks:
             if fd == STDERR and ERROR_START.search(data):
-                self.failed_ranks[rank] = None
+                self.failed_ranks[rank] = time.monotonic()
                 self.hold()
             elif fd == STDERR and PEER_LOSS.search(data):
                 self.hold()
@@ -160,6 +161,12 @@ class Display:
     def errors_of(self, rank: int) -> str:
         """Return the end of what a rank has written to standard error."""
         return self._tails[rank].decode(errors="replace")
+
+    def forget_errors(self, before: float) -> None:
+        """Forget the errors that ranks have survived: those of before a time."""
+        self.failed_ranks = {
+            rank: when for rank, when in self.failed_ranks.items() if when >= before
+        }
 
     def log(self, text: str) -> None:
         """Show a message of the launcher on standard error."""

@@ -1,26 +1,32 @@
 """The exits of an attempt's ranks so far, and the one that explains the others.
 
-`failure.py` judges by exit codes and by the order of the errors. This module knows what the ranks
-have written: an error that no other rank's end explains comes before those that one may explain,
-such as Horovod's after the loss of a peer, even if both are read in the same moment. And a rank
-that was on its way out with such an error, when the launcher ended it, ended by that error.
+`failure.py` judges by exit codes and by the order of the errors; this module knows their text. In a
+script without distrib, a rank that has lost a peer ends with 1, as after any exception. And a rank
+that has written an error of its own, and was still ending when the launcher ended it, has ended by
+that error.
 """
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 
 from distrib.errors import EXIT_FINISHED, EXIT_PREEMPTED
 
 from ..hosts.placement import RankPlacement
-from .error_text import find_error
+from .error_text import ErrorText, find_error
 from .failure import RankExit, early_finish, is_final, root_cause
-from .output import MAX_SHOWN_RANKS, Display
+from .output import Display
 from .transient import may_pass
 
 EXIT_EXCEPTION = 1  # Of a Python script that an exception ends.
+# Of what Horovod raises on the ranks that are left.
+_LOST_PEER = re.compile("Horovod has been shut down|HorovodInternalError")
+# A Python exception, neither an error of C++ nor one that Python's crash is reported by.
+_EXCEPTION = re.compile(r"(?!Fatal Python error)[\w.]+(?:: |$)")
 _ENDED_BY_LAUNCHER = {128 + signal.SIGTERM, 128 + signal.SIGKILL}
 
 
@@ -50,15 +56,17 @@ class RankExits:
     def note_errors(self) -> None:
         """Remember which ranks have failed by themselves; to be called before any is ended."""
         self._on_their_way_out = {
-            rank for rank in self._failed_ranks() if not self._may_be_symptom(rank)
+            rank for rank in self._display.failed_ranks if self._failed_by_itself(rank)
         }
 
     def add(self, placement: RankPlacement, code: int, by_launcher: bool) -> RankExit:
         """Take the exit code of a rank that has ended, and return how it counts."""
         rank = placement.rank
-        if by_launcher and code in _ENDED_BY_LAUNCHER and rank in self._on_their_way_out:
-            code, by_launcher = EXIT_EXCEPTION, False
+        if by_launcher and rank in self._on_their_way_out:
+            code, by_launcher = EXIT_EXCEPTION if code in _ENDED_BY_LAUNCHER else code, False
         rank_exit = RankExit(rank, placement.hostname, code, by_launcher)
+        if rank_exit.is_own and any(map(_LOST_PEER.search, self._error(rank).chain)):
+            rank_exit = replace(rank_exit, lost_peer=True)
         self._exits[rank] = rank_exit
         if code == EXIT_FINISHED:
             self.finished.append(placement)
@@ -68,27 +76,22 @@ class RankExits:
 
     def cause(self) -> RankExit | None:
         """Return the exit that explains the others so far; `None` if no rank has failed."""
-        return root_cause(self._exits.values(), self._failed_ranks())
+        return root_cause(self._exits.values(), self._display.failed_ranks)
 
     def is_final(self, cause: RankExit) -> bool:
         """Return whether `cause` stays the cause, however the running ranks end."""
-        return is_final(cause, self._exits.values(), self._failed_ranks())
+        return is_final(cause, self._exits.values(), self._display.failed_ranks)
 
     def early_finish(self, cause: RankExit) -> RankExit | None:
         """Return the rank that finished while the rank of `cause` still needed it."""
         early = early_finish(cause, self._exits.values())
-        if find_error(self._display.errors_of(cause.rank)).line and not cause.is_kill:
+        if self._error(cause.rank).line and not cause.is_kill:
             return None  # For example its store was unavailable.
         return early
 
-    def _failed_ranks(self) -> list[int]:
-        """Return the ranks that have written an error, those that caused it first.
+    def _failed_by_itself(self, rank: int) -> bool:
+        error = self._error(rank)
+        return bool(_EXCEPTION.match(error.line)) and not may_pass(error.chain)
 
-        Only of the first ones, which alone can have caused it, the errors are looked at.
-        """
-        ranks = list(self._display.failed_ranks)
-        return sorted(ranks[:MAX_SHOWN_RANKS], key=self._may_be_symptom) + ranks[MAX_SHOWN_RANKS:]
-
-    def _may_be_symptom(self, rank: int) -> bool:
-        error = find_error(self._display.errors_of(rank))
-        return not error.line or may_pass(error.chain)
+    def _error(self, rank: int) -> ErrorText:
+        return find_error(self._display.errors_of(rank))

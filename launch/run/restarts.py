@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from distrib.errors import EXIT_FINISHED, EXIT_NO_PROGRESS, EXIT_PREEMPTED, NON_RETRYABLE
 
+from ..hosts.names import rank_name
 from .deadlock import SAME_CALLS
 from .error_text import NO_ERROR, ErrorText
 from .failure import RankExit, failure_report
@@ -148,7 +149,7 @@ class Restarts:
     def _restart_message(self, result: AttemptResult, delay: float) -> str:
         cause = result.cause
         if cause is not None and cause.code == EXIT_PREEMPTED:
-            why = f"rank {cause.rank} on {cause.host} was asked to stop, so all ranks stopped"
+            why = f"{rank_name(cause.rank, cause.host)} was asked to stop, so all ranks stopped"
         else:
             why = "the job was hanging" if result.hang else self.last_error
         when = f"in {delay:g} s" if delay else "now"

@@ -19,7 +19,7 @@ from typing import Any
 from distrib.errors import EXIT_FINISHED, EXIT_PREEMPTED
 
 from ..hosts.channel import LOST, Channel
-from ..hosts.names import host_names, rank_numbers
+from ..hosts.names import host_names, rank_name, rank_numbers
 from ..hosts.placement import RankPlacement
 from ..process.signals import Signals
 from .deadlock import DeadlockDetector
@@ -196,7 +196,7 @@ class Supervisor:
         elif since is not None and time.monotonic() - since > HOLD_SECONDS:
             self._display.release(None)
             if cause is None:  # The ranks that have written an error survived it.
-                self._display.failed_ranks.clear()
+                self._display.forget_errors(time.monotonic() - HOLD_SECONDS)
 
     def _schedule_after(self, rank_exit: RankExit) -> None:
         if rank_exit.code == EXIT_PREEMPTED:  # The chief may still be saving.
@@ -260,7 +260,7 @@ class Supervisor:
         places = (self._deadlocks.place_of(rank_exit.rank) for rank_exit in (early, cause))
         own, others = (f" ({place})" if place else "" for place in places)
         return (
-            f"{early}{own} while rank {cause.rank} on {cause.host} still needed it{others}, and "
+            f"{early}{own} while {rank_name(cause.rank, cause.host)} still needed it{others}, and "
             "so lost it"
         )
 

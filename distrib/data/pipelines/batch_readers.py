@@ -145,11 +145,10 @@ class ReadAhead:
         """Leave the pass in progress, for an iterator whose state holds no elements yet."""
         with self._changed:
             self._changed.wait_for(lambda: not self._drawing)
-            if ends_in(self._entries) > 1:
-                return  # See `_whole_state`: the next pass has been drawn already.
             self._passes = self._passes.anew()
             self._entries.clear()
             self._handed_out = 0
+            self._pass += 1  # Whoever still reads the pass that is over gets nothing of the next.
             self._started = self._begun = False
 
     def get_state(self) -> dict[str, Any]:

@@ -9,11 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from multiprocessing.connection import Connection
 
 import pytest
 
 from distrib.launch.hosts.channel import ClosedChannel, SocketChannel
-from distrib.launch.hosts.host_registry import HostRegistry
+from distrib.launch.hosts.connected_host import ConnectedHost
+from distrib.launch.hosts.host_registry import WELCOMING_THREADS, HostRegistry
+from distrib.launch.hosts.placement import Host
 from distrib.launch.hosts.protocol import connect, receive, send
 
 SECONDS = 60
@@ -156,3 +159,23 @@ def test_two_hosts_with_one_name(
     assert logged[0].startswith(
         "--join: h1 has joined from 127.0.0.2, in place of the one at 127.0.0.1. If those are two"
     )
+
+
+def test_a_host_of_another_version_is_named_and_no_thread_lost(
+    registry: HostRegistry, join: Join, logged: list[str]
+) -> None:
+    for _ in range(2 * WELCOMING_THREADS):
+        join(hostname="h1")
+    join(name="h2", slots=1)
+    wait_until(lambda: len(registry.available()) == 1)
+    wait_until(lambda: logged)
+    assert logged == ["--join: 127.0.0.1 runs another version of distrib."]
+
+
+def test_a_host_that_registers_when_the_job_has_ended(registry: HostRegistry) -> None:
+    registry.close(0)
+    wait_until(lambda: registry._epoll.closed)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, Connection(os.dup(ours.fileno())) as control:
+        assert not registry._register(ConnectedHost(Host("h1", 1), control, ours, "127.0.0.1"))
+    registry._listener = socket.create_server(("", 0))  # The fixture closes it again.

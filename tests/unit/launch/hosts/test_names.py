@@ -1,6 +1,7 @@
 import pytest
 
-from distrib.launch.hosts.names import host_names, rank_numbers
+from distrib.launch.hosts.names import host_names, rank_names, rank_numbers
+from distrib.launch.hosts.placement import parse_hosts, place_ranks
 
 
 @pytest.mark.parametrize(
@@ -25,3 +26,9 @@ def test_hosts(names: list[str], text: str) -> None:
 )
 def test_ranks(ranks: list[int], text: str) -> None:
     assert rank_numbers(ranks) == text
+
+
+def test_ranks_with_their_hosts() -> None:
+    placements = place_ranks(parse_hosts("h0:1,h1:9"), 10)
+    assert rank_names(placements[:2]) == "rank 0 on h0, rank 1 on h1"
+    assert rank_names(placements).endswith("rank 7 on h1 and 2 more")

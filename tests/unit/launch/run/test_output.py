@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -99,6 +100,15 @@ def test_a_symptom_of_the_same_moment_is_held_back_too(read: Read) -> None:
     display.receive([(0, STDERR, b"I lost my peer\n"), (1, STDERR, TRACEBACK + b"cause\n")])
     display.release(None)
     assert read()[1].endswith("ValueError: cause\nI lost my peer\n")
+
+
+def test_only_old_errors_are_forgotten() -> None:
+    display = Display(None, 2)
+    display.receive([(0, STDERR, TRACEBACK + b"survived\n")])
+    between = time.monotonic()
+    display.receive([(1, STDERR, TRACEBACK + b"just now\n")])
+    display.forget_errors(between)
+    assert list(display.failed_ranks) == [1]
 
 
 def test_an_error_that_the_rank_survived(read: Read) -> None:

@@ -23,9 +23,9 @@ def display() -> Iterator[Display]:
     display.close()
 
 
-def test_of_errors_read_in_one_moment_the_symptom_is_not_the_cause(display: Display) -> None:
+def test_a_rank_that_lost_a_peer_is_not_the_cause(display: Display) -> None:
     exits = RankExits(display)
-    display.receive([(0, STDERR, SYMPTOM), (1, STDERR, MISTAKE)])
+    display.receive([(0, STDERR, SYMPTOM), (1, STDERR, MISTAKE)])  # Read in one moment.
     first = exits.add(PLACEMENTS[0], 1, by_launcher=False)
     assert exits.cause() == first
     assert not exits.is_final(first)
@@ -34,13 +34,12 @@ def test_of_errors_read_in_one_moment_the_symptom_is_not_the_cause(display: Disp
     assert exits.is_final(second)
 
 
-def test_of_symptoms_the_first_is_the_cause(display: Display) -> None:
+def test_a_kill_that_is_noticed_late_explains_the_loss_of_a_peer(display: Display) -> None:
     exits = RankExits(display)
-    display.receive([(2, STDERR, SYMPTOM)])
     display.receive([(0, STDERR, SYMPTOM)])
     exits.add(PLACEMENTS[0], 1, by_launcher=False)
-    first = exits.add(PLACEMENTS[2], 1, by_launcher=False)
-    assert exits.cause() == first
+    killed = exits.add(PLACEMENTS[1], 128 + signal.SIGKILL, by_launcher=False)
+    assert exits.cause() == killed
 
 
 def test_a_rank_with_an_error_that_the_launcher_ended_ended_by_that_error(display: Display) -> None:
@@ -54,6 +53,18 @@ def test_a_rank_with_an_error_that_the_launcher_ended_ended_by_that_error(displa
     assert exits.cause() == slow
     lost = exits.add(PLACEMENTS[2], TERM, by_launcher=True)
     assert (lost.code, lost.by_launcher) == (TERM, True)
+
+
+@pytest.mark.parametrize(
+    "error", [b"terminate called after throwing an instance of 'gloo::IoException'\n", SYMPTOM]
+)
+def test_an_error_that_another_rank_explains_is_no_reason_to_end(
+    display: Display, error: bytes
+) -> None:
+    exits = RankExits(display)
+    display.receive([(0, STDERR, error)])
+    exits.note_errors()
+    assert exits.add(PLACEMENTS[0], TERM, by_launcher=True).by_launcher
 
 
 def test_what_ranks_write_while_they_are_ended_is_no_cause(display: Display) -> None:

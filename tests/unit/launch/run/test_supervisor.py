@@ -130,7 +130,7 @@ def test_a_rank_that_ignores_sigterm_is_killed(tmp_path: Path, capfd: Capture) -
 
 @pytest.mark.usefixtures("hasty")
 def test_a_rank_that_cannot_be_reached_is_abandoned(capfd: Capture) -> None:
-    deaf = [sys.executable, "-c", "import time; time.sleep(600)"]
+    deaf = ["sh", "-c", "sleep 600 & sleep 600"]  # Its child holds the pipes open as well.
     cause = run(["raise SystemExit(76)", ""], agents=[script_command("rank_agent.py"), deaf])
     assert cause == RankExit(1, "localhost", LOST)
     assert "giving up the connection to rank 1" in capfd.readouterr().err
