@@ -1,9 +1,4 @@
-"""Runs all ranks of an attempt to their ends: starts them, forwards signals, leaves none behind.
-
-No wait is unlimited. A rank that was asked to stop gets the grace period for saving. A rank whose
-peer has failed gets some seconds to notice and to end by itself; then it gets SIGTERM, and then
-SIGKILL. Ranks that hang get SIGABRT, on which Python prints all stacks, and then SIGKILL.
-"""
+"""Runs all ranks of an attempt to their ends: starts them, forwards signals, leaves none behind."""
 
 from __future__ import annotations
 
@@ -19,10 +14,11 @@ from typing import Any
 from distrib.errors import EXIT_FINISHED, EXIT_PREEMPTED
 
 from ..hosts.channel import LOST, Channel
-from ..hosts.names import host_names, rank_name, rank_numbers
+from ..hosts.names import host_names, rank_name
 from ..hosts.placement import RankPlacement
 from ..process.signals import Signals
 from .deadlock import DeadlockDetector
+from .escalation import Escalation
 from .failure import RankExit
 from .hang_detector import HangDetector
 from .output import Display
@@ -35,9 +31,6 @@ CHECK_SECONDS = 0.5  # Between two looks at all ranks, whose time grows with the
 HOLD_SECONDS = 9.0  # A rank that has written an error and runs on for so long has not failed.
 SAME_ERROR_SECONDS = 1.0  # Between the ends of ranks that fail for the same reason.
 KEEPALIVE_SECONDS = 5.0
-NOTICE_SECONDS = 10.0  # For the other ranks to notice by themselves that one has failed.
-ESCALATION_SECONDS = 5.0  # From one signal to the next stronger one.
-ABANDON = 0  # Not a signal: give up the connection to a rank that even SIGKILL does not end.
 
 
 @dataclass(frozen=True)
@@ -81,7 +74,6 @@ class Supervisor:
         follow: Callable[[int, Mapping[str, Any]], str | None] = lambda rank, facts: None,
     ) -> None:
         self._display = display
-        self._grace = grace
         self._signals = signals
         self._detector = detector
         self._deadlocks = DeadlockDetector(detector.last_heartbeats)
@@ -94,9 +86,8 @@ class Supervisor:
         self._follow = follow
         self._exits = RankExits(display)
         self._next_check = 0.0
-        self._schedule: list[tuple[float, int]] = []
         self._interrupted = False
-        self._is_ending_ranks = False
+        self._escalation = Escalation(self._running, grace, display.log, self._exits.note_errors)
         self._hang: str | None = None
         self._deadlock: str | None = None
 
@@ -126,7 +117,7 @@ class Supervisor:
                     self._stop_for_preempted_hosts()
                     if time.monotonic() >= self._next_check:
                         self._check()
-                    self._run_schedule()
+                    self._escalation.send_due()
                     self._display.flush()
                     self._tick()
         cause = self._exits.cause()
@@ -164,9 +155,8 @@ class Supervisor:
         """End the ranks if they repeat the whole training."""
         if placement.rank == 0 and (message := self._runs.record(placement.hostname, facts)):
             self._display.log(message)
-        if self._runs.refusal and not self._is_ending_ranks:
-            self._end_ranks(signal.SIGTERM)
-            self._end_ranks_in(ESCALATION_SECONDS, signal.SIGKILL)
+        if self._runs.refusal and not self._escalation.has_begun:
+            self._escalation.end_now(signal.SIGTERM)
 
     def _collect_exits(self) -> None:
         for rank in [self._running[number] for number in self._silent]:
@@ -174,12 +164,11 @@ class Supervisor:
             if code is None:
                 continue
             # The launcher never causes a lost connection, even if it gives up before ssh does.
-            by_launcher = code != LOST and (self._is_ending_ranks or code - 128 in rank.sent)
+            by_launcher = code != LOST and (self._escalation.has_begun or code - 128 in rank.sent)
             rank_exit = self._exits.add(rank.placement, code, by_launcher)
             if code not in (EXIT_FINISHED, EXIT_PREEMPTED):
                 self._display.hold()
-            if not self._is_ending_ranks:
-                self._schedule_after(rank_exit)
+            self._escalation.after_exit(rank_exit)
         if ended := self._running.keys() & self._exits.ranks:
             self._silent = [number for number in self._silent if number not in ended]
             for number in ended:
@@ -198,27 +187,19 @@ class Supervisor:
             if cause is None:  # The ranks that have written an error survived it.
                 self._display.forget_errors(time.monotonic() - HOLD_SECONDS)
 
-    def _schedule_after(self, rank_exit: RankExit) -> None:
-        if rank_exit.code == EXIT_PREEMPTED:  # The chief may still be saving.
-            self._end_ranks_in(self._grace, signal.SIGKILL)
-        elif rank_exit.code != EXIT_FINISHED:
-            self._end_ranks_in(NOTICE_SECONDS, signal.SIGTERM)
-            self._end_ranks_in(NOTICE_SECONDS + ESCALATION_SECONDS, signal.SIGKILL)
-
     def _forward_signals(self) -> None:
         for number in self._signals.take():
             name = signal.Signals(number).name
             if number == signal.SIGINT and self._interrupted:
-                self._end_ranks(signal.SIGKILL)
+                self._escalation.end_now(signal.SIGKILL)
                 continue
             self._interrupted |= number == signal.SIGINT
             again = " Ctrl-C again kills them." if self._interrupted else ""
-            self._display.log(
-                f"{name}: asked all ranks to save and stop within {self._grace:g} s.{again}"
-            )
+            grace = f"{self._escalation.grace:g} s"
+            self._display.log(f"{name}: asked all ranks to save and stop within {grace}.{again}")
             for rank in self._running.values():
                 rank.signal(signal.SIGTERM if number == signal.SIGHUP else number)
-            self._end_ranks_in(self._grace, signal.SIGKILL)
+            self._escalation.after_request()
 
     def _stop_for_preempted_hosts(self) -> None:
         """Send SIGTERM to the ranks of hosts that will stop; all ranks then agree to stop."""
@@ -230,27 +211,25 @@ class Supervisor:
         for rank in self._running.values():
             if rank.placement.hostname in hosts:
                 rank.signal(signal.SIGTERM)
-        self._end_ranks_in(self._grace, signal.SIGKILL)
+        self._escalation.after_request()
 
     def _end_hang(self) -> None:
-        if self._is_ending_ranks or self._schedule:  # The attempt is ending already.
+        if self._escalation.is_planned:
             return
         self._hang = self._detector.find_hang(self._running_placements)
         if self._hang is not None:
             self._display.log(self._hang)
             # Python prints all stacks and ends (faulthandler), even while it is stuck in C code.
-            self._end_ranks(signal.SIGABRT)
-            self._end_ranks_in(ESCALATION_SECONDS, signal.SIGKILL)
+            self._escalation.end_now(signal.SIGABRT)
 
     def _end_deadlock(self) -> None:
-        if self._is_ending_ranks or self._schedule:
+        if self._escalation.is_planned:
             return
         # All that have ended have finished: after any other exit, signals are scheduled.
         self._deadlock = self._deadlocks.find(self._running_placements, self._exits.finished)
         if self._deadlock is not None:
             self._display.log(self._deadlock)
-            self._end_ranks(signal.SIGTERM)
-            self._end_ranks_in(ESCALATION_SECONDS, signal.SIGKILL)
+            self._escalation.end_now(signal.SIGTERM)
 
     def _early_finish(self, cause: RankExit | None) -> str | None:
         """Return a message if a rank has ended with 0 although another one needed it."""
@@ -269,39 +248,6 @@ class Supervisor:
             message = find(self._running_placements)
             if message is not None:
                 self._display.log(message)
-
-    def _end_ranks_in(self, delay: float, number: int) -> None:
-        """Schedule `_end_ranks`, unless the same signal is scheduled for an earlier time."""
-        when = time.monotonic() + delay
-        if all(scheduled != number or other > when for other, scheduled in self._schedule):
-            self._schedule.append((when, number))
-
-    def _run_schedule(self) -> None:
-        for item in sorted(self._schedule):
-            if item[0] <= time.monotonic():
-                self._schedule.remove(item)
-                self._end_ranks(item[1])
-
-    def _end_ranks(self, number: int) -> None:
-        """Send a signal to the ranks that still run, or abandon them."""
-        if not self._running:
-            return
-        if not self._is_ending_ranks:
-            self._exits.note_errors()
-        self._is_ending_ranks = True
-        names = rank_numbers(self._running)
-        if number == ABANDON:
-            self._display.log(f"giving up the connection to {names}")
-        else:
-            name, have = signal.Signals(number).name, "has" if len(self._running) == 1 else "have"
-            self._display.log(f"{name} to {names}, which {have} not ended")
-        for rank in self._running.values():
-            if number == ABANDON:
-                rank.abandon()
-            else:
-                rank.signal(number)
-        if number == signal.SIGKILL:
-            self._end_ranks_in(ESCALATION_SECONDS, ABANDON)
 
     @contextmanager
     def _keepalives(self) -> Iterator[None]:

@@ -30,7 +30,7 @@ from distrib.launch.process.launcher_context import LauncherContext
 from distrib.launch.process.liveness_file import LivenessFile
 from distrib.launch.process.signals import Signals
 from distrib.launch.process.terminal import print_message
-from distrib.launch.run import spares, supervisor
+from distrib.launch.run import escalation, spares
 from distrib.launch.run.hang_detector import HangTimeouts
 from distrib.launch.run.job import Job, JobOptions
 
@@ -288,7 +288,7 @@ def test_a_host_does_not_linger_when_the_job_has_failed(cluster: Cluster) -> Non
 def test_a_killed_rank_is_restarted(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "NOTICE_SECONDS", 0.2)
+    monkeypatch.setattr(escalation, "NOTICE_SECONDS", 0.2)
     script = "echo $$ > $0/$$; [ $(ls $0 | wc -l) -gt 2 ] || exec sleep 600"
     command = ["sh", "-c", script, str(tmp_path)]
     chief = cluster.coordinate(command, 2, 2)
@@ -369,7 +369,7 @@ time.sleep(600)
 def test_spares_on_hosts_that_have_joined(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "NOTICE_SECONDS", 0.3)
+    monkeypatch.setattr(escalation, "NOTICE_SECONDS", 0.3)
     monkeypatch.setattr(spares, "DELAY_SECONDS", 0.0)
     monkeypatch.setattr(spares, "ROUND_SECONDS", 0.05)
     monkeypatch.setattr(spares, "MODULES", {})

@@ -18,7 +18,7 @@ from distrib.launch.hosts.network import script_command
 from distrib.launch.hosts.placement import Host, place_ranks
 from distrib.launch.hosts.rank_agent import EXIT, MARK, frame
 from distrib.launch.process.signals import STOP_SIGNALS, Signals
-from distrib.launch.run import supervisor
+from distrib.launch.run import escalation, supervisor
 from distrib.launch.run.failure import RankExit
 from distrib.launch.run.hang_detector import HangDetector, HangTimeouts
 from distrib.launch.run.output import Display
@@ -76,8 +76,8 @@ def wait(path: Path) -> str:
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "NOTICE_SECONDS", 0.3)
-    monkeypatch.setattr(supervisor, "ESCALATION_SECONDS", 0.3)
+    monkeypatch.setattr(escalation, "NOTICE_SECONDS", 0.3)
+    monkeypatch.setattr(escalation, "ESCALATION_SECONDS", 0.3)
 
 
 @pytest.fixture
