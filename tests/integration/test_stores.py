@@ -90,6 +90,13 @@ def test_gcs_keeps_acknowledged_writes(gcs: Server) -> None:
     assert gcs.filesystem().cat_file(path) == BIG
 
 
+@pytest.mark.parametrize("end", [b"\r", b"\n", b"\r\n", b"\r\n--==0==", b""])
+def test_every_byte_is_kept(server: Server, end: bytes) -> None:
+    path = f"{server.bucket()}/key"
+    server.filesystem().pipe_file(path, b"\n\r" + end)
+    assert server.filesystem().cat_file(path) == b"\n\r" + end
+
+
 def test_moto_loses_its_data(moto: Server) -> None:
     bucket = moto.bucket()
     moto.kill9()
