@@ -13,6 +13,7 @@ import distrib
 from distrib.errors import EXIT_FINISHED, EXIT_USAGE, DistribError, UsageError
 
 from .checkpoints import command as checkpoints
+from .doctor import command as doctor
 from .horovod import build as horovod_build
 from .k8s import command as k8s
 from .plan import command as plan
@@ -64,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser(
             "run", help="train with many processes, and restart them", allow_abbrev=False
         )
+    )
+    doctor.add_arguments(
+        commands.add_parser("doctor", help="check this environment, other hosts and stores")
     )
     plan.add_arguments(commands.add_parser("plan", help="compute how often to save"))
     horovod_build.add_commands(commands.add_parser("horovod", help="build and check Horovod"))

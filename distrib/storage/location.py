@@ -14,7 +14,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -129,6 +129,18 @@ class Location:
             lock = _memory_lock  # Its exclusive create is not atomic.
         with lock:
             return self._remote(lambda: self._create(data))
+
+    def honours_conditions(self) -> bool:
+        """Return whether this file, which exists, is safe from a second exclusive creation.
+
+        Otherwise its content is another one afterwards.
+        """
+        second = b"created a second time"
+        if self.local is not None:
+            return not local_files.create(self.local, second)
+        with suppress(Exception):  # Stores refuse with different errors.
+            self._put(second, mode="create")
+        return self.read_bytes() != second
 
     def upload(self, source: Path) -> None:
         """Replace the file with a copy of a local file: atomic, and durable on return."""

@@ -41,6 +41,14 @@ def gcs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     yield from _running(start_gcs, tmp_path_factory.mktemp("gcs"))
 
 
+@pytest.fixture(params=["ceph", "moto", "gcs"])
+def server(request: pytest.FixtureRequest) -> Server:
+    """Each object store."""
+    made = request.getfixturevalue(request.param)
+    assert isinstance(made, Server)
+    return made
+
+
 def _running(start: Callable[[Path], Server], folder: Path) -> Iterator[Server]:
     server = start(folder)
     yield server

@@ -11,6 +11,7 @@ exclude each other; there is no authentication; generations other than 0 are ign
 
 from __future__ import annotations
 
+import functools
 import json
 import socketserver
 import sys
@@ -18,11 +19,9 @@ from email.message import Message
 from http import HTTPStatus
 from typing import Any
 
-from gcp_storage_emulator import server
 from gcp_storage_emulator.handlers import objects
 
 _insert = objects.insert
-_read_data = server._read_data
 
 
 def _insert_if_allowed(request: Any, response: Any, storage: Any, *arguments: Any) -> Any:
@@ -35,11 +34,11 @@ def _insert_if_allowed(request: Any, response: Any, storage: Any, *arguments: An
     return _insert(request, response, storage, *arguments)
 
 
-def _read_data_exactly(handler: Any, query: Any) -> Any:
+def _read_data_exactly(server: Any, read_data: Any, handler: Any, query: Any) -> Any:
     headers = Message()
     headers["Content-Type"] = handler.headers.get("Content-Type") or "application/octet-stream"
     if headers.get_content_type() != "multipart/related":
-        return _read_data(handler, query)
+        return read_data(handler, query)
     raw = server._decode_raw_data(server._read_raw_data(handler), handler)
     boundary = f"--{headers.get_boundary()}".encode()
     newline = b"\r\n" if raw.startswith(boundary + b"\r\n") else b"\n"
@@ -54,13 +53,15 @@ def _read_data_exactly(handler: Any, query: Any) -> Any:
 
 def main() -> None:
     objects.insert = _insert_if_allowed
-    server._read_data = _read_data_exactly
     # Queue connections of many clients, and send small responses at once: a thousand small objects
     # take a tenth of the time.
     socketserver.TCPServer.request_queue_size = 512
     socketserver.StreamRequestHandler.disable_nagle_algorithm = True
     # Imported here, because the import copies the handlers.
+    from gcp_storage_emulator import server
     from gcp_storage_emulator.__main__ import main as serve
+
+    server._read_data = functools.partial(_read_data_exactly, server, server._read_data)
 
     port, folder = sys.argv[1:]
     serve(["--data-dir", folder, "start", "--host", "127.0.0.1", "--port", port, "--quiet"])

@@ -18,13 +18,6 @@ from stores import Server, until
 BIG = os.urandom(4 << 20)
 
 
-@pytest.fixture(params=["ceph", "moto", "gcs"])
-def server(request: pytest.FixtureRequest) -> Server:
-    made = request.getfixturevalue(request.param)
-    assert isinstance(made, Server)
-    return made
-
-
 def test_requests_pass_through_a_proxy(server: Server) -> None:
     """The S3 servers check signatures, which cover the address that the client used."""
     with fault_proxy(server) as proxy:
