@@ -6,7 +6,6 @@ It runs in a process of its own, because what is broken may crash it, or hang.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -56,4 +55,4 @@ def _horovod() -> Mapping[str, Any] | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
