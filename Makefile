@@ -7,18 +7,23 @@ BIN := .venv/bin
 # Side by side on two cores, each worker taking over what the other has not begun.
 PYTEST_ARGS ?= -n 2 --dist worksteal
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+LINK := rm -rf build && $(PIP) install -c constraints.txt --no-build-isolation -C editable_mode=strict -e
 # What is called and the Debian package that has it. Without a compiler there is no Horovod; the
 # others serve single tests, which are skipped without them.
 PROGRAMS := c++:g++ mpirun:openmpi-bin ip:iproute2 ssh:openssh-client sshd:openssh-server \
     radosgw:radosgw ceph-mon:ceph-mon ceph-osd:ceph-osd ceph:ceph-common podman:podman runc:runc \
     debootstrap:debootstrap munged:munge sbatch:slurm-client slurmctld:slurmctld slurmd:slurmd
-# The modules that decide how Horovod's wheel is built.
-WHEEL := $(addprefix launch/horovod/,recipe.py toolchain.py wheel.py)
+# The modules that decide how Horovod's wheel for CPUs is built, and what one for GPUs needs besides.
+WHEEL := $(addprefix launch/horovod/,pip.py recipe.py toolchain.py wheel.py)
+GPU_WHEEL := $(addprefix launch/horovod/,cuda.py cuda_adapter.h cuda_adapter.py cuda_toolkit.py linkage.py)
+# Once `make gpu` has built Horovod for GPUs, the other targets keep it. `rm .venv/horovod-gpu` makes
+# the next `make setup` put the one for CPUs back.
+HOROVOD := $(if $(wildcard .venv/horovod-gpu),.venv/horovod-gpu,.venv/horovod)
 SOURCES := $(sort $(wildcard launch/*/*.h distrib/*.py distrib/*/*.py distrib/*/*/*.py callbacks/*.py launch/*.py launch/*/*.py))
 
 .PHONY: setup demo test exhaustive gpu lint chaos bench clean
 
-setup: .venv/installed .venv/linked .venv/horovod
+setup: .venv/installed .venv/linked $(HOROVOD)
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
@@ -28,22 +33,27 @@ setup: .venv/installed .venv/linked .venv/horovod
 
 .venv/installed: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) install -c constraints.txt -U pip setuptools
-	rm -rf build
-	$(PIP) install -c constraints.txt --no-build-isolation -C editable_mode=strict -e '.[dev]'
+	$(LINK) '.[dev]'
 	echo '$(SOURCES)' > .venv/linked
 	touch $@
 
 # The strict editable install is a tree of links, one for each file: link again when the list changes.
 .venv/linked: .venv/installed FORCE
-	@echo '$(SOURCES)' | cmp -s - $@ || { \
-	    rm -rf build && \
-	    $(PIP) install --no-deps --no-build-isolation -C editable_mode=strict -e . && \
-	    echo '$(SOURCES)' > $@; }
+	@echo '$(SOURCES)' | cmp -s - $@ || { $(LINK) . --no-deps && echo '$(SOURCES)' > $@; }
 
 FORCE:
 
 .venv/horovod: .venv/installed $(WHEEL) | .venv/linked .venv/programs
 	$(BIN)/distrib horovod build --no-gpu --cache .cache/horovod
+	touch $@
+
+# TensorFlow with its libraries of CUDA, and Horovod with NCCL. The stamp of the one for CPUs goes
+# first: if this fails halfway, `make setup` puts that back.
+.venv/horovod-gpu: .venv/installed $(WHEEL) $(GPU_WHEEL) | .venv/linked .venv/programs
+	rm -f .venv/horovod
+	$(LINK) '.[gpu]'
+	echo '$(SOURCES)' > .venv/linked
+	$(BIN)/distrib horovod build --gpu --cache .cache/horovod
 	touch $@
 
 .venv/programs: | .venv/bin/python
@@ -81,9 +91,11 @@ chaos: setup
 exhaustive: setup
 	$(BIN)/pytest $(PYTEST_ARGS) -m exhaustive
 
-# What needs NVIDIA GPUs, in ten minutes; `DISTRIB_TEST_DEVICES=cpu make gpu` tries it without.
-gpu: export DISTRIB_TEST_DEVICES ?= gpu
-gpu: setup
+# What needs NVIDIA GPUs, in ten minutes after Horovod's build; `DISTRIB_TEST_DEVICES=cpu make gpu`
+# tries it without.
+DISTRIB_TEST_DEVICES ?= gpu
+gpu: export DISTRIB_TEST_DEVICES := $(DISTRIB_TEST_DEVICES)
+gpu: $(if $(filter cpu,$(DISTRIB_TEST_DEVICES)),setup,.venv/installed .venv/linked .venv/horovod-gpu)
 	$(BIN)/pytest -m gpu tests/gpu
 	$(BIN)/python benchmarks/gpu.py
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 import functools
 import os
 import subprocess
+import sys
 
 import pytest
-from harness import DEVICES
+from harness import DEVICES, environment
+
+COUNT = "import tensorflow as tf; print(len(tf.config.list_physical_devices('GPU')))"
 
 
 @functools.cache
@@ -21,6 +24,12 @@ def number_of_gpus() -> int:
     except FileNotFoundError:
         return 0
     return len(listed.stdout.splitlines()) if listed.returncode == 0 else 0
+
+
+@functools.cache
+def number_that_tensorflow_sees() -> int:
+    command = [sys.executable, "-P", "-c", COUNT]
+    return int(subprocess.check_output(command, env=environment(), text=True))
 
 
 @pytest.fixture(autouse=True)
@@ -35,4 +44,9 @@ def devices(request: pytest.FixtureRequest) -> str:
         pytest.skip(f"needs {needed} GPUs; this machine has {number_of_gpus()}")
     if chosen == "cpu" and marker.kwargs.get("only"):
         pytest.skip("there is nothing like it on the CPU")
+    if chosen == "gpu":  # Without its libraries of CUDA, TensorFlow would use the CPU.
+        seen = number_that_tensorflow_sees()
+        assert seen >= needed, (
+            f"TensorFlow sees {seen} of {number_of_gpus()} GPUs: rm .venv/horovod*"
+        )
     return chosen

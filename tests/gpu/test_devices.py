@@ -19,14 +19,17 @@ def reports_of(ranks: int, folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.gpu
-def test_ranks_add(tmp_path: Path) -> None:
+def test_ranks_add(tmp_path: Path, devices: str) -> None:
     (report,) = reports_of(1, tmp_path)
     assert report["sum"] == 1.0
+    assert len(report["visible"]) == (devices == "gpu")
 
 
 @pytest.mark.gpu(2)
-def test_two_ranks_add(tmp_path: Path) -> None:
-    assert [report["sum"] for report in reports_of(2, tmp_path)] == [3.0, 3.0]
+def test_two_ranks_add(tmp_path: Path, devices: str) -> None:
+    reports = reports_of(2, tmp_path)
+    assert [report["sum"] for report in reports] == [3.0, 3.0]
+    assert [len(report["visible"]) for report in reports] == [devices == "gpu"] * 2
 
 
 @pytest.mark.gpu(1, only=True)
