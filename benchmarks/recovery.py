@@ -62,6 +62,7 @@ model.fit(
 """
 PARTS = ("ranks end", "script begins", "imports", "init", "restore", "first step")
 SETTLED_SECONDS = 5.0
+SPARES_SECONDS = 300.0
 
 
 def main() -> None:
@@ -114,7 +115,7 @@ def measure(folder: Path, script: Path, kills: int, option: str) -> list[dict[st
         for _ in range(kills):
             time.sleep(SETTLED_SECONDS)
             if option == "--spares":
-                wait_for_spares(marks)
+                wait_for_spares(folder, job)
             died = time.time()
             os.kill(known[1][0], signal.SIGKILL)
             ended = wait_for_ends([pid for pid, _ in known.values()])
@@ -145,15 +146,20 @@ def wait_for_ranks(
         time.sleep(0.01)
 
 
-def wait_for_spares(marks: Path) -> None:
+def wait_for_spares(folder: Path, job: subprocess.Popen[bytes]) -> None:
     """Wait until two spares have imported everything and rest."""
-    before: dict[Path, str] = {}
+    marks, before = bytes(folder / "marks"), dict[Path, str]()
+    deadline = time.monotonic() + SPARES_SECONDS
     while True:
+        if job.poll() is not None:
+            sys.exit((folder / "output").read_text()[-4000:])
+        if time.monotonic() > deadline:
+            sys.exit(f"no two spares have started within {SPARES_SECONDS:.0f} s: is memory short?")
         now = {}
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 command = (process / "cmdline").read_bytes()
-                if bytes(marks) in command and (process / "oom_score_adj").read_text() == "1000\n":
+                if marks in command and (process / "oom_score_adj").read_text() == "1000\n":
                     now[process] = (process / "schedstat").read_text().split()[0]
             except OSError:  # It has just ended.
                 continue

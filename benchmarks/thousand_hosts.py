@@ -12,6 +12,7 @@ and, in parentheses, the coordinator's CPU seconds. On a busy machine compare th
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import resource
 import socket
@@ -27,6 +28,7 @@ from common.fake_hosts import FakeHosts
 TRAINING_SECONDS = 10.0
 HEARTBEAT_SECONDS = 0.5
 REJOIN_SECONDS = 1.0
+RANK_SECONDS = 60.0  # To wait for the coordinator's own rank.
 LOST_PEER = 76
 ERROR = 'Traceback (most recent call last):\n  File "train.py", line 1, in <module>\n' + (
     "horovod.common.exceptions.HorovodInternalError: Horovod has been shut down.\n"
@@ -51,7 +53,9 @@ class Coordinator:
         self._output = folder / f"output-{hosts}"
         script = folder / "rank.py"
         script.write_text(RANK)
-        options = ["--join", f"localhost:{self.port}", "-np", str(hosts * slots + 1)]
+        # A fake host would be asked for spares as for ranks.
+        options = ["--no-spares", "--join", f"localhost:{self.port}"]
+        options += ["-np", str(hosts * slots + 1)]
         command = [sys.executable, "-P", "-m", "distrib.launch.cli", "run", *options]
         with self._output.open("wb") as output:
             self.process = subprocess.Popen(
@@ -59,7 +63,20 @@ class Coordinator:
             )
 
     def end_rank(self, code: int) -> None:
-        self._fifo.write_text(f"{code}\n")
+        """Have the coordinator's own rank end, which reads the code as soon as it runs."""
+        deadline = time.monotonic() + RANK_SECONDS
+        while True:
+            try:
+                fifo = os.open(self._fifo, os.O_WRONLY | os.O_NONBLOCK)
+                break
+            except OSError as error:  # Nobody reads.
+                if error.errno != errno.ENXIO or time.monotonic() > deadline:
+                    raise
+            if self.process.poll() is not None:
+                raise ChildProcessError(self.output.decode(errors="replace"))
+            time.sleep(0.01)
+        with open(fifo, "w") as file:
+            file.write(f"{code}\n")
 
     @property
     def cpu_seconds(self) -> float:
