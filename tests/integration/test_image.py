@@ -23,12 +23,11 @@ ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "k8s" / "Dockerfile"
 BASES = set(re.findall(r"^FROM (\S+:\S+)", DOCKERFILE.read_text(), re.MULTILINE))
 DEBIAN = "debian:bookworm-slim"
-# What pip needs to reach its index from inside a build.
-SHOWN = [
-    Path(name)
-    for name in ("/etc/pip.conf", "/etc/ssl/certs/ca-certificates.crt")
-    if Path(name).exists()
-]
+# What pip needs to reach its index from inside a build, as this machine does.
+PIP_CONF = Path("/etc/pip.conf")
+CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+# Not in their own place, where Debian's package `ca-certificates` writes during the build.
+SHOWN_CERTIFICATES = "/etc/host-certificates.crt"
 TRAIN = "HOME=/tmp distrib run -np 2 examples/digits.py --run /tmp/digits --epochs 1"
 GPU_BUILT = "import horovod.tensorflow as hvd; assert hvd.nccl_built()"
 MINUTES = 40
@@ -54,6 +53,13 @@ class Podman:
         self._places = [f"--root={folder / 'store'}", f"--runroot={folder / 'run'}"]
         # Where `RUN --mount=type=cache` keeps its folders.
         self._environment = {**os.environ, "TMPDIR": str(cache)}
+        self._volumes = []
+        if CERTIFICATES.exists():
+            self._volumes.append(f"--volume={CERTIFICATES}:{SHOWN_CERTIFICATES}:ro")
+        if PIP_CONF.exists():
+            shown = folder / "pip.conf"
+            shown.write_text(PIP_CONF.read_text().replace(str(CERTIFICATES), SHOWN_CERTIFICATES))
+            self._volumes.append(f"--volume={shown}:{PIP_CONF}:ro")
 
     def __call__(self, *words: str, text: str | None = None) -> str:
         return run("podman", *self._places, *words, env=self._environment, input=text)
@@ -62,7 +68,7 @@ class Podman:
         """Build an image, or fail with the builder's output."""
         return self(
             *("build", "--isolation=chroot", "--network=host", "--pull=never", f"--tag={tag}"),
-            *(f"--volume={path}:{path}:ro" for path in SHOWN),
+            *self._volumes,
             # Podman 4 does not see which stages are used when an argument names them.
             *("--skip-unused-stages=false", *options, f"--file={file}", str(ROOT)),
             text=text,
