@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from distrib.environment import GLOO_TIMEOUT_VARIABLE
 from distrib.errors import ConfigurationError
 
+from .log_excerpt import relevant_log_lines
 from .nvidia_driver import gpu_count
-from .wheel import relevant_log_lines
 
 CHECK_SECONDS = 300.0
 # The script of the ranks: the operation that distrib uses, as distrib calls it.
@@ -71,6 +71,8 @@ def _start_ranks(
     ranks: int, device: str, for_gpu: bool, variables: Mapping[str, str], seconds: float
 ) -> None:
     launcher = [sys.executable, "-P", "-m", "distrib.launch.cli", "run", "-np", str(ranks)]
+    # A wheel that crashes its ranks does so again.
+    options = ["--attempts", "0", "--no-spares"]
     arguments = [str(ranks), device, str(for_gpu)]
     common = {
         "TF_CPP_MIN_LOG_LEVEL": "2",
@@ -78,7 +80,7 @@ def _start_ranks(
     }
     try:
         done = subprocess.run(
-            [*launcher, sys.executable, "-P", "-c", RANK_SCRIPT, *arguments],
+            [*launcher, *options, sys.executable, "-P", "-c", RANK_SCRIPT, *arguments],
             env={**os.environ, **common, **variables},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -94,5 +96,5 @@ def _start_ranks(
     raise ConfigurationError(
         f"Horovod is installed, but its check with {ranks} rank(s) on {device}s {failure}. The "
         "wheel may come from another machine: try --force. Output:\n"
-        f"{relevant_log_lines(output.decode())}"
+        f"{relevant_log_lines(output.decode(errors='replace'))}"
     )

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from distrib.errors import ConfigurationError
 
+from .cuda_adapter import adapter_digest
 from .nvidia_driver import driver_version
 from .recipe import GPU_VARIABLE, tensorflow_distribution
 
@@ -33,6 +34,7 @@ NVCC_PACKAGES = (
 # Where NVIDIA's installers link the toolkit.
 INSTALLED = "/usr/local/cuda/bin"
 WITH_CUDA = "pip install 'tensorflow[and-cuda]'"
+ANOTHER_COMPILER = "set HOROVOD_CUDA_HOME to the folder of a CUDA toolkit, or build with --no-gpu."
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Cuda:
         runtime: Folder of the CUDA runtime: `include`, and `lib` or `lib64`.
         runtime_version: Its version, such as `"12.9"`.
         nccl_header: Path of `nccl.h`.
-        nccl_library: Path of `libnccl.so` or `libnccl.so.2`.
+        nccl_library: Path of `libnccl.so.2`.
         nccl_version: Version, such as `"2.32.3"`.
     """
 
@@ -66,6 +68,7 @@ class Cuda:
             "runtime": self.runtime_version,
             "nccl": self.nccl_version,
             "run_path": self.nccl_run_path,
+            "adapter": adapter_digest(),
         }
 
     @property
@@ -83,17 +86,20 @@ def wants_gpu(given: bool | None, environment: Mapping[str, str]) -> bool:
 
     Args:
         given: `--gpu` or `--no-gpu`. With `None`, variables such as `HOROVOD_GPU_OPERATIONS`
-            decide, then whether this machine has an NVIDIA driver and a CUDA compiler.
+            decide, then whether this machine has an NVIDIA driver and a CUDA compiler of the
+            version that TensorFlow uses: without being asked to, a build downloads no compiler.
         environment: Variables of the build.
 
     Raises:
-        ConfigurationError: If `--no-gpu` contradicts a variable.
+        ConfigurationError: If `--no-gpu` contradicts a variable, or `HOROVOD_CUDA_HOME` does not
+            fit.
     """
     variables = sorted(name for name in environment if GPU_VARIABLE.fullmatch(name))
     if given is False and variables:
         raise ConfigurationError(f"--no-gpu contradicts {', '.join(variables)}: unset it")
     if given is None and not variables:
-        return driver_version() is not None and find_nvcc(environment) is not None
+        needed = _cuda_of_tensorflow()
+        return bool(needed and driver_version() and find_nvcc(environment, needed))
     return given is not False
 
 
@@ -109,19 +115,18 @@ def find_cuda(environment: Mapping[str, str]) -> Cuda:
         ConfigurationError: If something is missing, or does not fit TensorFlow or the driver.
     """
     needed = _cuda_of_tensorflow()
-    nvcc = find_nvcc(environment)
-    version = nvcc_version(nvcc) if nvcc else NVCC_VERSION
-    if nvcc and _major(version) == needed:
-        toolkit = runtime = nvcc.parents[1]
-    elif nvcc and "HOROVOD_CUDA_HOME" in environment:
+    if needed is None:
+        tensorflow = tensorflow_distribution()
         raise ConfigurationError(
-            f"HOROVOD_CUDA_HOME={environment['HOROVOD_CUDA_HOME']} is CUDA {version}, but "
-            f"TensorFlow {tensorflow_distribution().version} uses CUDA {needed}: name a toolkit of "
-            "that version, or unset the variable to build with a compiler of the package index."
+            f"{tensorflow.name} {tensorflow.version} cannot use NVIDIA GPUs: {WITH_CUDA}, or build "
+            "Horovod with --no-gpu."
         )
+    nvcc = find_nvcc(environment, needed)
+    if nvcc:
+        toolkit, version = nvcc.parents[1], nvcc_version(nvcc)
     else:
         toolkit, version = None, NVCC_VERSION
-        runtime = _site_packages() / "nvidia" / "cuda_runtime"
+    runtime = toolkit or _site_packages() / "nvidia" / "cuda_runtime"
     _check_driver(version, needed)
     header, library = _find_nccl(environment, runtime)
     return Cuda(
@@ -135,25 +140,46 @@ def find_cuda(environment: Mapping[str, str]) -> Cuda:
     )
 
 
-def find_nvcc(environment: Mapping[str, str]) -> Path | None:
-    """Return the path of a CUDA compiler, `None` if there is none.
+def find_nvcc(environment: Mapping[str, str], needed: int) -> Path | None:
+    """Return the path of a CUDA compiler, `None` if there is none of the needed version.
+
+    Args:
+        environment: `HOROVOD_CUDA_HOME`, `CUDA_HOME` and `PATH` are searched.
+        needed: Major version.
 
     Raises:
-        ConfigurationError: If `HOROVOD_CUDA_HOME` has none.
+        ConfigurationError: If `HOROVOD_CUDA_HOME` has none, or one of another version, or if a
+            compiler does not run.
     """
     home = environment.get("HOROVOD_CUDA_HOME")
-    if home is not None:
-        nvcc = Path(home) / "bin" / "nvcc"
-        if not os.access(nvcc, os.X_OK):
-            raise ConfigurationError(
-                f"HOROVOD_CUDA_HOME={home} has no bin/nvcc: name the folder of a CUDA toolkit, or "
-                "unset the variable."
-            )
-        return nvcc
-    places = [Path(environment["CUDA_HOME"], "bin")] if environment.get("CUDA_HOME") else []
-    path = [*map(str, places), environment.get("PATH", os.defpath), INSTALLED]
-    found = shutil.which("nvcc", path=os.pathsep.join(path))
-    return Path(found).resolve() if found else None
+    if home is None:
+        fits = (nvcc for nvcc in _compilers(environment) if _major(nvcc_version(nvcc)) == needed)
+        return next(fits, None)
+    nvcc = Path(home) / "bin" / "nvcc"
+    if not os.access(nvcc, os.X_OK):
+        raise ConfigurationError(
+            f"HOROVOD_CUDA_HOME={home} has no bin/nvcc: name the folder of a CUDA toolkit, or "
+            "unset the variable."
+        )
+    version = nvcc_version(nvcc)
+    if _major(version) != needed:
+        raise ConfigurationError(
+            f"HOROVOD_CUDA_HOME={home} is CUDA {version}, but TensorFlow "
+            f"{tensorflow_distribution().version} uses CUDA {needed}: name a toolkit of that "
+            "version, or unset the variable to build with a compiler of the package index."
+        )
+    return nvcc
+
+
+def _compilers(environment: Mapping[str, str]) -> Iterator[Path]:
+    """Yield the paths of all compilers, those first that take precedence."""
+    home = environment.get("CUDA_HOME")
+    path = [f"{home}/bin"] if home else []
+    path += [*environment.get("PATH", os.defpath).split(os.pathsep), INSTALLED]
+    for folder in filter(None, path):
+        found = shutil.which("nvcc", path=folder)
+        if found:
+            yield Path(found).resolve()
 
 
 def nvcc_version(nvcc: Path) -> str:
@@ -165,26 +191,24 @@ def nvcc_version(nvcc: Path) -> str:
     try:
         done = subprocess.run([nvcc, "--version"], capture_output=True, text=True)
     except OSError as error:
-        raise ConfigurationError(f"{nvcc} does not run: {error}") from error
+        raise ConfigurationError(f"{nvcc} does not run ({error}): {ANOTHER_COMPILER}") from error
     found = re.search(r"\bV(\d+\.\d+\.\d+)", done.stdout)
     if found is None:
         raise ConfigurationError(
-            f"{nvcc} --version does not name a version: {done.stdout}{done.stderr}"
+            f"{nvcc} --version names no version: {ANOTHER_COMPILER} It said: "
+            f"{done.stdout}{done.stderr}"
         )
     return found[1]
 
 
-def _cuda_of_tensorflow() -> int:
-    """Return the major version of the CUDA that the installed TensorFlow uses."""
+def _cuda_of_tensorflow() -> int | None:
+    """Return the major version of the CUDA that the installed TensorFlow uses, if it does."""
     tensorflow = tensorflow_distribution()
     for requirement in tensorflow.requires or ():
         found = re.match(r"nvidia-cuda-runtime-cu(\d+)\b", requirement)
         if found and "cpu" not in tensorflow.name:
             return int(found[1])
-    raise ConfigurationError(
-        f"{tensorflow.name} {tensorflow.version} cannot use NVIDIA GPUs: {WITH_CUDA}, or build "
-        "Horovod with --no-gpu."
-    )
+    return None
 
 
 def _check_driver(nvcc: str, needed: int) -> None:
@@ -208,11 +232,11 @@ def _runtime_version(runtime: Path, needed: int) -> str:
     return f"{version // 1000}.{version % 1000 // 10}"
 
 
-def _find_nccl(environment: Mapping[str, str], toolkit: Path) -> tuple[Path, Path]:
+def _find_nccl(environment: Mapping[str, str], runtime: Path) -> tuple[Path, Path]:
     """Return the paths of NCCL's header and library."""
     given = environment.get("HOROVOD_NCCL_HOME")
     package = _site_packages() / "nvidia" / "nccl"
-    places = [Path(given)] if given else [package, toolkit, Path("/usr"), Path("/usr/local")]
+    places = [Path(given)] if given else [package, runtime, Path("/usr"), Path("/usr/local")]
     for place in places:
         header = place / "include" / "nccl.h"
         library = next(_nccl_libraries(place), None)
@@ -226,8 +250,8 @@ def _find_nccl(environment: Mapping[str, str], toolkit: Path) -> tuple[Path, Pat
 
 
 def _nccl_libraries(place: Path) -> Iterator[Path]:
-    for folder in ("lib", "lib64", f"lib/{sysconfig.get_config_var('MULTIARCH')}"):
-        yield from (path for path in [place / folder / "libnccl.so.2"] if path.is_file())
+    folders = ("lib", "lib64", f"lib/{sysconfig.get_config_var('MULTIARCH')}")
+    return filter(Path.is_file, (place / folder / "libnccl.so.2" for folder in folders))
 
 
 def _define(header: Path, name: str) -> str:

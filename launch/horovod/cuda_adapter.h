@@ -1,5 +1,5 @@
 // Stands in for XLA's client/xla_builder.h, which Horovod 0.28.1 includes in xla_mpi_ops.cc only, and
-// which TensorFlow 2.21 has no longer. Mends what else keeps a build for GPUs from working.
+// which TensorFlow 2.21 no longer has. Mends what else keeps a build for GPUs from working.
 
 #if HAVE_CUDA
 #include <cuda_runtime.h>
@@ -18,6 +18,6 @@ cudaStream_t AsGpuStreamValue(Stream* stream) {
 }  // namespace stream_executor
 #endif
 
-// xla_mpi_ops.cc registers operations with an interface that XLA has no longer. Without GPUs, the rest
-// of that file is empty. Ranks do not compile with XLA, so nothing needs it.
+// xla_mpi_ops.cc registers operations with an interface that XLA no longer has. Without GPUs, the rest
+// of that file is empty. Ranks exchange gradients outside of what XLA compiles, so nothing needs it.
 #undef HAVE_GPU

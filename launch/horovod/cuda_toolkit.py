@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 
 from distrib.errors import ConfigurationError
@@ -19,15 +18,9 @@ from distrib.errors import ConfigurationError
 from .cuda import NVCC_PACKAGES, NVCC_VERSION, Cuda
 from .pip import pip
 
-ADAPTER = "cuda_adapter.h"
 # One for each major version that the compiler of the package index knows: later minor versions of
 # a GPU run the code of earlier ones, and newer GPUs compile that of the last one when it is loaded.
 ARCHITECTURES = "75,80,90,100,110,120"
-
-
-def adapter() -> str:
-    """Return the header that mends what keeps a build for GPUs from working."""
-    return (resources.files(__package__) / ADAPTER).read_text()
 
 
 def cuda_variables(cuda: Cuda, scratch: Path, flags: Mapping[str, str]) -> dict[str, str]:
@@ -39,7 +32,7 @@ def cuda_variables(cuda: Cuda, scratch: Path, flags: Mapping[str, str]) -> dict[
         flags: Of the recipe.
 
     Raises:
-        ConfigurationError: If pip cannot install the compiler.
+        ConfigurationError: If the compiler cannot be installed.
     """
     toolkit = cuda.toolkit or _put_together(cuda, scratch / "cuda")
     nvcc = toolkit / "bin" / "nvcc"
@@ -49,6 +42,7 @@ def cuda_variables(cuda: Cuda, scratch: Path, flags: Mapping[str, str]) -> dict[
     cudart = next(cuda.runtime.glob("lib*/libcudart_static.a"))
     runtime = f"-Wl,--whole-archive {cudart} -Wl,--no-whole-archive -lpthread -ldl -lrt"
     run_path = f"-Wl,-rpath,{cuda.nccl_run_path}"
+    searched = [str(nccl.parent), os.environ.get("LIBRARY_PATH", "")]
     architectures = {} if cuda.toolkit else {"HOROVOD_BUILD_CUDA_CC_LIST": ARCHITECTURES}
     return {
         **{name: value for name, value in architectures.items() if name not in flags},
@@ -59,6 +53,8 @@ def cuda_variables(cuda: Cuda, scratch: Path, flags: Mapping[str, str]) -> dict[
         "HOROVOD_NCCL_INCLUDE": str(cuda.nccl_header.parent),
         "HOROVOD_NCCL_LIB": str(nccl.parent),
         "HOROVOD_NCCL_LINK": "SHARED",
+        # CMake adds no folder to the library's run path that the compiler searches anyway.
+        "LIBRARY_PATH": os.pathsep.join(filter(None, searched)),
         "LDFLAGS": " ".join([runtime, run_path, flags.get("LDFLAGS", "")]),
     }
 
@@ -74,16 +70,26 @@ def _put_together(cuda: Cuda, folder: Path) -> Path:
         text=True,
     )
     if done.returncode != 0:
-        raise ConfigurationError(
-            f"pip cannot install a CUDA compiler ({', '.join(NVCC_PACKAGES)}). Install a CUDA "
-            "toolkit and set HOROVOD_CUDA_HOME to its folder, or build with --no-gpu. Output:\n"
-            f"{done.stdout}"
-        )
-    (toolkit,) = (nvcc.parents[1] for nvcc in folder.glob("nvidia/*/bin/nvcc"))
-    for name, target in (("include", "include"), ("lib", "lib64")):
-        shutil.copytree(
-            cuda.runtime / name, toolkit / target, copy_function=os.symlink, dirs_exist_ok=True
-        )
-    (library,) = (toolkit / "lib64").glob("libcudart.so.*")
-    library.with_name("libcudart.so").symlink_to(library.name)
+        raise _without_compiler(f"pip cannot install it. Output:\n{done.stdout}")
+    toolkit = next((nvcc.parents[1] for nvcc in folder.glob("nvidia/*/bin/nvcc")), None)
+    if toolkit is None:
+        raise _without_compiler("the packages have no nvidia/*/bin/nvcc")
+    library = next(cuda.runtime.glob("lib/libcudart.so.*"), None)
+    if library is None:
+        raise _without_compiler(f"{cuda.runtime}/lib has no libcudart.so for it")
+    try:
+        for name, target in (("include", "include"), ("lib", "lib64")):
+            shutil.copytree(
+                cuda.runtime / name, toolkit / target, copy_function=os.symlink, dirs_exist_ok=True
+            )
+        (toolkit / "lib64" / "libcudart.so").symlink_to(library)
+    except OSError as error:  # `shutil.Error`, too: of files that both have.
+        raise _without_compiler(f"{cuda.runtime} cannot be linked beside it: {error}") from error
     return toolkit
+
+
+def _without_compiler(reason: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"cannot put a CUDA compiler together ({', '.join(NVCC_PACKAGES)}): {reason}\n"
+        "Install a CUDA toolkit and set HOROVOD_CUDA_HOME to its folder, or build with --no-gpu."
+    )

@@ -24,15 +24,20 @@ def check_linkage(wheel: Path, scratch: Path) -> None:
         scratch: Folder for temporary files.
 
     Raises:
-        ConfigurationError: If the wheel does not hold one of them.
+        ConfigurationError: If the wheel does not hold one of them, or cannot be read.
     """
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if Path(name).name.startswith("mpi_lib")]
         libraries = [archive.extract(name, scratch / "unpacked") for name in names]
     for library in libraries:
         command = ["nm", "-D", "--undefined-only", library]
-        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        missing = sorted(set(RUNTIME_FUNCTION.findall(listing)))
+        listed = subprocess.run(command, capture_output=True, text=True)
+        if listed.returncode != 0:
+            raise ConfigurationError(
+                f"nm cannot read {Path(library).name}, which was built: {listed.stderr.strip()}. "
+                "Install the nm of the linker's version (Debian: binutils), and build again."
+            )
+        missing = sorted(set(RUNTIME_FUNCTION.findall(listed.stdout)))
         if missing:
             raise ConfigurationError(
                 f"{Path(library).name} was linked without the CUDA runtime, and would take "

@@ -99,12 +99,13 @@ def tensorflow_distribution() -> metadata.Distribution:
     Raises:
         ConfigurationError: If TensorFlow is not installed.
     """
-    names = metadata.packages_distributions().get("tensorflow")
-    if not names:
-        raise ConfigurationError(
-            f"{sys.prefix} has no TensorFlow to build Horovod for: pip install tensorflow"
-        )
-    return metadata.distribution(names[0])
+    # Not `packages_distributions()`, which takes half a second for all packages' lists of files.
+    for distribution in metadata.distributions():
+        if "tensorflow" in (distribution.read_text("top_level.txt") or "").split():
+            return distribution
+    raise ConfigurationError(
+        f"{sys.prefix} has no TensorFlow to build Horovod for: pip install tensorflow"
+    )
 
 
 def _mpi_compiler(environment: Mapping[str, str]) -> str:

@@ -18,7 +18,8 @@ from pathlib import Path
 from distrib.errors import ConfigurationError
 
 from .cuda import Cuda
-from .cuda_toolkit import adapter, cuda_variables
+from .cuda_adapter import adapter
+from .cuda_toolkit import cuda_variables
 from .recipe import Recipe, tensorflow_distribution
 
 # Headers of XLA that Horovod 0.28.1 includes; all uses stand under `#if HAVE_GPU`. TensorFlow 2.21
@@ -37,11 +38,13 @@ MODULES["yaml"] = "pyyaml"
 MAX_JOBS = 8  # Horovod's own limit: compilers need memory as well as cores.
 
 
-def find_tools(environment: Mapping[str, str]) -> dict[str, str]:
+def find_tools(environment: Mapping[str, str], for_gpu: bool = False) -> dict[str, str]:
     """Return the variables that name the build tools.
 
     Args:
         environment: Variables of the build.
+        for_gpu: Whether it is a build for GPUs, the result of which is looked at with `nm`.
+            Defaults to `False`.
 
     Raises:
         ConfigurationError: If a tool is missing; says how to install it.
@@ -56,6 +59,8 @@ def find_tools(environment: Mapping[str, str]) -> dict[str, str]:
         packages.append("g++")
     if not shutil.which("make", path=path):
         packages.append("make")
+    if for_gpu and not shutil.which("nm", path=path):
+        packages.append("binutils")
     modules = [MODULES[name] for name in MODULES if importlib.util.find_spec(name) is None]
     if cmake is None:
         modules.append("cmake")

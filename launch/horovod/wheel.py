@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import zipfile
@@ -25,12 +24,10 @@ from distrib.storage.file_lock import acquire_lock
 
 from .cuda import Cuda
 from .linkage import check_linkage
+from .log_excerpt import relevant_log_lines
 from .pip import pip
 from .recipe import SHA256, VERSION, Recipe
 from .toolchain import build_variables, find_tools
-
-ERROR_LINE = re.compile(r"error: |CMake Error|Error: ")
-MAX_ERROR_LINES, LAST_LINES, MAX_COLUMNS = 8, 12, 300
 
 
 def cached_wheel(
@@ -63,14 +60,6 @@ def cached_wheel(
         return _build(recipe, folder, cuda)
 
 
-def relevant_log_lines(text: str) -> str:
-    """Return the first error lines of a log, which later output may have buried, and its end."""
-    lines = [line[:MAX_COLUMNS] for line in text.splitlines()]
-    before, last = lines[:-LAST_LINES], lines[-LAST_LINES:]
-    errors = [line for line in before if ERROR_LINE.search(line)][:MAX_ERROR_LINES]
-    return "\n".join([*errors, *(["..."] if before else []), *last])
-
-
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Let one process at a time build the wheel."""
@@ -90,7 +79,7 @@ def _is_sound(wheel: Path) -> bool:
 
 
 def _build(recipe: Recipe, folder: Path, cuda: Cuda | None) -> Path:
-    tools = find_tools(os.environ)
+    tools = find_tools(os.environ, for_gpu=cuda is not None)
     for orphan in folder.glob("scratch-*"):  # Of a build that was killed.
         shutil.rmtree(orphan)
     (folder / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1))

@@ -71,6 +71,21 @@ def test_a_broken_horovod_is_an_error(tmp_path: Path) -> None:
     assert "--force" in done.stdout
 
 
+def test_a_horovod_that_crashes_is_tried_once(tmp_path: Path) -> None:
+    (tmp_path / "horovod").mkdir()
+    (tmp_path / "horovod" / "__init__.py").write_text(
+        "import os, pathlib, signal, sys\n"
+        f"pathlib.Path({str(tmp_path)!r}, f'started-{{os.getpid()}}').touch()\n"
+        "os.write(2, b'illegal \\xff instruction\\n')\n"
+        "os.kill(os.getpid(), signal.SIGILL)\n"
+    )
+    done = build(PYTHONPATH=str(tmp_path))
+    assert done.returncode == 78, done.stdout
+    assert "check with 2 rank(s) on CPUs failed" in done.stdout
+    assert " instruction" in done.stdout
+    assert len(list(tmp_path.glob("started-*"))) <= 2
+
+
 def test_hanging_ranks_are_an_error() -> None:
     with pytest.raises(ConfigurationError, match="did not end within 1 s"):
         check(seconds=1)

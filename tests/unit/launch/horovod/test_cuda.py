@@ -8,6 +8,7 @@ from distrib.errors import ConfigurationError
 from distrib.launch.cli import main
 from distrib.launch.horovod import cuda
 from distrib.launch.horovod.cuda import NVCC_VERSION, find_cuda, find_nvcc, wants_gpu
+from distrib.launch.horovod.cuda_adapter import adapter_digest
 
 
 @pytest.fixture(autouse=True)
@@ -33,12 +34,26 @@ def test_a_compiler_is_looked_for_by_variables_and_then_on_the_path(tmp_path: Pa
     ):
         folder = gpu_parts.toolkit(tmp_path / name, "12.6.85")
         environment[key] = value.format(folder)
-        assert find_nvcc(environment) == folder / "bin" / "nvcc"
+        assert find_nvcc(environment, 12) == folder / "bin" / "nvcc"
 
 
 def test_a_named_toolkit_without_a_compiler_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=f"HOROVOD_CUDA_HOME={tmp_path} has no bin/nvcc"):
-        find_nvcc({"HOROVOD_CUDA_HOME": str(tmp_path)})
+        find_nvcc({"HOROVOD_CUDA_HOME": str(tmp_path)}, 12)
+
+
+def test_compilers_of_other_versions_are_passed_over(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu_parts.packages(site)
+    monkeypatch.setattr(cuda, "INSTALLED", str(tmp_path / "installed" / "bin"))
+    installed = gpu_parts.toolkit(tmp_path / "installed", "12.6.85")
+    others = {name: gpu_parts.toolkit(tmp_path / name, "13.1.80") for name in ("home", "path")}
+    environment = {"CUDA_HOME": str(others["home"]), "PATH": f"/nowhere:{others['path']}/bin"}
+    assert find_cuda(environment).toolkit == installed
+    second = gpu_parts.toolkit(tmp_path / "second", "12.9.86")
+    environment["PATH"] += f":{second}/bin"
+    assert find_cuda(environment).toolkit == second
 
 
 def test_a_toolkit_of_tensorflows_version_is_used_as_it_is(site: Path, tmp_path: Path) -> None:
@@ -52,6 +67,7 @@ def test_a_toolkit_of_tensorflows_version_is_used_as_it_is(site: Path, tmp_path:
         "runtime": "12.6",
         "nccl": "2.32.3",
         "run_path": "$ORIGIN/../../nvidia/nccl/lib",
+        "adapter": adapter_digest(),
     }
 
 
@@ -81,7 +97,7 @@ def test_a_compiler_that_names_no_version_is_an_error(
 ) -> None:
     folder = gpu_parts.toolkit(tmp_path / "cuda", "12.6.85")
     gpu_parts.write(folder / "bin/nvcc", f"#!/bin/sh\necho '{text}'\n", 0o755)
-    with pytest.raises(ConfigurationError, match="bin/nvcc --version does not name a version"):
+    with pytest.raises(ConfigurationError, match=r"names no version: set HOROVOD_CUDA_HOME"):
         find_cuda({"HOROVOD_CUDA_HOME": str(folder)})
 
 
@@ -125,19 +141,33 @@ def test_a_driver_older_than_the_compiler_is_an_error(
         find_cuda({"PATH": f"{tmp_path}/cuda/bin"})
 
 
-def test_a_driver_and_a_compiler_make_a_build_for_gpus(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_driver_and_a_fitting_compiler_make_a_build_for_gpus(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with_nvcc = {"PATH": f"{gpu_parts.toolkit(tmp_path, '12.6.85')}/bin"}
+    with_nvcc = {"PATH": f"{gpu_parts.toolkit(tmp_path / 'fits', '12.6.85')}/bin"}
+    with_newer = {"PATH": f"{gpu_parts.toolkit(tmp_path / 'newer', '13.1.80')}/bin"}
     assert not wants_gpu(None, with_nvcc)
     assert wants_gpu(True, {})
     assert wants_gpu(None, {"HOROVOD_GPU_OPERATIONS": "NCCL"})
-    monkeypatch.setattr(cuda, "driver_version", lambda: "12.8")
+    monkeypatch.setattr(cuda, "driver_version", lambda: "13.1")
     assert wants_gpu(None, with_nvcc)
+    assert not wants_gpu(None, with_newer)
     assert not wants_gpu(None, {"PATH": ""})
     assert not wants_gpu(False, with_nvcc)
     with pytest.raises(ConfigurationError, match="--no-gpu contradicts HOROVOD_GPU_ALLREDUCE"):
         wants_gpu(False, {"HOROVOD_GPU_ALLREDUCE": "NCCL"})
+    with pytest.raises(ConfigurationError, match=r"is CUDA 13.1.80, but .*uses CUDA 12: name a"):
+        wants_gpu(None, {"HOROVOD_CUDA_HOME": f"{tmp_path}/newer"})
+
+
+def test_nothing_is_built_for_gpus_that_tensorflow_cannot_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = gpu_parts.tensorflow(tmp_path / "site", name="tensorflow-cpu")
+    monkeypatch.setattr(sys, "path", [str(site)])
+    monkeypatch.setattr(cuda, "driver_version", lambda: "12.8")
+    folder = gpu_parts.toolkit(tmp_path / "cuda", "12.6.85")
+    assert not wants_gpu(None, {"PATH": f"{folder}/bin"})
 
 
 def test_the_command_says_what_is_missing(

@@ -31,3 +31,11 @@ def test_a_wheel_without_the_runtime_is_refused(wheel: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize("wheel", [CALLS + DEFINES], indirect=True)
 def test_a_wheel_with_the_runtime_passes(wheel: Path, tmp_path: Path) -> None:
     check_linkage(wheel, tmp_path)
+
+
+def test_a_library_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    wheel = tmp_path / "horovod.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("horovod/tensorflow/mpi_lib.so", "no library")
+    with pytest.raises(ConfigurationError, match=r"nm cannot read mpi_lib.so.*binutils"):
+        check_linkage(wheel, tmp_path)

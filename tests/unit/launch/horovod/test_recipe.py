@@ -5,7 +5,10 @@ import pytest
 
 from distrib.launch.horovod.recipe import Recipe, recipe_for
 
-CUDA = {"nvcc": "12.6.85", "runtime": "12.6", "nccl": "2.32.3", "run_path": "/usr/lib"}
+CUDA = {
+    **{"nvcc": "12.6.85", "runtime": "12.6", "nccl": "2.32.3", "run_path": "/usr/lib"},
+    "adapter": "0123456789ab",
+}
 
 
 @pytest.mark.parametrize(

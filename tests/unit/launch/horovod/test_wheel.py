@@ -20,9 +20,10 @@ import json, os, signal, sys, time, zipfile
 from pathlib import Path
 
 if "--target" in sys.argv:
-    nvcc = Path(sys.argv[sys.argv.index("--target") + 1], "nvidia/cu13/bin/nvcc")
-    nvcc.parent.mkdir(parents=True)
-    nvcc.touch()
+    target = Path(sys.argv[sys.argv.index("--target") + 1])
+    for name in {installed!r}:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).touch()
     sys.exit({installs})
 folder = Path(sys.argv[sys.argv.index("--wheel-dir") + 1])
 moved = folder / "moved/tensorflow/compiler/xla"
@@ -46,6 +47,7 @@ class Builder:
 
     folder: Path
     installs: int = 0  # The exit code of `pip install`.
+    installed: tuple[str, ...] = ("nvidia/cu13/bin/nvcc",)  # What it leaves in its target.
 
     @property
     def cache(self) -> Path:
@@ -63,7 +65,10 @@ class Builder:
         package.mkdir(parents=True, exist_ok=True)
         (package / "__init__.py").touch()  # Without it, the real one would be found.
         program = PIP.format(
-            record=str(self.folder / "record"), middle=middle, installs=self.installs
+            record=str(self.folder / "record"),
+            middle=middle,
+            installs=self.installs,
+            installed=self.installed,
         )
         (package / "__main__.py").write_text(program)
         # If Python finds the real pip all the same, that finds nothing to build.
@@ -116,6 +121,7 @@ def test_a_build_for_gpus_sees_the_toolkit_and_nccl(builder: Builder, tmp_path: 
     gpu_parts.packages(gpu_parts.tensorflow(tmp_path / "site"))
     toolkit = gpu_parts.toolkit(tmp_path / "cuda", "12.6.85")
     given = {"HOROVOD_CUDA_HOME": str(toolkit), "LDFLAGS": "-Wl,--mine"}
+    given["LIBRARY_PATH"] = "/lib/mine"
     code, output = builder.run("--gpu", environment=given)
     assert code == 0, output
     (build,) = builder.builds
@@ -124,6 +130,7 @@ def test_a_build_for_gpus_sees_the_toolkit_and_nccl(builder: Builder, tmp_path: 
     assert environment["CUDACXX"] == f"{toolkit}/bin/nvcc"
     assert environment["PATH"].startswith(f"{toolkit}/bin:")
     assert build["nccl"]
+    assert environment["LIBRARY_PATH"] == f"{environment['HOROVOD_NCCL_LIB']}:/lib/mine"
     runtime = f"-Wl,--whole-archive {toolkit}/lib64/libcudart_static.a -Wl,--no-whole-archive"
     assert environment["LDFLAGS"].startswith(runtime)
     assert "-Wl,-rpath,$ORIGIN/../../nvidia/nccl/lib" in environment["LDFLAGS"]
@@ -154,8 +161,39 @@ def test_a_compiler_that_cannot_be_installed_is_an_error(builder: Builder, tmp_p
     builder.installs = 1
     code, output = builder.run("--gpu")
     assert code == 78
-    assert "pip cannot install a CUDA compiler (nvidia-cuda-nvcc==13." in output
+    assert "cannot put a CUDA compiler together (nvidia-cuda-nvcc==13." in output
+    assert "pip cannot install it" in output
     assert "HOROVOD_CUDA_HOME" in output
+
+
+@pytest.mark.parametrize(
+    ("installed", "reason"),
+    [
+        (("nvidia/cu13/nvcc",), "the packages have no nvidia/*/bin/nvcc"),
+        (
+            ("nvidia/cu13/bin/nvcc", "nvidia/cu13/include/cuda_runtime_api.h"),
+            "cuda_runtime cannot be linked beside it",
+        ),
+    ],
+    ids=["no compiler", "a header twice"],
+)
+def test_packages_of_another_layout_are_an_error(
+    builder: Builder, tmp_path: Path, installed: tuple[str, ...], reason: str
+) -> None:
+    gpu_parts.packages(gpu_parts.tensorflow(tmp_path / "site"))
+    builder.installed = installed
+    code, output = builder.run("--gpu")
+    assert code == 78, output
+    assert reason in output
+    assert "HOROVOD_CUDA_HOME" in output
+
+
+def test_a_runtime_without_its_library_is_an_error(builder: Builder, tmp_path: Path) -> None:
+    site = gpu_parts.packages(gpu_parts.tensorflow(tmp_path / "site"))
+    (site / "nvidia/cuda_runtime/lib/libcudart.so.12").unlink()
+    code, output = builder.run("--gpu")
+    assert code == 78, output
+    assert "cuda_runtime/lib has no libcudart.so for it" in output
 
 
 def test_a_wheel_is_built_once_and_reused_without_a_compiler(
