@@ -63,6 +63,7 @@ model.fit(
 PARTS = ("ranks end", "script begins", "imports", "init", "restore", "first step")
 SETTLED_SECONDS = 5.0
 SPARES_SECONDS = 300.0
+RESTING_NANOSECONDS = 50e6  # In `SETTLED_SECONDS`: spares look at the free memory.
 
 
 def main() -> None:
@@ -148,7 +149,7 @@ def wait_for_ranks(
 
 def wait_for_spares(folder: Path, job: subprocess.Popen[bytes]) -> None:
     """Wait until two spares have imported everything and rest."""
-    marks, before = bytes(folder / "marks"), dict[Path, str]()
+    marks, before = bytes(folder / "marks"), dict[Path, int]()
     deadline = time.monotonic() + SPARES_SECONDS
     while True:
         if job.poll() is not None:
@@ -160,10 +161,10 @@ def wait_for_spares(folder: Path, job: subprocess.Popen[bytes]) -> None:
             try:
                 command = (process / "cmdline").read_bytes()
                 if marks in command and (process / "oom_score_adj").read_text() == "1000\n":
-                    now[process] = (process / "schedstat").read_text().split()[0]
+                    now[process] = int((process / "schedstat").read_text().split()[0])
             except OSError:  # It has just ended.
                 continue
-        resting = [process for process in now if now[process] == before.get(process)]
+        resting = [each for each in now if now[each] - before.get(each, 0) < RESTING_NANOSECONDS]
         if len(resting) == 2:
             return
         before = now

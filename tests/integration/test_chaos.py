@@ -23,6 +23,7 @@ def test_a_plan_follows_from_its_seed() -> None:
     assert {fault.kind for fault in chaos.plan(1, len(chaos.KINDS))} == set(chaos.KINDS)
 
 
+@pytest.mark.exhaustive
 def test_a_job_survives_some_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chaos, "PODS", 2)
     seed = random.SystemRandom().randrange(10**6)
