@@ -1,10 +1,11 @@
 import socket
+from pathlib import Path
 
 import pytest
 
 from distrib.errors import UsageError
 from distrib.launch.hosts import placement
-from distrib.launch.hosts.placement import Host, parse_hosts, place_ranks
+from distrib.launch.hosts.placement import Host, parse_hostfile, parse_hosts, place_ranks
 
 
 def places(text: str, size: int) -> list[tuple[object, ...]]:
@@ -113,3 +114,22 @@ def test_placing_many_ranks_compares_no_host_with_all_others(
     ranks = place_ranks([Host(f"host{n}", 8) for n in range(1000)], 8000)
     assert (ranks[-1].cross_rank, ranks[-1].cross_size) == (999, 1000)
     assert not compared
+
+
+def test_a_hostfile(tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    path.write_text("h0 slots=4\n\n# two more\nh1:2\nh2  # one slot\n")
+    assert parse_hostfile(path) == [Host("h0", 4), Host("h1", 2), Host("h2", 1)]
+
+
+@pytest.mark.parametrize("text", ["", "# nobody\n", "h0 slots=4\nh1 with two\n"])
+def test_a_file_that_is_no_hostfile(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "hosts"
+    path.write_text(text)
+    with pytest.raises(UsageError, match="expected lines like"):
+        parse_hostfile(path)
+
+
+def test_a_hostfile_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="No such file"):
+        parse_hostfile(tmp_path / "hosts")
