@@ -8,9 +8,11 @@ fits; 137 and 143 are never used, because they denote a kill.
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from types import TracebackType
 
@@ -165,12 +167,32 @@ def install_exit_codes(
             previous(kind, error, traceback)
             if translated is not error:
                 log.error(str(translated), extra=ANY_RANK)
-        if isinstance(translated, DistribError) and not in_interactive_session():
+        if in_interactive_session():
+            return
+        if isinstance(translated, LostPeerError):
+            _end_at_once(translated.exit_code)
+        if isinstance(translated, DistribError):
             # The interpreter honours a SystemExit raised in an excepthook.
             raise SystemExit(translated.exit_code)
 
     hook._distrib = True  # type: ignore[attr-defined]
     sys.excepthook = hook
+
+
+def _end_at_once(code: int) -> None:
+    """End the process as the interpreter does, but leave it to the kernel to free its memory.
+
+    The interpreter takes a second or two for TensorFlow's objects, and the job's restart waits for
+    it. Threads are joined and exit hooks run with the functions that `multiprocessing` uses for it,
+    which are private.
+    """
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
 
 
 def _forget_in_child() -> None:

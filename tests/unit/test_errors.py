@@ -28,6 +28,25 @@ def test_uncaught_error_gives_the_exit_code(raised: str, code: int) -> None:
     assert ("distrib: x" in done.stderr) == (code == 70)
 
 
+def test_after_the_loss_of_a_peer_only_the_kernel_frees_memory() -> None:
+    """Everything that Python promises to do at the end is done, in its order."""
+    done = run(
+        "import atexit, threading, time\n"
+        "from distrib.errors import *\n"
+        "class Large:\n"
+        "    def __del__(self): print('freed')\n"
+        "large = Large()\n"
+        "install_exit_codes()\n"
+        "atexit.register(print, 'second hook', end='')\n"
+        "atexit.register(print, 'first hook')\n"
+        "threading.Thread(target=lambda: (time.sleep(0.3), print('thread'))).start()\n"
+        "raise LostPeerError('x')\n"
+    )
+    assert done.returncode == 76
+    assert done.stdout == "thread\nfirst hook\nsecond hook"
+    assert "distrib: x" in done.stderr
+
+
 def test_other_errors_are_left_alone() -> None:
     done = run("from distrib.errors import *; install_exit_codes(); raise ValueError('mine')")
     assert done.returncode == 1

@@ -24,6 +24,7 @@ OTHERS: dict[str, set[str]] = {
         *("_count", "_filename", "_seed", "_seed2"),
     },
     "distrib/data/py_dataset.py": {"_variant_tensor"},
+    "distrib/errors.py": {"_shutdown", "_run_exitfuncs"},
     "distrib/storage/locate.py": {"_get_kwargs_from_urls", "_strip_protocol"},
     "distrib/storage/uploads.py": {"_register_atexit"},
     "distrib/training/fit_pipelines.py": {"_AutoShardDataset"},
