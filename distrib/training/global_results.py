@@ -35,9 +35,11 @@ def shared_results(call: FitCall | EvaluateCall, logs: Mapping[str, Any]) -> Map
         return own_results(call.model, logs)
     with nullcontext() if in_fit else explaining("evaluate"):
         _average_statistics(call.model)
-        results, all_logs = global_result(call.model, logs, current().collectives)
-    # A train step of the user's may report other things than its metrics.
-    return results if sorted(all_logs[0]) == sorted(results) else logs
+        results, reported = global_result(call.model, logs, current().collectives)
+    if sorted(reported) == sorted(results):
+        return results
+    # Steps of the user's may report other things than the metrics, which are this rank's.
+    return {**logs, **{name: results[name] for name in logs if name in reported}}
 
 
 def shared_predictions(

@@ -756,6 +756,36 @@ def custom_train_steps(cluster: Cluster) -> Any:
     return history.history["distance"], weights
 
 
+class OwnMetrics(keras.Sequential):
+    """Reports a number beside its metrics, and another one under the name of one of them."""
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        results = super().compute_metrics(x, y, y_pred, sample_weight)
+        return {**results, "rows": tf.cast(tf.shape(y)[0], tf.float32), "mse": tf.constant(7.0)}
+
+
+@check
+def metrics_beside_what_a_step_reports_are_those_of_all_the_data(cluster: Cluster) -> Any:
+    x, y = data(29)
+    model = OwnMetrics([keras.Input(x.shape[1:]), keras.layers.Dense(1, activation="sigmoid")])
+    model.compile(
+        cluster.optimizer(keras.optimizers.SGD(0.0)),
+        "binary_crossentropy",
+        metrics=["accuracy", "mse"],
+    )
+    # The ranks' shares of the last batch of each differ.
+    results = model.fit(
+        cluster.dataset((x, y), 8), validation_data=cluster.dataset((x, y), 8), verbose=0
+    ).history
+    expected = model.evaluate(x, y, return_dict=True, verbose=0)
+    for name in ("loss", "accuracy"):
+        np.testing.assert_allclose(results[name], [expected[name]], rtol=1e-6)
+        np.testing.assert_allclose(results[f"val_{name}"], [expected[name]], rtol=1e-6)
+    assert results["mse"] == results["val_mse"] == [7.0]
+    assert results["rows"][0] < 8
+    return results
+
+
 @check
 def mixed_precision_is_found_behind_keras(cluster: Cluster) -> Any:
     keras.config.set_dtype_policy("mixed_float16")

@@ -70,6 +70,7 @@ COMMON = {
     "a_step_on_a_pydataset_is_one_on_all_its_examples",
     *("xla_is_chosen_as_in_keras", "a_train_step_of_ones_own_is_not_compiled"),
     "what_methods_have_made_of_a_dataset_is_shared_as_well",
+    "metrics_beside_what_a_step_reports_are_those_of_all_the_data",
 }
 DISTINCT = [check for check in CHECKS if check not in VARIATIONS]
 OWN = [check for check in DISTINCT if check not in COMMON]
