@@ -15,6 +15,20 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def port(text: str) -> int:
+    """Return the number of a TCP port."""
+    if not (text.isascii() and text.isdecimal() and 0 < int(text) < 2**16):
+        raise ArgumentTypeError(f"{text!r} is not a port: a whole number from 1 to 65535")
+    return int(text)
+
+
+def variable(text: str) -> str:
+    """Return `NAME` or `NAME=VALUE`."""
+    if not text.partition("=")[0] or "\0" in text:
+        raise ArgumentTypeError(f"{text!r} names no variable: write NAME or NAME=VALUE")
+    return text
+
+
 def whole(text: str) -> int:
     """Return a whole number of at least 0."""
     if not (text.isascii() and text.isdecimal()):

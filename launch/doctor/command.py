@@ -12,6 +12,7 @@ from pathlib import Path
 import distrib
 from distrib.errors import UsageError
 
+from ..arguments import port
 from ..hosts.network import Ssh
 from ..hosts.placement import Host, parse_hostfile, parse_hosts
 from .finding import LEVELS, Finding
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("stores", nargs="*", metavar="URL", help="folders or fsspec URLs that are to hold a run")
     add("-H", "--hosts", metavar="HOST:SLOTS,...", help="check these hosts by ssh, as `run` does")
     add("--hostfile", type=Path, metavar="FILE", help="read the hosts from lines `host slots=N`")
-    add("--ssh-port", type=int, metavar="PORT", help="reach other hosts at this ssh port")
+    add("--ssh-port", type=port, metavar="PORT", help="reach other hosts at this ssh port")
     add("--ssh-identity", metavar="FILE", help="reach other hosts with this private key")
     add("--network-interface", metavar="NAME", help="the network that the hosts share")
     add("--json", action="store_true", help="print the findings as JSON")

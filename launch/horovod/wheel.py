@@ -7,6 +7,7 @@ killed leaves no wheel.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -29,6 +30,8 @@ from .pip import pip
 from .recipe import SHA256, VERSION, Recipe
 from .toolchain import build_variables, find_tools
 
+FULL_BYTES = 1e6  # So little is left on a disk that a build has filled.
+
 
 def cached_wheel(
     recipe: Recipe, cache: Path, force: bool = False, cuda: Cuda | None = None
@@ -45,19 +48,29 @@ def cached_wheel(
         ConfigurationError: If a tool is missing, the build fails, or the cache cannot be written.
     """
     folder = cache / recipe.key
+    # Without the lock, which a cache that can only be read has no place for.
+    if not force and (wheel := _ready(folder)):
+        return wheel
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder / "lock"):
+            if not force and (wheel := _ready(folder)):  # Another process has built it meanwhile.
+                return wheel
+            for damaged in () if force else folder.glob("*.whl"):
+                print(f"{damaged} is damaged; building it again", flush=True)
+            return _build(recipe, folder, cuda)
     except OSError as error:
         raise ConfigurationError(
-            f"--cache {cache}: {error}; give a folder that you can write."
+            f"--cache {cache}: {error}; give a folder that you can write, with room for 1 GB."
         ) from error
-    with _locked(folder / "lock"):
-        for wheel in () if force else folder.glob("*.whl"):
-            if _is_sound(wheel):
-                print(f"reusing {wheel}", flush=True)
-                return wheel
-            print(f"{wheel} is damaged; building it again", flush=True)
-        return _build(recipe, folder, cuda)
+
+
+def _ready(folder: Path) -> Path | None:
+    """Return the path of a sound wheel; it has its name only when it is complete."""
+    wheel = next(filter(_is_sound, folder.glob("*.whl")), None)
+    if wheel is not None:
+        print(f"reusing {wheel}", flush=True)
+    return wheel
 
 
 @contextmanager
@@ -96,6 +109,8 @@ def _build(recipe: Recipe, folder: Path, cuda: Cuda | None) -> Path:
         code = _run_pip_wheel(scratch, {**tools, **variables}, log)
         made = list(scratch.glob("*.whl"))
         if code != 0 or not made:
+            if shutil.disk_usage(folder).free < FULL_BYTES:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
             raise ConfigurationError(
                 f"building Horovod {VERSION} failed (exit code {code}). The end of {log}:\n"
                 + relevant_log_lines(log.read_text(errors="replace"))

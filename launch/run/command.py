@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from distrib.environment import grace_seconds
-from distrib.errors import UsageError
+from distrib.errors import ConfigurationError, UsageError
 
 from ..hosts.coordinator import Coordinator
 from ..hosts.host_agent import HostAgent
@@ -57,6 +57,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _supervise(options: argparse.Namespace) -> int:
     _take_ranks_per_host(options)
+    _check_places(options)
     words = options.command[1:] if options.command[:1] == ["--"] else options.command
     command = _module_command(words) if options.module else _command(words)
     task = Task(command, _exported(options.env))
@@ -77,6 +78,29 @@ def _supervise(options: argparse.Namespace) -> int:
             spares=options.spares and options.attempts > 0 and task.is_script,
         )
         return Job(pool, context, job_options).run()
+
+
+def _check_places(options: argparse.Namespace) -> None:
+    """Check the folders and the file of the launcher's own."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UsageError("the working directory does not exist any more: cd to another.") from None
+    try:
+        if options.output_dir is not None:
+            options.output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(_cannot("--output-dir", options.output_dir, error)) from error
+    try:
+        LivenessFile(options.heartbeat_file).touch()
+    except OSError as error:
+        raise ConfigurationError(
+            _cannot("--heartbeat-file", options.heartbeat_file, error)
+        ) from error
+
+
+def _cannot(option: str, path: Path, error: OSError) -> str:
+    return f"{option} {path} cannot be written: {error.strerror}. Give another path."
 
 
 def _pool(

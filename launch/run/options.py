@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..arguments import positive, seconds, whole
+from ..arguments import port, positive, seconds, variable, whole
 from ..hosts.protocol import PORT
 from .habits import OptionGroup, add_habits
 from .hang_detector import STEP_SECONDS
@@ -89,7 +89,7 @@ def _add_host_options(parser: argparse.ArgumentParser) -> None:
     )
     hosts(
         "--ssh-port",
-        type=positive,
+        type=port,
         metavar="PORT",
         help="reach other hosts at this ssh port",
         synonyms="-p",
@@ -126,11 +126,12 @@ def _add_host_options(parser: argparse.ArgumentParser) -> None:
     )
     hosts(
         "--port",
-        type=positive,
+        type=port,
         help="multiworker: use the ports from this one on each host (any that are free)",
     )
     hosts(
         "--env",
+        type=variable,
         action="append",
         default=[],
         metavar="NAME[=VALUE]",

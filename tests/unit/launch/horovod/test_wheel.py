@@ -230,6 +230,31 @@ def test_a_damaged_wheel_is_built_again(builder: Builder, damage: Callable[[byte
     assert builder.run() == (0, f"reusing {wheel}\n")
 
 
+def test_a_cache_that_cannot_be_written(builder: Builder) -> None:
+    """Its wheel can be used all the same; root may write anywhere but where a folder is."""
+    assert builder.run()[0] == 0
+    wheel = builder.wheel()
+    lock = wheel.with_name("lock")
+    lock.unlink()
+    lock.mkdir()
+    assert builder.run() == (0, f"reusing {wheel}\n")
+    code, output = builder.run("--force")
+    assert code == 78
+    assert f"--cache {builder.cache}: " in output
+    assert "Traceback" not in output
+
+
+def test_a_disk_that_the_build_fills(builder: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What pip has left of its last words says nothing."""
+    usage = "import shutil; shutil.disk_usage = lambda folder: shutil._ntuple_diskusage(9, 9, 0)"
+    site = builder.folder / "site"
+    site.mkdir(exist_ok=True)
+    (site / "sitecustomize.py").write_text(usage)
+    code, output = builder.run(middle="sys.exit(2)")
+    assert code == 78
+    assert "No space left on device" in output
+
+
 def test_a_killed_build_leaves_no_wheel(builder: Builder) -> None:
     half = "(folder / 'horovod-0.28.1-none.whl').write_bytes(b'PK')\n"
     code, _ = builder.run(middle=half + "os.kill(os.getppid(), signal.SIGKILL); os._exit(1)")

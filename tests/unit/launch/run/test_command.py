@@ -46,6 +46,8 @@ def script(tmp_path: Path) -> str:
         (["-np", "1", "--join", "h0:x", "true"], "--join h0:x: not of the form HOST or HOST:PORT"),
         (["-np", "1", "--join", "[::1]:7600", "true"], "knows IPv4 only"),
         (["--epochs", "3", "true"], "arguments: --epochs. Options of the script go after its name"),
+        (["-np", "1", "--port", "70000", "true"], "'70000' is not a port"),
+        (["-np", "1", "--env", "=x", "true"], "'=x' names no variable"),
         (["-np", "1", "-m"], "-m: which module?"),
         (["-np", "1", "-m", "no_such.module"], "there is no module 'no_such'"),
     ],
@@ -214,6 +216,22 @@ def test_the_heartbeat_file(tmp_path: Path) -> None:
         f"until test -e {file}; do sleep 0.01; done",
     ]
     assert main(["run", *arguments]) == 0
+
+
+@pytest.mark.parametrize("option", ["--output-dir", "--heartbeat-file"])
+def test_places_that_cannot_be_written(option: str, capsys: Capture) -> None:
+    assert main(["run", "-np", "1", option, "/proc/none/x", "true"]) == 78
+    assert f"distrib: {option} /proc/none/x cannot be written: " in capsys.readouterr().err
+
+
+def test_a_working_directory_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["run", "-np", "1", "true"]) == 64
+    assert "the working directory does not exist any more" in capsys.readouterr().err
 
 
 def test_the_launcher_does_not_import_tensorflow() -> None:
