@@ -31,7 +31,7 @@ from .host_pool import (
     start_local_agent,
     wait_for_hosts,
 )
-from .host_registry import HostRegistry
+from .host_registry import AgentRequest, HostRegistry
 from .names import host_names
 from .network import UnreachableHostError, View, local_view, remote_view
 from .placement import Host, RankPlacement
@@ -75,8 +75,8 @@ class Coordinator:
         self._attempt = 0
         self._allocated: set[str] = set()
         allow_files(2 * size.max_ranks)  # Two for each host, which has one rank or more.
-        # Keys of the requests for the agents of spares.
-        self._spares: WeakKeyDictionary[Channel, str] = WeakKeyDictionary()
+        # Of the agents of spares on other hosts.
+        self._spare_requests: WeakKeyDictionary[Channel, AgentRequest] = WeakKeyDictionary()
         self._registry = HostRegistry(port, token, own.name, context.log)
 
     def allocate(self) -> Allocation:
@@ -101,32 +101,44 @@ class Coordinator:
     ) -> list[Channel]:
         """See `HostPool`."""
         self._attempt += 1
-        local = [placement for placement in placements if placement.host == self._own]
-        reserve_files(len(placements) + PIPES_PER_PROCESS * len(local))
-        for placement, channel in spares.items():
-            if placement.host != self._own:
-                key = self._spares.pop(channel)
-                self._registry.announce_rank(placement.hostname, key, self._attempt)
+        usable = {
+            placement: channel
+            for placement, channel in spares.items()
+            if placement.host == self._own or self._announce(channel)
+        }
+        others = [placement for placement in placements if placement not in usable]
+        local = [placement for placement in others if placement.host == self._own]
+        reserve_files(len(others) + PIPES_PER_PROCESS * len(local))
         requests = {
             placement: self._registry.request_agent(placement.hostname, self._attempt)
-            for placement in placements
-            if placement.host != self._own and placement not in spares
+            for placement in others
+            if placement.host != self._own
         }
         began = time.monotonic()
         return [
             self._registry.channel(requests[placement], began)
             if placement in requests
-            else spares.get(placement) or start_local_agent()
+            else usable.get(placement) or start_local_agent()
             for placement in placements
         ]
+
+    def _announce(self, channel: Channel) -> bool:
+        """Tell its host that a spare becomes a rank; close the channel if it cannot."""
+        is_usable = self._registry.announce_rank(self._spare_requests.pop(channel), self._attempt)
+        if not is_usable:
+            channel.abort()
+            channel.close()
+        return is_usable
 
     def connect_spare(self, placement: RankPlacement) -> Channel:
         """See `HostPool`."""
         if placement.host == self._own:
+            reserve_files(PIPES_PER_PROCESS)
             return start_local_agent()
+        reserve_files(1)
         request = self._registry.request_agent(placement.hostname, attempt=None)
         channel = self._registry.channel(request, time.monotonic())
-        self._spares[channel] = request.key
+        self._spare_requests[channel] = request
         return channel
 
     def spec(self, placement: RankPlacement) -> Mapping[str, Any]:

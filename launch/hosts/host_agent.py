@@ -63,7 +63,7 @@ class HostAgent:
         self._attempt = 0
         self._agents: list[subprocess.Popen[bytes]] = []
         self._saving: list[subprocess.Popen[bytes]] = []
-        self._spares: dict[str, subprocess.Popen[bytes]] = {}  # Agents of spares, by key.
+        self._spare_agents: dict[str, subprocess.Popen[bytes]] = {}  # By key of the request.
 
     def serve(self) -> int:
         """Return the exit code: the job's, or 75 if this host was asked to stop, or 76."""
@@ -173,19 +173,30 @@ class HostAgent:
             network = probe.describe_network(launcher, own, self._own.slots)
             send(control, {"number": message["number"], **network})
         elif "start" in message and message["attempt"] is None:
-            if self._task.is_script:  # If not, the coordinator gets no answer and has no spare.
-                self._start_spare(message["start"])
+            if not self._start_spare(message["start"]):
+                send(control, {"refused": message["start"]})
         elif "start" in message:
             self._begin_attempt(message["attempt"])
             self._agents = [*self._running, self._start_agent(message["start"])]
-        elif message.get("use") in self._spares:
+        elif message.get("use") in self._spare_agents:
             self._begin_attempt(message["attempt"])
-            self._agents = [*self._running, self._spares.pop(message["use"])]
+            self._agents = [*self._running, self._spare_agents.pop(message["use"])]
 
-    def _start_spare(self, key: str) -> None:
-        """Start the rank agent of a spare, which ends with this process in any case."""
-        running = {key: agent for key, agent in self._spares.items() if agent.poll() is None}
-        self._spares = {**running, key: self._start_agent(key, die_with_parent())}
+    def _start_spare(self, key: str) -> bool:
+        """Start the rank agent of a spare, which ends with this process in any case.
+
+        Returns:
+            Whether that is possible. If not, the ranks of this host go on all the same.
+        """
+        if not self._task.is_script:
+            return False
+        try:
+            agent = self._start_agent(key, die_with_parent())
+        except OSError:
+            return False
+        running = {key: each for key, each in self._spare_agents.items() if each.poll() is None}
+        self._spare_agents = {**running, key: agent}
+        return True
 
     def _begin_attempt(self, attempt: int) -> None:
         if attempt != self._attempt:
@@ -219,8 +230,8 @@ class HostAgent:
 
     def _kill_all(self) -> None:
         """Kill the agents of ranks and spares; the kernel kills a rank together with its agent."""
-        _kill([*self._agents, *self._spares.values()])
-        self._spares.clear()
+        _kill([*self._agents, *self._spare_agents.values()])
+        self._spare_agents.clear()
 
     def _stop_after_ranks(self) -> int:
         """Stop without a coordinator, which may have ended before its channels to the ranks did."""

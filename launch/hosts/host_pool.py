@@ -71,7 +71,12 @@ class HostPool(Protocol):
         """
 
     def connect_spare(self, placement: RankPlacement) -> Channel:
-        """Start a rank agent for a spare on the host of a rank; any thread may call this."""
+        """Start a rank agent for a spare on the host of a rank; any thread may call this.
+
+        Raises:
+            ConfigurationError: If this process may not open as many files as that takes.
+            OSError: If it cannot be started.
+        """
 
     def spec(self, placement: RankPlacement) -> Mapping[str, Any]:
         """Return what the rank agent runs, without the rank's own environment variables."""

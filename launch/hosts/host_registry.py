@@ -110,19 +110,27 @@ class HostRegistry:
         key, sockets = secrets.token_hex(16), queue.SimpleQueue[socket.socket | None]()
         with self._lock:
             self._expected[key] = sockets
-        if not self._tell(hostname, {"start": key, "attempt": attempt}):
+            host = self._hosts.get(hostname)
+        if host is None or not self._send(host, {"start": key, "attempt": attempt}):
             sockets.put(None)
-        return AgentRequest(key, sockets)
+        return AgentRequest(key, sockets, host)
 
-    def announce_rank(self, hostname: str, key: str, attempt: int) -> None:
-        """Tell a host that one of its spares becomes a rank.
+    def announce_rank(self, request: AgentRequest, attempt: int) -> bool:
+        """Tell a host that one of its spares becomes a rank, and return whether it can.
+
+        It cannot if the host has connected anew since: its spares have ended with the connection
+        before, or with the host itself, even if that is not noticed yet.
 
         Args:
-            hostname: Which host.
-            key: Of the request for the spare's agent.
+            request: For the agent of the spare.
             attempt: Number of the attempt.
         """
-        self._tell(hostname, {"use": key, "attempt": attempt})
+        host = request.host
+        if host is None:
+            return False
+        with self._lock:
+            is_connected = self._hosts.get(host.host.name) is host
+        return is_connected and self._send(host, {"use": request.key, "attempt": attempt})
 
     def channel(self, request: AgentRequest, began: float) -> Channel:
         """Return the channel to a requested rank agent; a closed one if it was not started.
@@ -175,20 +183,13 @@ class HostRegistry:
         with self._lock:
             return list(self._hosts.values())
 
-    def _tell(self, hostname: str, message: Mapping[str, Any]) -> bool:
+    def _send(self, host: ConnectedHost, message: Mapping[str, Any]) -> bool:
         """Send a message to a host, and return whether it is connected."""
-        with self._lock:
-            host = self._hosts.get(hostname)
         try:
-            if host is not None:
-                host.send(message)
-        except OSError:  # `_read` notices that it is lost, too.
-            return False
-        return host is not None
-
-    def _send(self, host: ConnectedHost, message: Mapping[str, Any]) -> None:
-        with suppress(OSError):  # A host that was lost connects again.
             host.send(message)
+        except OSError:  # A host that was lost connects again. `_read` notices it, too.
+            return False
+        return True
 
     def _read(self) -> None:
         """Accept connections, and read what the connected hosts send, until the registry closes."""
@@ -306,6 +307,11 @@ class HostRegistry:
                 self._stopping.append(name)
         elif "goodbye" in message:
             self.goodbyes.add(name)
+        elif "refused" in message:
+            with self._lock:
+                sockets = self._expected.get(message["refused"])
+            if sockets is not None:
+                sockets.put(None)
 
 
 class AgentRequest:
@@ -313,9 +319,16 @@ class AgentRequest:
 
     Args:
         key: By which its connection identifies itself.
-        sockets: Gets that connection; `None` if the host is lost.
+        sockets: Gets that connection; `None` if the host is lost or refuses.
+        host: Of which it was requested; `None` if it was not connected.
     """
 
-    def __init__(self, key: str, sockets: queue.SimpleQueue[socket.socket | None]) -> None:
+    def __init__(
+        self,
+        key: str,
+        sockets: queue.SimpleQueue[socket.socket | None],
+        host: ConnectedHost | None,
+    ) -> None:
         self.key = key
         self.sockets = sockets
+        self.host = host

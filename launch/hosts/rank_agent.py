@@ -51,6 +51,17 @@ SPARE_FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__fi
 IGNORED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
+class StartError(Exception):
+    """The rank could not be started.
+
+    Args:
+        error: Why.
+    """
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"distrib: cannot start on {os.uname().nodename}: {error}")
+
+
 class RankStream:
     """A stream that the rank writes: standard output, standard error, or its heartbeats.
 
@@ -100,14 +111,20 @@ class RankAgent:
         self._pending = b""
         os.set_blocking(1, False)
         terminals = spec["terminals"]
-        output, errors = (RankStream(kind, terminals.get(str(kind))) for kind in (OUTPUT, ERRORS))
+        try:
+            output, errors = (
+                RankStream(kind, terminals.get(str(kind))) for kind in (OUTPUT, ERRORS)
+            )
+        except OSError as error:  # All terminals are taken.
+            raise StartError(error) from error
         heartbeats = RankStream(HEARTBEAT)
         os.set_blocking(heartbeats.rank_end, False)
         self._streams = [output, errors, heartbeats]
         self._wakeup_fd = _wake_on_signals()
         self._spec = spec
         self._is_waiting = "spare" in spec
-        self._order: socket.socket | None = None  # By which a spare learns that it is needed.
+        # By which a spare gets the environment of the rank; `None` once there is no spare any more.
+        self._spare_channel: socket.socket | None = None
         self._environment: Mapping[str, str] = {}
         self._rank = self._start_spare() if self._is_waiting else self._start()
         if not self._is_waiting:
@@ -117,45 +134,59 @@ class RankAgent:
 
     def _start_spare(self) -> subprocess.Popen[bytes]:
         path = {**os.environ, **self._spec["environment"]}.get("PYTHONPATH")
-        self._order, theirs = socket.socketpair()
-        order = {"fd": theirs.fileno(), "directory": self._spec["directory"], "pythonpath": path}
-        order |= self._spec["spare"]
+        self._spare_channel, theirs = socket.socketpair()
+        spare = {"fd": theirs.fileno(), "directory": self._spec["directory"], "pythonpath": path}
+        spare |= self._spec["spare"]
         path = f"{SPARE_FOLDER}:{path}" if path else SPARE_FOLDER
-        self._environment = {"PYTHONPATH": path, SPARE_VARIABLE: json.dumps(order)}
+        self._environment = {"PYTHONPATH": path, SPARE_VARIABLE: json.dumps(spare)}
         with theirs:
             return self._start(theirs.fileno())
 
     def _start(self, *fds: int) -> subprocess.Popen[bytes]:
         output, errors, heartbeats = (stream.rank_end for stream in self._streams)
         heartbeat = {HEARTBEAT_VARIABLE: f"{heartbeats}:{os.fstat(heartbeats).st_ino}"}
-        return subprocess.Popen(
-            self._spec["command"],
-            cwd=self._spec["directory"],
-            env={**os.environ, **self._spec["environment"], **heartbeat, **self._environment},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=errors,
-            pass_fds=(heartbeats, *fds),
-            start_new_session=True,
-            preexec_fn=die_with_parent(),
-        )
+        try:
+            return subprocess.Popen(
+                self._spec["command"],
+                cwd=self._spec["directory"],
+                env={**os.environ, **self._spec["environment"], **heartbeat, **self._environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=errors,
+                pass_fds=(heartbeats, *fds),
+                start_new_session=True,
+                preexec_fn=die_with_parent(),
+            )
+        except OSError as error:
+            raise StartError(error) from error
 
-    def _take_over(self, environment: Mapping[str, str]) -> None:
-        """Let the spare become the rank."""
-        assert self._order is not None
+    def _take_over(self, spec: Mapping[str, Any]) -> None:
+        """Let the spare become the rank.
+
+        Args:
+            spec: Of the rank. The variables of its environment that the spare has had from its
+                start are left out: if the script changes them, the spare's imports saw others.
+        """
+        assert self._spare_channel is not None
         self._pending = MARK
         self._is_waiting = False
-        self._environment = environment
+        own = spec["environment"].items() - self._spec["environment"].items()
+        self._environment = dict(own)
+        for stream in self._streams:
+            if size := spec["terminals"].get(str(stream.kind)):
+                _set_terminal_size(stream.fd, *size)
         with suppress(OSError):  # It has just ended.
-            self._order.sendall(json.dumps(environment).encode() + b"\n")
+            self._spare_channel.sendall(json.dumps(self._environment).encode() + b"\n")
 
     def _starts_afresh(self) -> bool:
         """Start the rank if its spare has ended before it became the rank."""
-        order, self._order = self._order, None
-        if self._is_waiting or order is None:
+        channel, self._spare_channel = self._spare_channel, None
+        if self._is_waiting or channel is None:
             return False
-        with suppress(ConnectionResetError):  # It has not read the order.
-            if order.recv(1):
+        self._kill()  # Processes that an import has forked.
+        # Those that have left the group may have the other end open, hence no waiting.
+        with channel, suppress(OSError):
+            if channel.recv(1, socket.MSG_DONTWAIT):
                 return False
         self._rank.wait()
         self._rank = self._start()
@@ -167,8 +198,8 @@ class RankAgent:
         while not self._has_ended() or self._starts_afresh():
             self._step()
         self._kill()  # Processes that the rank left behind.
-        if self._is_waiting:  # The launcher starts another spare.
-            return self._rank.wait()
+        if self._is_waiting:  # The launcher starts another spare; no rank has failed.
+            return 0
         for stream in self._streams:
             # To the end, or until it blocks: a process outside the group may still have it open.
             while data := stream.read():
@@ -239,18 +270,18 @@ class RankAgent:
         *lines, self._inbox = self._inbox.split(b"\n")
         for line in filter(None, lines):
             if self._is_waiting:
-                self._take_over(json.loads(line)["environment"])
+                self._take_over(json.loads(line))
             else:
                 self._signal(int(line))
 
     def _signal(self, number: int) -> None:
-        self._order = None  # A rank that is asked to end is not started.
+        self._spare_channel = None  # A rank that is asked to end is not started.
         os.kill(self._rank.pid, number)
         if number == signal.SIGKILL:
             self._kill()
 
     def _kill(self) -> None:
-        self._order = None
+        self._spare_channel = None
         with suppress(ProcessLookupError):
             os.killpg(self._rank.pid, signal.SIGKILL)
 
@@ -269,11 +300,10 @@ def main() -> int:
     line, _, inbox = inbox.partition(b"\n")
     spec = json.loads(line)
     try:
-        agent = RankAgent({**spec, "command": sys.argv[1:] or spec["command"]}, inbox)
-    except OSError as error:
-        print(f"distrib: cannot start on {os.uname().nodename}: {error}", file=sys.stderr)
+        return RankAgent({**spec, "command": sys.argv[1:] or spec["command"]}, inbox).run()
+    except StartError as error:
+        print(error, file=sys.stderr)
         return EXIT_USAGE
-    return agent.run()
 
 
 def _wake_on_signals() -> int:
@@ -299,8 +329,12 @@ def _open_terminal(rows: int, columns: int) -> tuple[int, int]:
     attributes = termios.tcgetattr(rank_end)
     attributes[1] &= ~termios.OPOST
     termios.tcsetattr(rank_end, termios.TCSANOW, attributes)
-    fcntl.ioctl(rank_end, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    _set_terminal_size(rank_end, rows, columns)
     return agent_end, rank_end
+
+
+def _set_terminal_size(fd: int, rows: int, columns: int) -> None:
+    fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
 
 if __name__ == "__main__":

@@ -66,11 +66,15 @@ class SshHosts:
         self, placements: Sequence[RankPlacement], spares: Mapping[RankPlacement, Channel]
     ) -> list[Channel]:
         """See `HostPool`."""
-        reserve_files(PIPES_PER_PROCESS * len(placements))
-        return [spares.get(placement) or self.connect_spare(placement) for placement in placements]
+        reserve_files(PIPES_PER_PROCESS * (len(placements) - len(spares)))
+        return [spares.get(placement) or self._start_agent(placement) for placement in placements]
 
     def connect_spare(self, placement: RankPlacement) -> Channel:
         """See `HostPool`: the agent of a spare is started like any other."""
+        reserve_files(PIPES_PER_PROCESS)
+        return self._start_agent(placement)
+
+    def _start_agent(self, placement: RankPlacement) -> Channel:
         if placement.host.is_local:
             return start_local_agent()
         agent = script_command("rank_agent.py")

@@ -29,9 +29,10 @@ class Task:
     @property
     def is_script(self) -> bool:
         """Whether this interpreter runs a script or module, without options of its own."""
-        return self.command[0] == sys.executable and (
-            self.command[1] == "-m" or not self.command[1].startswith("-")
-        )
+        program, *arguments = self.command
+        if program != sys.executable or not arguments:
+            return False
+        return arguments[0] == "-m" or not arguments[0].startswith("-")
 
     def local_spec(self, placement: RankPlacement) -> dict[str, Any]:
         """Return the spec of a rank on this host. Rank 0 gets the launcher's terminal."""

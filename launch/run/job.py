@@ -136,12 +136,18 @@ class Job:
         self, placements: Sequence[RankPlacement], environments: Iterable[rendezvous.Environment]
     ) -> Iterator[tuple[RankPlacement, Channel, Mapping[str, Any]]]:
         """Yield each rank's placement, the channel to its agent, and the spec for that agent."""
-        specs = {placement: self._pool.spec(placement) for placement in placements}
+        specs = {placement: self._spec(placement) for placement in placements}
         channels = self._pool.connect(placements, self._spares.take(specs))
         for placement, channel, environment in zip(placements, channels, environments, strict=True):
             spec = specs[placement]
             environment = {**spec["environment"], **environment}
             yield placement, channel, {**spec, "environment": environment}
+
+    def _spec(self, placement: RankPlacement) -> Mapping[str, Any]:
+        """Return what a rank has in common with the spares that can become it."""
+        spec = self._pool.spec(placement)
+        own = rendezvous.interpreter_environment(placement)
+        return {**spec, "environment": {**spec["environment"], **own}}
 
     @contextmanager
     def _environments(self, allocation: Allocation) -> Iterator[Iterator[rendezvous.Environment]]:

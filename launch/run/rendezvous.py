@@ -25,15 +25,28 @@ GLOO_SECONDS_A_PAIR = 0.01  # Of ranks, which all look each other up (docs/scali
 MAX_VARIABLE_BYTES = 128 * 1024  # MAX_ARG_STRLEN of Linux: of `NAME=value` and its last byte.
 
 
-def common_environment(placement: RankPlacement) -> Environment:
-    """Return variables for every rank, without those that the user has set (docs/launching.md)."""
+def interpreter_environment(placement: RankPlacement) -> Environment:
+    """Return variables that are read when Python starts or TensorFlow is imported.
+
+    A spare does both before it becomes a rank, so it starts with them. Those that the user has set
+    are left out (docs/launching.md).
+    """
     defaults = {
         "PYTHONUNBUFFERED": "1",
-        GLOO_TIMEOUT_VARIABLE: str(GLOO_SECONDS + int(GLOO_SECONDS_A_PAIR * placement.size**2)),
         "PYTHONFAULTHANDLER": "1",  # Prints the stacks of all threads of a rank that crashes.
     }
     if placement.rank > 0:  # Rank 0 prints the same.
         defaults[LOG_LEVEL] = "2"
+    return _unset(defaults)
+
+
+def common_environment(placement: RankPlacement) -> Environment:
+    """Return further variables for every rank, without those that the user has set."""
+    seconds = GLOO_SECONDS + int(GLOO_SECONDS_A_PAIR * placement.size**2)
+    return _unset({GLOO_TIMEOUT_VARIABLE: str(seconds)})
+
+
+def _unset(defaults: Environment) -> Environment:
     return {name: value for name, value in defaults.items() if name not in os.environ}
 
 

@@ -20,11 +20,11 @@ VARIABLE = "DISTRIB_SPARE"  # As in `rank_agent.py`.
 
 
 def _stand_by() -> None:
-    order = json.loads(os.environ.pop(VARIABLE))
-    if order["pythonpath"] is None:
+    spare = json.loads(os.environ.pop(VARIABLE))
+    if spare["pythonpath"] is None:
         del os.environ["PYTHONPATH"]
     else:
-        os.environ["PYTHONPATH"] = order["pythonpath"]
+        os.environ["PYTHONPATH"] = spare["pythonpath"]
     sys.path.remove(os.path.dirname(os.path.abspath(__file__)))
     this, before = sys.modules.pop("sitecustomize"), frozenset(sys.modules)
     site.execsitecustomize()
@@ -33,7 +33,7 @@ def _stand_by() -> None:
 
     from distrib.launch.spare.preload import stand_by
 
-    stand_by(order, loaded)
+    stand_by(spare, loaded)
 
 
 if VARIABLE in os.environ:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import hosts as rig
 import pytest
 from harness import JOB, environment, result, undisturbed
 
@@ -18,20 +21,28 @@ from distrib.errors import EXIT_FINISHED
 HASTY = """
 import sys
 from distrib.launch.cli import main
-from distrib.launch.run import spares
+from distrib.launch.run import spares, supervisor
 spares.DELAY_SECONDS = spares.ROUND_SECONDS = 0.1
 {}
 sys.exit(main())
 """
+SMALL_LIBRARY = """
+spares.MODULES, spares.BACKENDS = {}, 'library_of_'
+supervisor.NOTICE_SECONDS = 0.3
+"""
 # A rank that trains until it is told how to end, without TensorFlow.
 TRAINS = """
-import sys, time
+import json, os, sys, time
 from pathlib import Path
 import library_of_multiworker
 from distrib.heartbeat import TRAINING, heartbeat
+folder = Path(sys.argv[1])
+rank = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
+was_spare = "DISTRIB_SPARE" in Path("/proc/self/environ").read_text()
+with (folder / f"rank-{rank}").open("a") as file:
+    print(os.getpid(), was_spare, file=file)
 heartbeat.enter(TRAINING)
 heartbeat.begin_run("run", 0, False)
-folder = Path(sys.argv[1])
 while not (folder / "end").exists():
     heartbeat.enter(TRAINING)
     time.sleep(0.01)
@@ -44,15 +55,8 @@ class Launcher:
 
     def __init__(self, folder: Path, *options: str) -> None:
         self.folder = folder
-        (folder / "library_of_multiworker.py").write_text("open('imported', 'a').write('.')")
-        script = folder / "train.py"
-        script.write_text(TRAINS)
-        patches = "spares.MODULES, spares.BACKENDS = {}, 'library_of_'"
         self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-P", "-c", HASTY.format(patches), "run", "-np", "2"),
-                *("--backend", "multiworker", *options, str(script), str(folder)),
-            ],
+            prepare(folder, "-np", "2", *options),
             env=environment() | {"PYTHONPATH": str(folder)},
             cwd=folder,
             stderr=subprocess.PIPE,
@@ -60,23 +64,37 @@ class Launcher:
         )
 
     def wait_for_spares(self) -> None:
-        """Wait until both ranks and both spares have imported."""
-        imported = self.folder / "imported"
-        while not imported.exists() or len(imported.read_text()) < 4:
-            assert self.process.poll() is None
-            time.sleep(0.02)
+        wait_for_imports(self.folder, self.process)
 
-    def processes(self) -> list[str]:
+    def processes(self) -> list[int]:
         """Return the processes with the script on their command line, except the launcher."""
-        found = []
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                command = (process / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if bytes(self.folder / "train.py") in command and b"run" not in command.split(b"\0"):
-                found.append(process.name)
-        return found
+        found = rig.processes(str(self.folder / "train.py"))
+        return [pid for pid in found if not is_launcher(pid)]
+
+
+def prepare(folder: Path, *options: str) -> list[str]:
+    """Write the script and its library, and return the command that runs it."""
+    library = f"open({str(folder / 'imported')!r}, 'a').write('.')"
+    (folder / "library_of_multiworker.py").write_text(library)
+    script = folder / "train.py"
+    script.write_text(TRAINS)
+    command = [sys.executable, "-P", "-c", HASTY.format(SMALL_LIBRARY), "run", *options]
+    return [*command, "--backend", "multiworker", str(script), str(folder)]
+
+
+def wait_for_imports(folder: Path, process: subprocess.Popen[Any]) -> None:
+    """Wait until both ranks and both spares have imported."""
+    imported = folder / "imported"
+    while not imported.exists() or len(imported.read_text()) < 4:
+        assert process.poll() is None
+        time.sleep(0.02)
+
+
+def is_launcher(pid: int) -> bool:
+    try:
+        return b"run" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:  # It has just ended.
+        return False
 
 
 @pytest.fixture
@@ -111,6 +129,76 @@ def test_no_spare_outlives_the_job(
     while launcher.processes():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+class TwoHosts:
+    """`distrib run` of one rank on each of two hosts.
+
+    Attributes:
+        launchers: Of each host that has one; the first one supervises the ranks.
+    """
+
+    def __init__(self, folder: Path, hosts: Sequence[rig.Host], way: str) -> None:
+        self.folder = folder
+        self.hosts = hosts
+        options = {"ssh": ["-H", "h0:1,h1:1"], "join": ["--join", "h0", "-np", "2"]}[way]
+        command = prepare(folder, *options)
+        variables = {"PYTHONPATH": str(folder), "DISTRIB_JOIN_TOKEN": "secret"}
+        self.launchers = [
+            host.start(command, env=environment() | variables, stderr=subprocess.DEVNULL)
+            for host in (hosts if way == "join" else hosts[:1])
+        ]
+        wait_for_imports(folder, self.launchers[0])
+
+    def ranks(self, rank: int) -> list[list[str]]:
+        """Return the pid of a rank on its host, and whether it was a spare, of each attempt."""
+        return [line.split() for line in (self.folder / f"rank-{rank}").read_text().splitlines()]
+
+    def left(self) -> list[int]:
+        """Return rank agents, ranks and spares."""
+        words = ("rank_agent.py", str(self.folder / "train.py"))
+        found = [pid for host in self.hosts for word in words for pid in host.processes(word)]
+        return [pid for pid in found if not is_launcher(pid)]
+
+
+@pytest.fixture(params=["ssh", "join"])
+def two_hosts(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> Iterator[TwoHosts]:
+    reason = rig.missing()
+    if reason is not None:
+        pytest.skip(reason)
+    with rig.hosts(tmp_path_factory.mktemp("hosts"), count=2) as made:
+        job = TwoHosts(tmp_path, made, request.param)
+        yield job
+        for process in job.launchers:
+            process.kill()
+            process.wait()
+
+
+def test_spares_on_other_hosts_become_ranks(two_hosts: TwoHosts, tmp_path: Path) -> None:
+    two_hosts.hosts[1].run(["kill", "-KILL", two_hosts.ranks(1)[0][0]])
+    while len(two_hosts.ranks(0)) < 2 or len(two_hosts.ranks(1)) < 2:
+        assert two_hosts.launchers[0].poll() is None
+        time.sleep(0.02)
+    for rank in range(2):
+        assert [was_spare for _, was_spare in two_hosts.ranks(rank)] == ["False", "True"]
+    (tmp_path / "end").write_text("0")
+    assert [process.wait(60) for process in two_hosts.launchers] == [0] * len(two_hosts.launchers)
+    assert two_hosts.left() == []
+
+
+def test_no_spare_on_another_host_outlives_the_launcher(
+    two_hosts: TwoHosts, tmp_path: Path
+) -> None:
+    assert len(two_hosts.left()) >= 8  # Each rank and each spare has an agent.
+    found = two_hosts.hosts[0].processes(str(tmp_path / "train.py"))
+    (launcher,) = filter(is_launcher, found)
+    os.kill(launcher, signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while two_hosts.left():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_job_that_wants_no_spares(start: Callable[..., Launcher]) -> None:

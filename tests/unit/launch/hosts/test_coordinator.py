@@ -19,12 +19,13 @@ from typing import Any
 import pytest
 
 from distrib.errors import ConfigurationError
+from distrib.launch.hosts import coordinator
 from distrib.launch.hosts.coordinator import Coordinator
 from distrib.launch.hosts.host_agent import HostAgent
 from distrib.launch.hosts.host_pool import JobSize
 from distrib.launch.hosts.host_registry import HostRegistry
 from distrib.launch.hosts.network import UnreachableHostError
-from distrib.launch.hosts.placement import Host
+from distrib.launch.hosts.placement import Host, place_ranks
 from distrib.launch.hosts.task import Task
 from distrib.launch.process.launcher_context import LauncherContext
 from distrib.launch.process.liveness_file import LivenessFile
@@ -249,9 +250,8 @@ def test_hosts_wait_for_the_replacement_of_a_coordinator_that_died_before_its_en
     with monkeypatch.context() as patch:
         send = HostRegistry._send
 
-        def die(self: HostRegistry, control: Any, message: Any) -> None:
-            if "over" not in message:
-                send(self, control, message)
+        def die(self: HostRegistry, control: Any, message: Any) -> bool:
+            return "over" in message or send(self, control, message)
 
         patch.setattr(HostRegistry, "_send", die)
         chief = cluster.coordinate(echo(tmp_path), 2, 2)
@@ -353,12 +353,14 @@ def test_a_port_that_is_taken(cluster: Cluster) -> None:
 
 
 TRAINS = """
-import os, sys, time
+import faulthandler, json, os, sys, time
 from pathlib import Path
-import library_of_multiworker
+from library_of_multiworker import level
 from distrib.heartbeat import TRAINING, heartbeat
+rank = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
 was_spare = "DISTRIB_SPARE" in Path("/proc/self/environ").read_text()
-Path(sys.argv[1], str(os.getpid())).write_text(str(was_spare))
+facts = [was_spare, rank, level, faulthandler.is_enabled(), sys.stdout.write_through]
+Path(sys.argv[1], str(os.getpid())).write_text(json.dumps(facts))
 if was_spare:
     sys.exit(0)
 heartbeat.enter(TRAINING)
@@ -375,9 +377,11 @@ def test_spares_on_hosts_that_have_joined(
     monkeypatch.setattr(spares, "MODULES", {})
     monkeypatch.setattr(spares, "BACKENDS", "library_of_")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
     imported, pids = tmp_path / "imported", tmp_path / "pids"
     pids.mkdir()
-    library = f"open({str(imported)!r}, 'a').write('.')"
+    level = "import os; level = os.environ.get('TF_CPP_MIN_LOG_LEVEL')"
+    library = f"{level}; open({str(imported)!r}, 'a').write('.')"
     (tmp_path / "library_of_multiworker.py").write_text(library)
     (tmp_path / "train.py").write_text(TRAINS)
     command = [sys.executable, str(tmp_path / "train.py"), str(pids)]
@@ -386,4 +390,47 @@ def test_spares_on_hosts_that_have_joined(
     wait_until(lambda: imported.exists() and len(imported.read_text()) >= 4)
     os.kill(int(next(pids.iterdir()).name), signal.SIGKILL)
     assert (chief.end(), agent.end()) == (0, 0)
-    assert sorted(path.read_text() for path in pids.iterdir()) == ["False"] * 2 + ["True"] * 2
+    # What an interpreter reads at its start, and TensorFlow at its import.
+    ranks = [[rank, level, True, True] for rank, level in enumerate([None, "2"])]
+    attempts = [[was_spare, *rank] for was_spare in (False, True) for rank in ranks]
+    assert sorted(json.loads(path.read_text()) for path in pids.iterdir()) == attempts
+
+
+def test_the_files_of_a_spare_are_counted_once(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    monkeypatch.setattr(coordinator, "reserve_files", counts.append)
+    own, task = Host("h0", 2), Task(["true"], {})
+    context = LauncherContext(print, LivenessFile(None), Signals())
+    pool = Coordinator(cluster.port, TOKEN, own, JobSize(2, 2, SECONDS), None, task, context)
+    first, second = place_ranks([own], 2)
+    spare = pool.connect_spare(second)
+    channels = pool.connect([first, second], {second: spare})
+    assert channels[1] is spare
+    assert counts == [3, 4]
+    for channel in channels:
+        channel.abort()
+        channel.close()
+    pool.shut_down(0)
+
+
+def test_a_spare_of_a_host_that_has_connected_anew(cluster: Cluster, tmp_path: Path) -> None:
+    """A host may be started again so fast that its old connections are not known to be lost."""
+    (tmp_path / "train.py").write_text("")
+    command = [sys.executable, str(tmp_path / "train.py")]
+    context = LauncherContext(print, LivenessFile(None), Signals())
+    size = JobSize(2, 2, SECONDS)
+    pool = Coordinator(cluster.port, TOKEN, Host("h0", 1), size, None, Task(command, {}), context)
+    agent = cluster.join("h1", command)
+    placement = pool.allocate().placements[1]
+    spare, used = (pool.connect_spare(placement) for _ in range(2))
+    assert pool.connect([placement], {placement: used}) == [used]
+    (before,) = pool._registry.available()
+    before.disconnect()
+    wait_until(lambda: pool._registry.available() not in ([], [before]))
+    (channel,) = pool.connect([placement], {placement: spare})
+    assert channel is not spare
+    assert channel.is_open()
+    pool.shut_down(0)
+    assert agent.end() == 0

@@ -103,6 +103,31 @@ def test_an_agent_of_a_lost_host_is_not_waited_for(registry: HostRegistry) -> No
     assert isinstance(registry.channel(request, time.monotonic()), ClosedChannel)
 
 
+def test_an_agent_that_is_refused_is_not_waited_for(registry: HostRegistry, join: Join) -> None:
+    control, _ = join(name="h1", slots=1)
+    wait_until(registry.available)
+    request = registry.request_agent("h1", None)
+    send(control, {"refused": receive(control)["start"]})
+    send(control, {"refused": "of an earlier request"})
+    assert request.sockets.get() is None
+
+
+def test_a_spare_becomes_a_rank_only_on_the_same_connection(
+    registry: HostRegistry, join: Join
+) -> None:
+    control, _ = join(name="h1", slots=1)
+    wait_until(registry.available)
+    request, lost = (registry.request_agent(name, None) for name in ("h1", "h2"))
+    assert receive(control) == {"start": request.key, "attempt": None}
+    assert registry.announce_rank(request, 2)
+    assert receive(control) == {"use": request.key, "attempt": 2}
+    assert not registry.announce_rank(lost, 2)
+    before = registry.available()
+    join(name="h1", slots=1)
+    wait_until(lambda: registry.available() != before)
+    assert not registry.announce_rank(request, 3)
+
+
 def test_the_registry_survives_a_lack_of_file_descriptors(
     registry: HostRegistry, join: Join, logged: list[str]
 ) -> None:

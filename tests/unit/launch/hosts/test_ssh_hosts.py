@@ -11,7 +11,7 @@ from distrib.errors import DistribError, Preempted
 from distrib.launch.hosts import host_pool, ssh_hosts
 from distrib.launch.hosts.host_pool import JobSize, wait_for_hosts
 from distrib.launch.hosts.network import Ssh, UnreachableHostError, View
-from distrib.launch.hosts.placement import Host, RankPlacement
+from distrib.launch.hosts.placement import Host, RankPlacement, place_ranks
 from distrib.launch.hosts.ssh_hosts import SshHosts
 from distrib.launch.hosts.task import Task
 from distrib.launch.process.launcher_context import LauncherContext
@@ -151,3 +151,20 @@ def test_the_hosts_are_read_again_for_each_attempt(monkeypatch: pytest.MonkeyPat
     assert len(hosts.allocate().placements) == 2
     names.append(H2)
     assert len(hosts.allocate().placements) == 6
+
+
+def test_the_files_of_a_spare_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are open already when it becomes a rank; a restart must not fail because of them."""
+    counts: list[int] = []
+    monkeypatch.setattr(ssh_hosts, "reserve_files", counts.append)
+    host = Host("localhost", 2)
+    task = Task(["true"], {})
+    pool = SshHosts(lambda: [host], JobSize(2, 2, 60), Ssh(), None, task, context(print))
+    first, second = place_ranks([host], 2)
+    spare = pool.connect_spare(second)
+    channels = pool.connect([first, second], {second: spare})
+    assert channels[1] is spare
+    assert counts == [3, 3]
+    for channel in channels:
+        channel.abort()
+        channel.close()

@@ -13,6 +13,7 @@ from distrib.launch.run.rendezvous import (
     MAX_VARIABLE_BYTES,
     common_environment,
     horovod_environment,
+    interpreter_environment,
     multiworker_environment,
     server,
     worker_addresses,
@@ -65,13 +66,11 @@ def test_multiworker(first_port: int | None, ports: tuple[int, ...]) -> None:
 def test_variables_of_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in DEFAULTS:
         monkeypatch.delenv(name, raising=False)
-    chief = common_environment(PLACEMENTS[0])
-    assert chief == {
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONFAULTHANDLER": "1",
-        "HOROVOD_GLOO_TIMEOUT_SECONDS": "30",
-    }
-    assert common_environment(PLACEMENTS[1]) == {**chief, "TF_CPP_MIN_LOG_LEVEL": "2"}
+    chief = interpreter_environment(PLACEMENTS[0])
+    assert chief == {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
+    assert interpreter_environment(PLACEMENTS[1]) == {**chief, "TF_CPP_MIN_LOG_LEVEL": "2"}
+    for placement in PLACEMENTS:
+        assert common_environment(placement) == {"HOROVOD_GLOO_TIMEOUT_SECONDS": "30"}
 
 
 @pytest.mark.parametrize(("size", "seconds"), [(2, 30), (64, 70), (128, 193)])
@@ -86,6 +85,7 @@ def test_many_ranks_wait_longer_for_each_other(
 def test_variables_that_the_user_has_set_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in DEFAULTS:
         monkeypatch.setenv(name, "")
+    assert interpreter_environment(PLACEMENTS[1]) == {}
     assert common_environment(PLACEMENTS[1]) == {}
 
 

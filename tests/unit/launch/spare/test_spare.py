@@ -80,6 +80,7 @@ class Agent:
         """Start a spare, and wait until it has imported."""
         self.send({**self.spec, "spare": {"modules": {"library": []}, "variables": variables}})
         while not self._imports.exists():
+            assert self.process.poll() is None
             time.sleep(0.01)
         return self
 
@@ -121,6 +122,13 @@ def folder(tmp_path: Path) -> Path:
 def agent(folder: Path, script: str, *arguments: str, **spec: Any) -> Agent:
     (folder / "train.py").write_text(script)
     return Agent(folder, ["train.py", *arguments], **spec)
+
+
+def wait_for_the_end_of(pid: int) -> None:
+    """Return when a process does not exist, or is a zombie."""
+    status = Path(f"/proc/{pid}/stat")
+    while status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z":
+        time.sleep(0.01)
 
 
 def imports(folder: Path) -> int:
@@ -202,6 +210,87 @@ def test_a_variable_that_the_script_sets_before_the_import(folder: Path) -> None
     assert (imports(folder), spare.heartbeats) == (1, [])
 
 
+def test_an_exported_variable_that_the_script_sets(folder: Path) -> None:
+    """Also one that the spec of the rank has, as on hosts that are reached by ssh."""
+    environment = {"PYTHONPATH": str(folder), "IMPORTS": str(folder / "imports")}
+    spare = agent(folder, LEVEL, environment={**environment, "LIBRARY_LEVEL": "1"}).prepare()
+    assert spare.start(HOROVOD_RANK="1").result() == 3
+    assert spare.heartbeats[0]["variables"] == {"LIBRARY_LEVEL": "3"}
+
+
+def test_many_variables_that_the_script_sets(folder: Path) -> None:
+    script = (
+        "import os; os.environ.update({f'V{n}': 'x' * 20000 for n in range(9)}); import library"
+    )
+    spare = agent(folder, f"{script}; print(1)").prepare().start()
+    assert spare.result() == 1
+    assert spare.heartbeats == [
+        {
+            "phase": "outside",
+            "misfit": "its script has set V0, V1, V2, V3, V4 and 4 more otherwise than before",
+            "variables": None,
+        }
+    ]
+
+
+def test_a_forked_process_does_not_begin_again(folder: Path) -> None:
+    script = """
+import os
+if os.fork() == 0:
+    os.environ["LIBRARY_LEVEL"] = "3"
+    import library
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+    spare = agent(folder, script).prepare().start()
+    assert (spare.result(), spare.heartbeats) == (0, [])
+
+
+def test_a_script_that_asks_where_a_module_is(folder: Path) -> None:
+    find = "[importlib.util.find_spec(name).origin for name in ('library', 'package')]"
+    (folder / "package").mkdir()
+    (folder / "package" / "__init__.py").write_text("")
+    spare = agent(folder, f"import importlib.util, json; print(json.dumps({find}))")
+    modules: dict[str, list[str]] = {"package": [], "library": []}
+    spare.send({**spare.spec, "spare": {"modules": modules, "variables": {}}})
+    places = [str(folder / name) for name in ("library.py", "package/__init__.py")]
+    assert spare.start().result() == places
+
+
+def test_a_script_that_changes_its_directory_before_the_import(folder: Path) -> None:
+    spare = agent(folder, f"import os; os.chdir('work')\n{LEVEL}").prepare().start()
+    assert spare.result() == 3
+
+
+@pytest.mark.parametrize("script", ["import package.part", "import package; import other"])
+def test_a_variable_that_the_script_sets_before_a_part_of_a_package(
+    folder: Path, script: str
+) -> None:
+    (folder / "package").mkdir()
+    (folder / "package" / "__init__.py").write_text("")
+    (folder / "package" / "part.py").write_text(f"import other{LIBRARY}")
+    (folder / "other.py").write_text("")
+    first = "import os, sys, package; print(int('package.part' in sys.modules), flush=True)"
+    spare = agent(folder, f"{first}\nos.environ['LIBRARY_LEVEL'] = '3'\n{script}\nprint(2)")
+    modules = {"package": [], "package.part": ["package"]}
+    spare.send({**spare.spec, "spare": {"modules": modules, "variables": {}}})
+    assert spare.start().result() == 2
+    assert spare.output[1].splitlines()[0] == b"0"
+    assert spare.heartbeats[0]["variables"] == {"LIBRARY_LEVEL": "3"}
+
+
+def test_nothing_is_held_when_the_script_has_imported_all(folder: Path) -> None:
+    (folder / "package").mkdir()
+    (folder / "package" / "__init__.py").write_text("import package.part")
+    (folder / "package" / "part.py").write_text("")
+    finders = "[type(finder).__name__ for finder in sys.meta_path]"
+    spare = agent(folder, f"import json, package, sys; print(json.dumps({finders}))")
+    # The second brings nothing along, so no import of the script would ask for it.
+    modules = {"package": [], "package.part": ["package"]}
+    spare.send({**spare.spec, "spare": {"modules": modules, "variables": {}}})
+    assert "HeldModules" not in spare.start().result()
+
+
 @pytest.mark.parametrize("first", ["light", "part"])
 def test_a_variable_that_the_script_sets_between_two_imports(folder: Path, first: str) -> None:
     (folder / "light.py").write_text("")
@@ -260,6 +349,14 @@ def test_signals_reach_a_rank_that_was_a_spare(folder: Path) -> None:
     assert spare.end() == 143
 
 
+def test_a_terminal_that_has_another_size_meanwhile(folder: Path) -> None:
+    script = "import library, os; print(list(os.get_terminal_size()))"
+    spare = agent(folder, script, terminals={1: (24, 80)}).prepare()
+    spare.spec["terminals"] = {1: (33, 99)}
+    assert spare.start().result() == [99, 33]
+    assert imports(folder) == 1
+
+
 @pytest.mark.parametrize("how", ["end of input", "agent killed", "spare killed"])
 def test_no_spare_is_left(folder: Path, how: str) -> None:
     spare = agent(folder, "print(1)").prepare()
@@ -283,7 +380,29 @@ def test_a_spare_ends_without_keepalives(folder: Path) -> None:
 
 def test_a_spare_that_cannot_import_ends(folder: Path) -> None:
     (folder / "library.py").write_text("open('imports', 'w'); raise RuntimeError('no')")
-    assert agent(folder, "print(1)").prepare().end() is None
+    spare = agent(folder, "print(1)").prepare()
+    assert spare.end() is None
+    # Nor does the agent's own exit code say that a rank has failed.
+    assert spare.process.returncode == 0
+
+
+def test_a_spare_that_fails_when_it_becomes_the_rank(folder: Path) -> None:
+    breaks = "raise RuntimeError('no')"
+    finder = f"import sys\nclass Finder:\n    def find_spec(*_): {breaks}\n"
+    (folder / "library.py").write_text(f"{LIBRARY}{finder}sys.meta_path.insert(0, Finder())")
+    spare = agent(folder, "print(1)").prepare().start()
+    assert spare.result() == 1
+    assert b"RuntimeError: no" in spare.output[2]
+
+
+def test_a_rank_that_cannot_be_started_in_place_of_its_spare(folder: Path) -> None:
+    work = folder / "work"
+    spare = agent(folder, "print(1)", directory=str(work))
+    spare.spec["command"][1] = str(folder / "train.py")
+    spare.prepare()
+    work.rmdir()
+    assert spare.start().end() is None
+    assert spare.process.returncode == 64
 
 
 def test_a_spare_that_cannot_import_when_it_is_needed(folder: Path) -> None:
@@ -291,6 +410,31 @@ def test_a_spare_that_cannot_import_when_it_is_needed(folder: Path) -> None:
     spare = agent(folder, "print(1)")
     spare.send({**spare.spec, "spare": {"modules": {"library": []}, "variables": {}}})
     assert spare.start().result() == 1
+
+
+@pytest.mark.parametrize("leaves_group", [False, True])
+def test_a_spare_that_leaves_a_child(folder: Path, leaves_group: bool) -> None:
+    """It has the spare's end of the agent's socket open, too."""
+    leave = "os.setsid(); " if leaves_group else ""
+    (folder / "library.py").write_text(f"""
+import os, time
+if os.fork() == 0:
+    {leave}open("child", "w").write(f"{{os.getpid()}}")
+    time.sleep(20)
+    open("survived", "w")
+    os._exit(0)
+time.sleep(1)
+os._exit(1)
+""")
+    spare = agent(folder, "print(1)")
+    spare.send({**spare.spec, "spare": {"modules": {"library": []}, "variables": {}}})
+    assert spare.start().result() == 1
+    child = int((folder / "child").read_text())
+    if leaves_group:
+        os.kill(child, signal.SIGKILL)
+    else:
+        wait_for_the_end_of(child)
+    assert not (folder / "survived").exists()
 
 
 def test_a_spare_that_is_killed_while_it_is_needed(folder: Path) -> None:
