@@ -14,13 +14,13 @@ GRACE = 60.0
 class Rank:
     """What a rank was sent."""
 
-    sent: list[int] = field(default_factory=list)
+    sent: list[int | str] = field(default_factory=list)
 
     def signal(self, number: int) -> None:
         self.sent.append(number)
 
     def abandon(self) -> None:
-        self.sent.append(escalation.ABANDON)
+        self.sent.append("abandoned")
 
 
 class Clock:
@@ -62,7 +62,7 @@ def test_from_a_failure_to_giving_up(clock: Clock) -> None:
     pass_seconds(escalation, clock, 0.5)
     assert ranks[1].sent == [signal.SIGTERM]
     pass_seconds(escalation, clock, 10)
-    assert ranks[1].sent == [signal.SIGTERM, signal.SIGKILL, 0]
+    assert ranks[1].sent == [signal.SIGTERM, signal.SIGKILL, "abandoned"]
     assert said == [
         "begun",
         "SIGTERM to rank 1, which has not ended",
@@ -89,6 +89,8 @@ def test_a_second_failure_does_not_postpone_the_first_ones_signals(clock: Clock)
     escalation.after_exit(RankExit(1, "h", 1))
     pass_seconds(escalation, clock, 2)
     assert ranks[2].sent == [signal.SIGTERM]
+    pass_seconds(escalation, clock, 20)  # And brings no signals of its own.
+    assert ranks[2].sent == [signal.SIGTERM, signal.SIGKILL, "abandoned"]
 
 
 def test_nothing_is_planned_for_a_rank_that_finished_or_was_ended(clock: Clock) -> None:
@@ -105,3 +107,12 @@ def test_nothing_is_sent_when_all_have_ended(clock: Clock) -> None:
     said = list[str]()
     make({}, said).end_now(signal.SIGTERM)
     assert said == []
+
+
+def test_ctrl_c_twice_kills_at_once_and_then_only_gives_up(clock: Clock) -> None:
+    ranks = {0: Rank()}
+    escalation = make(ranks)
+    escalation.end_now(signal.SIGKILL)
+    assert ranks[0].sent == [signal.SIGKILL]
+    pass_seconds(escalation, clock, 20)
+    assert ranks[0].sent == [signal.SIGKILL, "abandoned"]

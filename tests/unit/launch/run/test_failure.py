@@ -53,6 +53,14 @@ def test_the_root_cause(codes: tuple[int, ...], rank: int, code: int) -> None:
     assert (cause.rank, cause.exit_code) == (rank, code)
 
 
+@pytest.mark.parametrize(
+    ("code", "is_own"),
+    [(0, False), (1, True), (2, True), (75, False), (76, False), (78, False), (KILL, False)],
+)
+def test_exit_codes_that_a_script_chooses(code: int, is_own: bool) -> None:
+    assert RankExit(0, "h", code).is_own == is_own
+
+
 def test_all_finished() -> None:
     assert root_cause(ended(0, 0)) is None
 

@@ -1,4 +1,5 @@
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -73,3 +74,29 @@ def test_what_ranks_write_while_they_are_ended_is_no_cause(display: Display) -> 
     display.receive([(0, STDERR, MISTAKE), (1, STDERR, b"Fatal Python error: Aborted\n")])
     assert exits.add(PLACEMENTS[0], TERM, by_launcher=True).by_launcher
     assert exits.add(PLACEMENTS[1], ABORT, by_launcher=True).by_launcher
+
+
+def test_what_is_known_of_all_ends(display: Display) -> None:
+    exits = RankExits(display)
+    exits.add(PLACEMENTS[0], 0, by_launcher=False)
+    exits.add(PLACEMENTS[1], 75, by_launcher=False)
+    assert exits.finished == [PLACEMENTS[0]]
+    assert exits.first_failure == float("inf")
+    exits.add(PLACEMENTS[2], 1, by_launcher=False)
+    assert exits.first_failure <= time.monotonic()
+    assert set(exits.ranks) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "is_early"),
+    [(76, b"", True), (76, MISTAKE, False), (134, MISTAKE, True)],
+)
+def test_a_rank_that_finished_too_early(
+    display: Display, code: int, error: bytes, is_early: bool
+) -> None:
+    """An error of its own explains the end of the rank that failed; a crash does not."""
+    exits = RankExits(display)
+    finished = exits.add(PLACEMENTS[0], 0, by_launcher=False)
+    display.receive([(1, STDERR, error)])
+    cause = exits.add(PLACEMENTS[1], code, by_launcher=False)
+    assert exits.early_finish(cause) == (finished if is_early else None)
