@@ -26,9 +26,8 @@ VARIABLE = "DISTRIB_HEARTBEAT"
 INTERVAL_SECONDS = 0.5
 # The phases: before and after `fit`; in `fit` before its first batch; from then on.
 OUTSIDE, STARTING, TRAINING = "outside", "starting", "training"
-_MAX_PLACE = 500  # A line must fit into PIPE_BUF.
-
-_MAX_DIRECTORY = 300  # A line must fit into PIPE_BUF.
+# A line must fit into PIPE_BUF.
+_MAX_PLACE, _MAX_DIRECTORY = 500, 300
 
 
 class Heartbeat:
