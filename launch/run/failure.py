@@ -156,7 +156,9 @@ def failure_report(cause: RankExit, error: str = "") -> str:
     if code == EXIT_PREEMPTED:
         text = "stopped as requested. Run the same command again: it resumes from there"
     elif code == EXIT_LOST_PEER:
-        text = f"{cause}. Run the same command again: it resumes from the last checkpoint"
+        # What the launcher has ended may never have saved.
+        saved = "the last checkpoint" + (", if there is one" if cause.by_launcher else "")
+        text = f"{cause}. Run the same command again: it resumes from {saved}"
     else:
         text = f"{cause}: {error.rstrip('.')}" if error else f"{cause}; its own output says why"
     return f"{text}. (exit code {code})"

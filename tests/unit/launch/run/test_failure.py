@@ -162,6 +162,14 @@ def test_the_failure_report(code: int, text: str) -> None:
     assert failure_report(cause) == text
 
 
+def test_the_failure_report_of_a_rank_that_the_launcher_ended() -> None:
+    (cause,) = ended(TERM, by_launcher=(0,))
+    assert failure_report(cause) == (
+        "rank 0 on h was killed by SIGTERM. Run the same command again: it resumes from the last "
+        "checkpoint, if there is one. (exit code 76)"
+    )
+
+
 def test_the_failure_report_repeats_the_error() -> None:
     (cause,) = ended(2)
     text = "rank 0 on h ended with exit code 2: KeyError: 'x'. (exit code 2)"
