@@ -74,7 +74,7 @@ def hash_weights(model: keras.Model) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", type=Path, default=Path("runs/digits"), help="output folder")
+    parser.add_argument("--run", default="runs/digits", help="output folder, or its URL")
     parser.add_argument("--data", type=Path, help="read an .npz in MNIST's format instead")
     parser.add_argument("--epochs", type=int, default=25, help="train for N epochs [25]")
     parser.add_argument("--batch-size", type=int, default=64, help="global batch size [64]")
@@ -106,9 +106,9 @@ def main() -> None:
             BackupAndRestore(args.run, save_freq=10),
             EarlyStopping(monitor="val_accuracy", patience=10, restore_best_weights=True),
             ReduceLROnPlateau(monitor="val_loss", factor=0.5, patience=4),
-            ModelCheckpoint(args.run / "best.keras", monitor="val_loss", save_best_only=True),
-            CSVLogger(args.run / "log.csv", append=True),
-            LossHistory(args.run / "plots"),
+            ModelCheckpoint(f"{args.run}/best.keras", monitor="val_loss", save_best_only=True),
+            CSVLogger(f"{args.run}/log.csv", append=True),
+            LossHistory(f"{args.run}/plots"),
         ],
     )
 

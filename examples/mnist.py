@@ -23,7 +23,7 @@ from keras import layers
 from distrib.callbacks import BackupAndRestore, LearningRateWarmup, ModelCheckpoint
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-parser.add_argument("--run", type=Path, default=Path("runs/mnist"), help="output folder")
+parser.add_argument("--run", default="runs/mnist", help="output folder, or its URL")
 parser.add_argument("--data", type=Path, help="read an .npz in MNIST's format [download]")
 parser.add_argument("--epochs", type=int, default=24, help="train for N epochs [24]")
 parser.add_argument("--batch-size", type=int, default=128, help="batch size of each rank [128]")
@@ -67,7 +67,7 @@ model.fit(
     epochs=args.epochs,
     callbacks=[
         LearningRateWarmup(warmup_epochs=3, verbose=1),
-        ModelCheckpoint(args.run / "checkpoint-{epoch:02d}.keras"),
+        ModelCheckpoint(f"{args.run}/checkpoint-{{epoch:02d}}.keras"),
         BackupAndRestore(args.run, save_freq=100),
     ],
 )

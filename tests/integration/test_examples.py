@@ -12,6 +12,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from stores import Server
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
@@ -20,9 +21,13 @@ from demo import rank_process  # noqa: E402
 DIGITS, MNIST = EXAMPLES / "digits.py", EXAMPLES / "mnist.py"
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(DIGITS), *arguments], capture_output=True, text=True, timeout=600
+        [sys.executable, str(DIGITS), *arguments],
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
 
 
@@ -43,7 +48,7 @@ def test_digits_learns_and_leaves_what_it_promises(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_digits_takes_an_mnist_file(tmp_path: Path) -> None:
+def test_digits_takes_an_mnist_file_and_a_store(tmp_path: Path, moto: Server) -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (300, 28, 28), dtype=np.uint8)
     labels = rng.integers(0, 10, 300, dtype=np.uint8)
@@ -51,9 +56,14 @@ def test_digits_takes_an_mnist_file(tmp_path: Path) -> None:
         tmp_path / "mnist.npz",
         x_train=images[:250], y_train=labels[:250], x_test=images[250:], y_test=labels[250:],
     )  # fmt: skip
-    done = run("--run", str(tmp_path / "run"), "--data", str(tmp_path / "mnist.npz"), "--epochs=1")
+    folder = f"{moto.bucket()}/run"
+    data = ["--data", str(tmp_path / "mnist.npz"), "--epochs=1"]
+    done = run("--run", folder, *data, **moto.environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "validation accuracy" in done.stdout
+    place = folder.partition("//")[2]
+    written = {path.removeprefix(place) for path in moto.filesystem().find(folder)}
+    assert {"/best.keras", "/log.csv", "/plots/loss.png"} <= written
     assert [line for line in done.stderr.splitlines() if not line.startswith("distrib:")] == []
 
 
