@@ -43,7 +43,7 @@ def test_planted_faults_are_found_and_nothing_else(tmp_path: Path) -> None:
         code, findings = examine(
             *("-H", "localhost:1,no-such-host.invalid:1", store),
             files=256,
-            PYTHONPATH=os.pathsep.join([str(old.parent), os.environ.get("PYTHONPATH", "")]),
+            PYTHONPATH=f"{old.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '/none')}",
             KERAS_BACKEND="jax",
         )
     assert code == 2

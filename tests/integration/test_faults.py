@@ -25,7 +25,9 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was asked to stop after step 16, with the checkpoint before it still there."""
     run = tmp_path_factory.mktemp("stopped") / "run"
     assert start(run, *SHORT, "--kill=signal:16").returncode == EXIT_PREEMPTED
-    assert CheckpointDirectory(locate(run, "directory")).steps() == [15, 16]
+    # On a busy machine a save may still be in progress when the next is due, which is skipped then.
+    before, last = CheckpointDirectory(locate(run, "directory")).steps()
+    assert before < last == 16
     return run
 
 
@@ -66,7 +68,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_result_is_the_same(
 
 @pytest.mark.slow
 def test_all_checkpoints_damaged_is_65_and_deletes_nothing(run: Path) -> None:
-    for step in (15, 16):
+    for step in CheckpointDirectory(locate(run, "directory")).steps():
         flip_a_bit(largest_file(run, step))
     done = start(run, *SHORT)
     assert done.returncode == EXIT_NO_LOADABLE_CHECKPOINT
