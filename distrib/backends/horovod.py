@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from distrib.backends.devices import pin_gpu
 from distrib.backends.forked import leave_to_parent
+from distrib.backends.host_name import check_host_name
 from distrib.collectives import (
     ArrayCollectives,
     Bytes,
@@ -34,13 +35,15 @@ from distrib.gradients.step_payload import StepPayload
 # Milliseconds between Horovod's checks for tensors that are ready on all ranks. Its default of 1 is
 # a tenth of a small model's step; below 0.5 a waiting rank costs more CPU time than the step gains.
 CYCLE_VARIABLE, CYCLE_MILLISECONDS = "HOROVOD_CYCLE_TIME", "0.5"
+CONTROLLER_VARIABLE = "HOROVOD_CONTROLLER"  # Set by what starts the ranks.
 
 
 class HorovodBackend:
     """Trains as one of the processes that `horovodrun`, `mpirun` or `distrib run` started.
 
     Raises:
-        ConfigurationError: If Horovod is not installed, or this host has fewer GPUs than ranks.
+        ConfigurationError: If Horovod is not installed, this host has fewer GPUs than ranks, or its
+            name has no address.
     """
 
     kind = "horovod"
@@ -48,6 +51,8 @@ class HorovodBackend:
     def __init__(self) -> None:
         self._hvd = hvd = _import_horovod()
         os.environ.setdefault(CYCLE_VARIABLE, CYCLE_MILLISECONDS)
+        if os.environ.get(CONTROLLER_VARIABLE) == "gloo":
+            check_host_name()
         with reported("distrib.init()"):
             hvd.init()
         leave_to_parent(hvd.shutdown)

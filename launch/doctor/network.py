@@ -37,8 +37,8 @@ def check_network() -> Iterator[Finding]:
     try:
         yield Finding(OK, "host name", f"{name} is {socket.gethostbyname(name)}")
     except OSError:
-        remedy = f"add it to /etc/hosts or DNS, or name hosts by address: --join {_example()}"
-        yield Finding(WARNING, "host name", f"{name} has no address", remedy)
+        text = f"{name} has no address, without which Horovod's Gloo crashes"
+        yield Finding(PROBLEM, "host name", text, f"add `127.0.1.1 {name}` to /etc/hosts")
     yield check_port(PORT)
 
 
@@ -100,7 +100,3 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _example() -> str:
-    return f"10.0.0.1:{PORT}"

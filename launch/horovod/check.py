@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
+from distrib.backends.host_name import check_host_name
 from distrib.environment import GLOO_TIMEOUT_VARIABLE
 from distrib.errors import ConfigurationError
 
@@ -55,6 +56,7 @@ def check(for_gpu: bool = False, seconds: float = CHECK_SECONDS) -> None:
     Raises:
         ConfigurationError: If the ranks fail, get another sum, or exceed the timeout.
     """
+    check_host_name()
     # Two ranks cannot share one GPU.
     _start_ranks(2, "CPU", for_gpu, {"CUDA_VISIBLE_DEVICES": "-1"}, seconds)
     print("checked: two ranks got the right sum", flush=True)

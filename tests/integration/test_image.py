@@ -67,7 +67,9 @@ class Podman:
     def build(self, tag: str, file: str | Path, *options: str, text: str | None = None) -> str:
         """Build an image, or fail with the builder's output."""
         return self(
-            *("build", "--isolation=chroot", "--network=host", "--pull=never", f"--tag={tag}"),
+            # Without privileges of its own, /etc/hosts has the name of this machine alone.
+            *("build", "--isolation=chroot", "--network=host", "--uts=host"),
+            *("--pull=never", f"--tag={tag}"),
             *self._volumes,
             # Podman 4 does not see which stages are used when an argument names them.
             *("--skip-unused-stages=false", *options, f"--file={file}", str(ROOT)),
