@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from ..horovod.nvidia_driver import driver_version
 from .finding import OK, PROBLEM, WARNING, Finding
+from .packages import installed_version
 
 REPORT_SECONDS = 180.0  # Imports from a network disk are slow.
 NCCL_PACKAGE = "nvidia-nccl-cu12"
@@ -36,7 +36,7 @@ def check_frameworks() -> Iterator[Finding]:
     report = json.loads(done.stdout.splitlines()[-1])
     yield from check_tensorflow(report)
     yield from check_gpus(report, driver_version(), _dlopen_error(done.stderr))
-    yield from check_horovod(report, _nccl_version())
+    yield from check_horovod(report, installed_version(NCCL_PACKAGE))
 
 
 def check_tensorflow(report: Mapping[str, Any]) -> Iterator[Finding]:
@@ -128,13 +128,6 @@ def _dlopen_error(errors: str) -> str:
     """Return TensorFlow's line on libraries that it could not load."""
     lines = (line for line in errors.splitlines() if "Cannot dlopen" in line)
     return next(lines, "").partition("] ")[2]
-
-
-def _nccl_version() -> str | None:
-    try:
-        return metadata.version(NCCL_PACKAGE)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _nccl_code(version: str) -> int:

@@ -8,12 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from importlib import metadata
 
 from ..hosts.network import ANSWER_SECONDS, Ssh, probe_hosts
 from ..hosts.placement import Host
 from ..hosts.protocol import PORT
 from .finding import OK, PROBLEM, WARNING, Finding
+from .packages import installed_version
 
 MAX_SKEW = 5.0  # Seconds.
 PACKAGES = ("distrib", "tensorflow", "keras", "orbax-checkpoint", "horovod")
@@ -88,15 +88,8 @@ def _compare(host: Host, ssh: Ssh) -> Iterator[Finding]:
         text = f"its clock and this host's differ by {skew:.0f} s"
         yield Finding(WARNING, host.name, text, "run NTP on all hosts")
     for name, found in answer["versions"].items():
-        here = _version(name)
+        here = installed_version(name)
         if found != here:
             text = f"{name} {found or 'is missing'} there, {here or 'none'} here"
             remedy = "install the same environment at the same place on every host"
             yield Finding(PROBLEM, host.name, text, remedy)
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None

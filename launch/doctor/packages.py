@@ -44,6 +44,14 @@ def check_packages(version: Version = metadata.version) -> Iterator[Finding]:
     yield Finding(OK, "extras", f"{', '.join(there) or 'none'}{without}")
 
 
+def installed_version(name: str) -> str | None:
+    """Return the version of an installed package, `None` if it is not there."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def _check_python() -> Finding:
     needed = SpecifierSet(metadata.metadata("distrib")["Requires-Python"])
     found = platform.python_version()

@@ -8,6 +8,7 @@ import pytest
 from distrib.launch.doctor import network
 from distrib.launch.doctor.finding import OK, PROBLEM, WARNING
 from distrib.launch.doctor.network import check_hosts, check_network, check_port
+from distrib.launch.doctor.packages import installed_version
 from distrib.launch.hosts.network import Ssh
 from distrib.launch.hosts.placement import Host
 
@@ -30,7 +31,7 @@ def answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def told(skew: float = 0.0, **versions: str | None) -> str:
-    here = {name: network._version(name) for name in network.PACKAGES}
+    here = {name: installed_version(name) for name in network.PACKAGES}
     return json.dumps({"time": time.time() + skew, "versions": {**here, **versions}})
 
 
